@@ -1,0 +1,192 @@
+"""The engine: one loaded model inside ``run.wasm``. It knows tokens and logits, and nothing of text.
+
+    engine = Engine(host, model, region)
+    logits = engine.prefill([1, 403, 407])     # the whole prompt in one call
+    logits = engine.forward(263)               # then token by token
+    engine.rewind(2)                           # forget all but the first two positions
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from array import array
+from collections.abc import Sequence
+
+from fabella.errors import EngineError, ModelFileError
+from fabella.hosts import Host, Region
+from fabella.modelfile import ModelFile, Tensor
+
+# Numbers and names as in wasm/run.c.
+ERRORS = {
+    -1: "out of memory",
+    -2: "these sizes cannot be a model",
+    -3: "not the tensor that the model's sizes ask for",
+    -4: "holds a value that is not a finite number",
+    -5: "not every tensor is loaded",
+    -6: "a token is outside the vocabulary",
+    -7: "a position is outside the context",
+    -8: "no logit is a finite number: the model's weights are broken",
+}
+E_NOT_FINITE = -4
+TENSOR_NUMBERS = {
+    name: number
+    for number, name in enumerate(
+        "token_embd output_norm output attn_norm attn_q attn_k attn_v attn_output ffn_norm ffn_gate ffn_down ffn_up".split()
+    )
+}
+TYPE_NUMBERS = {"F32": 0, "Q8_0": 8}
+
+
+def _check(code: int, doing: str) -> int:
+    if code < 0:
+        raise EngineError(f"{doing}: {ERRORS.get(code, f'error {code}')}")
+    return code
+
+
+class Engine:
+    """A model in the memory of ``run.wasm``, with its KV cache.
+
+    Parameters
+    ----------
+    host
+        The module's host.
+    model
+        The description of the model file, already checked.
+    file
+        The model file's bytes, in the same host's memory. They are packed into the kernels' layouts and may be
+        released afterwards.
+
+    Attributes
+    ----------
+    position : int
+        How many tokens the KV cache holds; the next token is computed at this position.
+    context : int
+        How many it can hold.
+
+    Raises
+    ------
+    EngineError
+        If memory runs out.
+    ModelFileError
+        If a tensor holds a value that is not a finite number.
+    """
+
+    def __init__(self, host: Host, model: ModelFile, file: Region) -> None:
+        self.host = host
+        self.config = model.config
+        self.context = model.config.seq_len
+        self.position = 0
+        self._forward = host.function("forward")
+        self._shortlist = host.function("shortlist")
+        self._log_sum_exp = host.function("log_sum_exp")
+        self._draw = host.function("draw")
+
+        self._tokens = host.allocate(4 * self.context)
+        self._model = self._new_model(tied="output.weight" not in model.tensors)
+        for tensor in model.tensors.values():
+            self._load(tensor, file)
+        self._candidates = host.function("model_candidates")(self._model) & 0xFFFFFFFF
+
+    def _new_model(self, tied: bool) -> int:
+        c = self.config
+        packed = struct.pack(
+            "<8i2f",
+            *(c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads, c.vocab_size, c.seq_len, int(tied)),
+            *(c.rope_base, c.norm_eps),
+        )
+        config = self.host.put(packed + bytes(4))  # the last four bytes are the place for the new model's pointer
+        out = config.pointer + len(packed)
+        _check(self.host.function("model_new")(config.pointer, out), "making room for the model")
+        (pointer,) = struct.unpack("<I", self.host.read(out, 4))
+        self.host.release(config.pointer)
+        return int(pointer)
+
+    def _load(self, tensor: Tensor, file: Region) -> None:
+        """Has C pack one tensor. ``blk.3.attn_q.weight`` is tensor ``attn_q`` of layer 3."""
+        *block, name, _weight = tensor.name.split(".")
+        rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
+        code = self.host.function("model_tensor")(
+            self._model,
+            TENSOR_NUMBERS[name],
+            int(block[1]) if block else 0,
+            TYPE_NUMBERS[tensor.type],
+            file.pointer + tensor.offset,
+            tensor.size,
+            rows,
+            columns,
+        )
+        if code == E_NOT_FINITE:
+            raise ModelFileError(tensor.name, ERRORS[code])
+        _check(code, f"loading {tensor.name}")
+
+    def prefill(self, tokens: Sequence[int]) -> Logits:
+        """Computes `tokens` at the next positions, all in one call, and returns the logits after the last.
+
+        Raises
+        ------
+        EngineError
+            If they do not fit the context, a token is outside the vocabulary, or memory runs out.
+        """
+        if not 0 < len(tokens) <= self.context - self.position:
+            raise EngineError(
+                f"{len(tokens)} tokens do not fit: {self.position} of {self.context} positions are in use"
+            )
+        self.host.write(self._tokens, array("i", tokens).tobytes())
+        code = self._forward(self._model, self._tokens, len(tokens), self.position)
+        _check(code, f"computing position {self.position}")
+        self.position += len(tokens)
+        return Logits(self)
+
+    def forward(self, token: int) -> Logits:
+        """Computes one token at the next position and returns the logits after it. Raises as :meth:`prefill` does."""
+        return self.prefill((token,))
+
+    def rewind(self, position: int) -> None:
+        """Forgets all tokens from `position` on."""
+        if not 0 <= position <= self.position:
+            raise EngineError(f"cannot rewind to {position}: there are {self.position} positions")
+        self.position = position
+
+    def close(self) -> None:
+        """Gives the model's memory back. The engine cannot be used afterwards."""
+        self.host.function("model_free")(self._model)
+        self.host.release(self._tokens)
+
+
+class Logits:
+    """The logits after the engine's last token. They stay in C's memory: valid until the engine's next call.
+
+    A logit that is not a finite number is left out of everything here.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.vocab_size = engine.config.vocab_size
+
+    def shortlist(self, k: int) -> list[tuple[int, float]]:
+        """The `k` best candidates as (token, logit), best first; of equals the smaller token first."""
+        engine = self._engine
+        count = _check(engine._shortlist(engine._model, k), "choosing a token")
+        ids = array("i", engine.host.read(engine._candidates, 4 * count))
+        values = array("f", engine.host.read(engine._candidates + 4 * self.vocab_size, 4 * count))
+        return list(zip(ids, values, strict=True))
+
+    def log_sum_exp(self, temperature: float) -> float:
+        """log Σ exp(logit / temperature): a token's probability is exp(logit / temperature - log_sum_exp)."""
+        engine = self._engine
+        value: float = engine._log_sum_exp(engine._model, temperature)
+        if math.isnan(value):
+            raise EngineError(f"choosing a token: {ERRORS[-8]}")
+        return value
+
+    def draw(self, temperature: float, coin: float) -> int:
+        """The first token, in the order of ids, up to which the probabilities add up to more than `coin`."""
+        engine = self._engine
+        return _check(engine._draw(engine._model, temperature, coin), "choosing a token")
+
+    def to_array(self) -> array[float]:
+        """A copy of all logits, (vocab_size), float32."""
+        engine = self._engine
+        pointer = engine.host.function("model_logits")(engine._model) & 0xFFFFFFFF
+        return array("f", engine.host.read(pointer, 4 * self.vocab_size))

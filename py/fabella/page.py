@@ -1,0 +1,119 @@
+"""The page's side of the driver: what ``web/worker.js`` calls. Only numbers and JSON text cross to JavaScript."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from fabella.engine import Engine
+from fabella.generate import Step, generate
+from fabella.gguf import read_gguf
+from fabella.hosts import BrowserHost, Region
+from fabella.modelfile import parameter_count
+from fabella.sampler import Settings
+
+
+class Page:
+    """One model in one worker, telling one story at a time.
+
+    Parameters
+    ----------
+    exports
+        The exports of the worker's ``run.wasm`` instance.
+    pointer, size
+        Where in its memory the model file (GGUF) lies. The file's memory is released once it is packed.
+
+    Raises
+    ------
+    FabellaError
+        If the file is no model that this engine runs, or memory runs out.
+    """
+
+    def __init__(self, exports: Any, pointer: int, size: int) -> None:
+        host = BrowserHost(exports)
+        file = Region(host, pointer, size)
+        self._model = read_gguf(file)
+        self._engine = Engine(host, self._model, file)
+        self._size = size
+        host.release(pointer)
+        self._steps: Iterator[Step] | None = None
+        self._sampled = 0
+        self._seconds = 0.0
+
+    def info(self) -> str:
+        """What the page says of the model, as JSON."""
+        model, config = self._model, self._model.config
+        return json.dumps(
+            {
+                "name": model.name,
+                "bytes": self._size,
+                "parameters": parameter_count(model.tensors),
+                "types": sorted({tensor.type for tensor in model.tensors.values()}),
+                "context": config.seq_len,
+                "vocab_size": config.vocab_size,
+                "layers": config.n_layers,
+                "dim": config.dim,
+                "license": model.metadata.get("general.license"),
+            }
+        )
+
+    def tell(self, request: str) -> None:
+        """Starts a story, in the place of one that may still be going on.
+
+        Parameters
+        ----------
+        request
+            JSON: ``{"prompt", "settings": {"temperature", "top_p", "top_k", "seed", "length"}}``. The seed is a
+            string of decimal digits, because JavaScript's numbers cannot hold 64 bits.
+
+        Raises
+        ------
+        FabellaError
+            If a setting is out of range or the prompt is too long.
+        """
+        asked = json.loads(request)
+        settings = dict(asked["settings"])
+        length = settings.pop("length")
+        settings["seed"] = int(settings["seed"])
+        self._steps = generate(self._engine, self._model.tokenizer, asked["prompt"], Settings(**settings), length)
+        self._sampled = 0
+        self._seconds = 0.0
+
+    def advance(self, milliseconds: float) -> str:
+        """Goes on with the story for about this long, at least by one token.
+
+        Returns
+        -------
+        JSON ``{"steps": [{"token", "text", "from_prompt"}, …], "end": null or the reason, "tokens", "seconds",
+        "tokens_per_second"}``, where the last three count the sampled tokens of the story so far.
+        """
+        assert self._steps is not None, "advance() without tell()"
+        steps: list[dict[str, Any]] = []
+        end = None
+        started = now = time.perf_counter()
+        deadline = started + milliseconds / 1000
+        for step in self._steps:
+            previous, now = now, time.perf_counter()
+            if not step.from_prompt:
+                self._sampled += 1
+                self._seconds += now - previous
+            steps.append({"token": step.token, "text": step.text, "from_prompt": step.from_prompt})
+            end = step.end
+            if end or now >= deadline:
+                break
+        rate = self._sampled / self._seconds if self._seconds > 0 else 0.0
+        return json.dumps(
+            {
+                "steps": steps,
+                "end": end,
+                "tokens": self._sampled,
+                "seconds": self._seconds,
+                "tokens_per_second": rate,
+            }
+        )
+
+    def stop(self) -> None:
+        """Forgets the story that is going on."""
+        self._steps = None

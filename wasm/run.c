@@ -1,0 +1,561 @@
+/* A Llama in one C file: the heir of llama2.c's run.c, as a library for a WebAssembly host.
+ *
+ *   Config    the shape of the model
+ *   Weights   the matrices, packed for the kernels of matrix.h
+ *   State     activations and the KV cache
+ *   forward   tokens in, logits out: read this function to know how the model works
+ *
+ * The host (py/fabella/engine.py) calls, in this order: model_new, model_tensor for every tensor of the file, then
+ * forward for the prompt and for each further token, and after each forward shortlist, log_sum_exp or draw.
+ *
+ * There is no stdio and no exit: what can fail returns a negative error code. Arithmetic is the same, operation by
+ * operation, for a token alone and for a token in a batch, and in every build of this file: the same bits everywhere.
+ */
+#include "maths.h"
+#include "matrix.h"
+
+#ifdef __wasm__
+#define EXPORT(name) __attribute__((used, export_name(#name)))
+#else
+#define EXPORT(name)
+#endif
+
+enum {
+    OK = 0,
+    E_MEMORY = -1,     /* out of memory */
+    E_CONFIG = -2,     /* sizes that no model can have */
+    E_TENSOR = -3,     /* no such tensor, a wrong size or type, or loaded twice */
+    E_NOT_FINITE = -4, /* a weight or a scale is not a finite number */
+    E_INCOMPLETE = -5, /* forward before every tensor is loaded */
+    E_TOKEN = -6,      /* a token outside the vocabulary */
+    E_POSITION = -7,   /* a position outside the context, or one that leaves a gap */
+    E_LOGITS = -8,     /* no logit is a finite number */
+};
+
+enum { BATCH = 32 };        /* tokens that go through a layer together in prefill */
+enum { TILE = 16 };         /* positions that lie side by side in the key cache */
+enum { MAX_SIZE = 1 << 24 }; /* no dimension is larger, so products of two fit 64 bits with ease */
+
+/* ---- Config, Weights, State ------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int32_t dim;        /* width of the residual stream */
+    int32_t hidden_dim; /* width of the feed-forward layer */
+    int32_t n_layers;
+    int32_t n_heads;    /* query heads */
+    int32_t n_kv_heads; /* key/value heads; fewer than n_heads in grouped-query attention */
+    int32_t vocab_size;
+    int32_t seq_len; /* context length, in tokens */
+    int32_t tied;    /* 1: the output matrix is the token embedding */
+    float rope_base;
+    float norm_eps;
+} Config;
+
+typedef struct {
+    float *attn_norm; /* (dim) */
+    Matrix wq;        /* (n_heads * head_size, dim) */
+    Matrix wk;        /* (n_kv_heads * head_size, dim) */
+    Matrix wv;        /* (n_kv_heads * head_size, dim) */
+    Matrix wo;        /* (dim, n_heads * head_size) */
+    float *ffn_norm;  /* (dim) */
+    Matrix w1;        /* gate (hidden_dim, dim) */
+    Matrix w2;        /* down (dim, hidden_dim) */
+    Matrix w3;        /* up   (hidden_dim, dim) */
+
+    /* The layer's KV cache, for `capacity` positions. Keys lie in tiles of 16 positions, so that a query meets four
+     * positions in one vector; values lie position by position. */
+    float *keys;   /* (capacity / TILE, n_kv_heads, head_size, TILE) */
+    float *values; /* (capacity, n_kv_heads, pad4(head_size)) */
+} Layer;
+
+typedef struct {
+    Config config;
+    int head_size, kv_dim;
+
+    /* Weights */
+    Matrix token_embd; /* (vocab_size, dim) */
+    Layer *layers;
+    float *output_norm; /* (dim) */
+    Matrix output;      /* (vocab_size, dim); shares token_embd's panels when tied */
+    int64_t missing;    /* tensors still to be loaded */
+    bool has_q8;
+
+    /* State: buffers of BATCH tokens, each row padded to a multiple of four */
+    float *x;           /* residual stream (BATCH, dim) */
+    float *xb;          /* normed input, and what attention returns (BATCH, dim) */
+    float *xb2;         /* what a block adds to the stream (BATCH, dim) */
+    float *q;           /* (BATCH, dim) */
+    float *k, *v;       /* (BATCH, kv_dim) */
+    float *h1, *h3;     /* (BATCH, hidden_dim) */
+    float *logits;      /* (vocab_size) */
+    int16_t *quantized; /* a q8 matmul's input (BATCH, max(dim, hidden_dim)) */
+    float *scales;      /* (BATCH, max(dim, hidden_dim) / GROUP) */
+
+    int capacity;      /* positions there is room for: grows to seq_len as the text does */
+    int filled;        /* positions computed so far */
+    float *rope;       /* (capacity, head_size / 2, 2): cosine and sine */
+    double *frequency; /* (head_size / 2): RoPE's angle per position */
+    float *scores;     /* (capacity) of one head */
+    float *head;       /* (pad4(head_size)) one head's result */
+
+    /* Result of shortlist: ids, then their logits */
+    int32_t *candidates; /* (2 * vocab_size) */
+} Model;
+
+/* Zeroed, so that padding is zero; NULL also when the size does not fit this machine. */
+static void *allocate_zeroed(uint64_t count, size_t size) {
+    if (count > (SIZE_MAX / 2) / size) return NULL;
+    return calloc(count ? (size_t)count : 1, size);
+}
+
+static float *allocate_floats(uint64_t rows, int row_size) { return allocate_zeroed(rows * pad4(row_size), 4); }
+
+/* realloc, with zeros in what is new. False, and everything as it was, when out of memory. */
+static bool grow(float **data, uint64_t old_count, uint64_t new_count) {
+    if (new_count > SIZE_MAX / 8) return false;
+    float *grown = realloc(*data, (size_t)new_count * 4);
+    if (!grown) return false;
+    memset(grown + old_count, 0, (size_t)(new_count - old_count) * 4);
+    *data = grown;
+    return true;
+}
+
+/* Makes room for this many positions: KV cache, rope table, scores. */
+static int reserve(Model *m, int positions) {
+    if (positions <= m->capacity) return OK;
+    const Config *c = &m->config;
+    int64_t wanted = 2 * (int64_t)m->capacity > 256 ? 2 * (int64_t)m->capacity : 256;
+    if (wanted > c->seq_len) wanted = c->seq_len;
+    if (wanted < positions) wanted = positions;
+    uint64_t old = (uint64_t)m->capacity, new = ((uint64_t)wanted + TILE - 1) / TILE * TILE;
+    uint64_t key_size = (uint64_t)m->kv_dim, value_size = (uint64_t)c->n_kv_heads * pad4(m->head_size);
+    for (int l = 0; l < c->n_layers; l++) {
+        Layer *layer = &m->layers[l];
+        if (!grow(&layer->keys, old * key_size, new * key_size)) return E_MEMORY;
+        if (!grow(&layer->values, old * value_size, new * value_size)) return E_MEMORY;
+    }
+    if (!grow(&m->scores, old, new)) return E_MEMORY;
+    if (!grow(&m->rope, old * m->head_size, new * m->head_size)) return E_MEMORY;
+    for (uint64_t position = old; position < new; position++) {
+        for (int i = 0; i < m->head_size / 2; i++) {
+            double cosine, sine;
+            cos_sin_double((double)position * m->frequency[i], &cosine, &sine);
+            float *entry = m->rope + position * m->head_size + 2 * i;
+            entry[0] = (float)cosine;
+            entry[1] = (float)sine;
+        }
+    }
+    m->capacity = (int)new;
+    return OK;
+}
+
+/* ---- loading ---------------------------------------------------------------------------------------------------- */
+
+EXPORT(model_free) void model_free(Model *m) {
+    if (!m) return;
+    for (int l = 0; m->layers && l < m->config.n_layers; l++) {
+        Layer *layer = &m->layers[l];
+        void *owned[] = {layer->attn_norm, layer->wq.panels, layer->wk.panels, layer->wv.panels, layer->wo.panels,
+                         layer->ffn_norm,  layer->w1.panels, layer->w2.panels, layer->w3.panels, layer->keys,
+                         layer->values};
+        for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+    }
+    if (!m->config.tied) free(m->output.panels);
+    void *owned[] = {m->layers, m->token_embd.panels, m->output_norm, m->x,      m->xb,         m->xb2, m->q,
+                     m->k,      m->v,                 m->h1,          m->h3,     m->logits,     m->quantized,
+                     m->scales, m->rope, m->scores, m->candidates, m->frequency,
+                     m->head,   m};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+}
+
+static bool config_is_valid(const Config *c) {
+    const int32_t sizes[] = {c->dim, c->hidden_dim, c->n_layers, c->n_heads, c->n_kv_heads, c->vocab_size, c->seq_len};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (sizes[i] <= 0 || sizes[i] > MAX_SIZE) return false;
+    /* RoPE's angles must stay below 2^20 (maths.h), its base must have a logarithm */
+    return c->dim % c->n_heads == 0 && (c->dim / c->n_heads) % 2 == 0 && c->n_heads % c->n_kv_heads == 0 &&
+           c->seq_len <= 1 << 20 && c->rope_base >= 1 && is_finite(c->rope_base) && c->norm_eps >= 0 &&
+           is_finite(c->norm_eps) && (c->tied == 0 || c->tied == 1);
+}
+
+/* Makes an empty model in *out. */
+EXPORT(model_new) int model_new(const Config *config, Model **out) {
+    *out = NULL;
+    if (!config_is_valid(config)) return E_CONFIG;
+    Model *m = calloc(1, sizeof *m);
+    if (!m) return E_MEMORY;
+    const Config *c = &m->config;
+    m->config = *config;
+    m->head_size = c->dim / c->n_heads;
+    m->kv_dim = c->n_kv_heads * m->head_size;
+    m->missing = 9 * (int64_t)c->n_layers + 2 + !c->tied;
+    int widest = c->dim > c->hidden_dim ? c->dim : c->hidden_dim;
+    bool enough = (m->layers = allocate_zeroed((uint64_t)c->n_layers, sizeof(Layer))) &&
+                  (m->x = allocate_floats(BATCH, c->dim)) && (m->xb = allocate_floats(BATCH, c->dim)) &&
+                  (m->xb2 = allocate_floats(BATCH, c->dim)) && (m->q = allocate_floats(BATCH, c->dim)) &&
+                  (m->k = allocate_floats(BATCH, m->kv_dim)) && (m->v = allocate_floats(BATCH, m->kv_dim)) &&
+                  (m->h1 = allocate_floats(BATCH, c->hidden_dim)) &&
+                  (m->h3 = allocate_floats(BATCH, c->hidden_dim)) && (m->logits = allocate_floats(1, c->vocab_size)) &&
+                  (m->quantized = allocate_zeroed(BATCH * (uint64_t)widest, sizeof(int16_t))) &&
+                  (m->scales = allocate_floats(BATCH, widest / GROUP)) &&
+                  (m->candidates = allocate_zeroed(2 * (uint64_t)c->vocab_size, sizeof(int32_t))) &&
+                  (m->frequency = allocate_zeroed((uint64_t)m->head_size / 2, sizeof(double))) &&
+                  (m->head = allocate_floats(1, m->head_size));
+    if (!enough) {
+        model_free(m);
+        return E_MEMORY;
+    }
+    for (int i = 0; i < m->head_size / 2; i++)
+        m->frequency[i] = exp_double(-2.0 * i / m->head_size * log_double(c->rope_base));
+    *out = m;
+    return OK;
+}
+
+static int load_norm(float **norm, int n, int type, const char *data, uint64_t size, int64_t rows, int64_t cols) {
+    if (*norm || type != TYPE_F32 || rows != 1 || cols != n || size != 4 * (uint64_t)n) return E_TENSOR;
+    float *loaded = allocate_floats(1, n);
+    if (!loaded) return E_MEMORY;
+    memcpy(loaded, data, size);
+    for (int i = 0; i < n; i++) {
+        if (!is_finite(loaded[i])) {
+            free(loaded);
+            return E_NOT_FINITE;
+        }
+    }
+    *norm = loaded;
+    return OK;
+}
+
+static int load_matrix(Matrix *w, int want_rows, int want_cols, int type, const char *data, uint64_t size,
+                       int64_t rows, int64_t cols) {
+    if (w->panels || rows != want_rows || cols != want_cols) return E_TENSOR;
+    uint64_t file_row_bytes;
+    if (type == TYPE_F32) {
+        file_row_bytes = 4 * (uint64_t)cols;
+    } else if (type == TYPE_Q8_0 && cols % GROUP == 0) {
+        file_row_bytes = (uint64_t)cols / GROUP * Q8_0_BLOCK;
+    } else {
+        return E_TENSOR;
+    }
+    if (size != (uint64_t)rows * file_row_bytes) return E_TENSOR;
+    Matrix loaded = {type, want_rows, want_cols, NULL};
+    loaded.panels = allocate_zeroed(pad4(want_rows) * matrix_row_bytes(type, want_cols), 1);
+    if (!loaded.panels) return E_MEMORY;
+    if (!matrix_pack(&loaded, data)) {
+        free(loaded.panels);
+        return E_NOT_FINITE;
+    }
+    *w = loaded;
+    return OK;
+}
+
+/* The tensors' numbers, in the order of engine.py's list. */
+enum { TOKEN_EMBD, OUTPUT_NORM, OUTPUT, ATTN_NORM, ATTN_Q, ATTN_K, ATTN_V, ATTN_OUTPUT, FFN_NORM, FFN_GATE, FFN_DOWN, FFN_UP };
+
+/* Packs one tensor of the file: `size` bytes at `data`, (rows, cols) of a GGUF type. A norm has one row. */
+EXPORT(model_tensor)
+int model_tensor(Model *m, int tensor, int layer, int type, const char *data, uint32_t size, int rows, int cols) {
+    const Config *c = &m->config;
+    if (layer < 0 || layer >= c->n_layers) return E_TENSOR;
+    Layer *l = &m->layers[layer];
+    int error;
+#define NORM(norm) load_norm(norm, c->dim, type, data, size, rows, cols)
+#define MATRIX(w, want_rows, want_cols) load_matrix(w, want_rows, want_cols, type, data, size, rows, cols)
+    switch (tensor) {
+    case TOKEN_EMBD: error = MATRIX(&m->token_embd, c->vocab_size, c->dim); break;
+    case OUTPUT_NORM: error = NORM(&m->output_norm); break;
+    case OUTPUT: error = c->tied ? E_TENSOR : MATRIX(&m->output, c->vocab_size, c->dim); break;
+    case ATTN_NORM: error = NORM(&l->attn_norm); break;
+    case ATTN_Q: error = MATRIX(&l->wq, c->dim, c->dim); break;
+    case ATTN_K: error = MATRIX(&l->wk, m->kv_dim, c->dim); break;
+    case ATTN_V: error = MATRIX(&l->wv, m->kv_dim, c->dim); break;
+    case ATTN_OUTPUT: error = MATRIX(&l->wo, c->dim, c->dim); break;
+    case FFN_NORM: error = NORM(&l->ffn_norm); break;
+    case FFN_GATE: error = MATRIX(&l->w1, c->hidden_dim, c->dim); break;
+    case FFN_DOWN: error = MATRIX(&l->w2, c->dim, c->hidden_dim); break;
+    case FFN_UP: error = MATRIX(&l->w3, c->hidden_dim, c->dim); break;
+    default: error = E_TENSOR;
+    }
+#undef NORM
+#undef MATRIX
+    if (error) return error;
+    m->missing--;
+    m->has_q8 |= type == TYPE_Q8_0;
+    if (c->tied) m->output = m->token_embd;
+    return OK;
+}
+
+/* ---- forward ---------------------------------------------------------------------------------------------------- */
+
+/* out = x / rms(x) * weight, for n tokens of `dim` floats. */
+static void rmsnorm(float *out, const float *x, const float *weight, int dim, float eps, int n) {
+    const int stride = pad4(dim);
+    for (int t = 0; t < n; t++, x += stride, out += stride) {
+        f32x4 squares = f32x4_splat(0);
+        for (int i = 0; i < stride; i += 4) squares += f32x4_load(x + i) * f32x4_load(x + i);
+        float scale = 1.0f / __builtin_sqrtf(f32x4_sum(squares) / (float)dim + eps);
+        for (int i = 0; i < stride; i += 4)
+            f32x4_store(out + i, f32x4_load(x + i) * scale * f32x4_load(weight + i));
+    }
+}
+
+/* Turns each adjacent pair of a head by its angle at this position. */
+static void rope(float *heads, const float *angles, int n_heads, int head_size) {
+    for (int h = 0; h < n_heads; h++, heads += head_size) {
+        for (int i = 0; i < head_size; i += 2) {
+            float a = heads[i], b = heads[i + 1], cosine = angles[i], sine = angles[i + 1];
+            heads[i] = a * cosine - b * sine;
+            heads[i + 1] = a * sine + b * cosine;
+        }
+    }
+}
+
+static void cache_key_value(Layer *layer, const Model *m, const float *k, const float *v, int position) {
+    const int heads = m->config.n_kv_heads, size = m->head_size;
+    float *keys = layer->keys + (size_t)(position / TILE) * m->kv_dim * TILE + position % TILE;
+    for (int i = 0; i < m->kv_dim; i++) keys[(size_t)i * TILE] = k[i];
+    float *values = layer->values + (size_t)position * heads * pad4(size);
+    for (int h = 0; h < heads; h++) memcpy(values + h * pad4(size), v + h * size, (size_t)size * 4);
+}
+
+/* scores[0 .. position] = softmax(q . k / sqrt(head_size)), not yet divided by its sum, which is returned. */
+static float attention_scores(const Model *m, const Layer *layer, int kv_head, const float *q, int position) {
+    const int size = m->head_size;
+    const f32x4 scale = f32x4_splat(1.0f / __builtin_sqrtf((float)size));
+    const float *keys = layer->keys + (size_t)kv_head * size * TILE;
+    f32x4 max4 = f32x4_splat(-3e38f);
+    for (int tile = 0; tile <= position; tile += TILE, keys += (size_t)m->kv_dim * TILE) {
+        f32x4 sum[TILE / 4] = {0};
+        for (int i = 0; i < size; i++)
+            for (int j = 0; j < TILE / 4; j++) sum[j] += f32x4_load(keys + i * TILE + 4 * j) * q[i];
+        for (int j = 0; j < TILE / 4; j++) {
+            f32x4 score = sum[j] * scale;
+            for (int lane = 0; lane < 4; lane++) /* the tile's later positions do not exist yet */
+                if (tile + 4 * j + lane > position) score[lane] = -3e38f;
+            max4 = f32x4_max(score, max4);
+            f32x4_store(m->scores + tile + 4 * j, score);
+        }
+    }
+    float max = max4[0];
+    for (int lane = 1; lane < 4; lane++) max = max4[lane] > max ? max4[lane] : max;
+    f32x4 total = f32x4_splat(0);
+    for (int t = 0; t <= position; t += 4) {
+        f32x4 weight = f32x4_exp(f32x4_load(m->scores + t) - max);
+        total += weight;
+        f32x4_store(m->scores + t, weight);
+    }
+    return f32x4_sum(total);
+}
+
+/* out[head_size] = sum over positions of softmax weight * value. */
+static void attention_head(const Model *m, const Layer *layer, int kv_head, const float *q, int position, float *out) {
+    const int size = m->head_size, stride = m->config.n_kv_heads * pad4(size);
+    float inverse = 1.0f / attention_scores(m, layer, kv_head, q, position);
+    for (int i = 0; i < pad4(size); i += 16) {
+        const int vectors = pad4(size) - i >= 16 ? 4 : (pad4(size) - i) / 4;
+        const float *values = layer->values + kv_head * pad4(size) + i;
+        f32x4 sum[4] = {0};
+        for (int t = 0; t <= position; t++, values += stride)
+            for (int j = 0; j < vectors; j++) sum[j] += f32x4_load(values + 4 * j) * m->scores[t];
+        for (int j = 0; j < vectors; j++) f32x4_store(m->head + i + 4 * j, sum[j] * inverse);
+    }
+    memcpy(out, m->head, (size_t)size * 4);
+}
+
+/* h1 = silu(h1) * h3 */
+static void swiglu(float *h1, const float *h3, int count) {
+    for (int i = 0; i < count; i += 4) {
+        f32x4 a = f32x4_load(h1 + i);
+        f32x4_store(h1 + i, a / (1.0f + f32x4_exp(-a)) * f32x4_load(h3 + i));
+    }
+}
+
+static void add(float *x, const float *y, int count) {
+    for (int i = 0; i < count; i += 4) f32x4_store(x + i, f32x4_load(x + i) + f32x4_load(y + i));
+}
+
+/* Wraps a buffer as matmul's input; quantises it once for all the matrices that read it. */
+static Activations activations(const Model *m, const float *x, int cols, int n) {
+    Activations a = {x, pad4(cols), m->quantized, m->scales};
+    if (m->has_q8 && cols % GROUP == 0) quantize(&a, cols, n);
+    return a;
+}
+
+/* Up to BATCH tokens through all layers: fills the KV cache at position .. position + n - 1, leaves the stream in x. */
+static void forward_batch(Model *m, const int32_t *tokens, int n, int position) {
+    const Config *c = &m->config;
+    const int dim = pad4(c->dim), kv_dim = pad4(m->kv_dim), group = c->n_heads / c->n_kv_heads;
+
+    for (int t = 0; t < n; t++) matrix_row(&m->token_embd, tokens[t], m->x + (size_t)t * dim);
+
+    for (int l = 0; l < c->n_layers; l++) {
+        Layer *layer = &m->layers[l];
+
+        /* attention: x += wo * attend(wq * norm(x), wk * norm(x), wv * norm(x)) */
+        rmsnorm(m->xb, m->x, layer->attn_norm, c->dim, c->norm_eps, n);
+        Activations in = activations(m, m->xb, c->dim, n);
+        matmul(m->q, &layer->wq, &in, n);
+        matmul(m->k, &layer->wk, &in, n);
+        matmul(m->v, &layer->wv, &in, n);
+        for (int t = 0; t < n; t++) {
+            const float *angles = m->rope + (size_t)(position + t) * m->head_size;
+            rope(m->q + (size_t)t * dim, angles, c->n_heads, m->head_size);
+            rope(m->k + (size_t)t * kv_dim, angles, c->n_kv_heads, m->head_size);
+            cache_key_value(layer, m, m->k + (size_t)t * kv_dim, m->v + (size_t)t * kv_dim, position + t);
+        }
+        for (int t = 0; t < n; t++) {
+            for (int h = 0; h < c->n_heads; h++) {
+                size_t at = (size_t)t * dim + (size_t)h * m->head_size;
+                attention_head(m, layer, h / group, m->q + at, position + t, m->xb + at);
+            }
+        }
+        in = activations(m, m->xb, c->dim, n);
+        matmul(m->xb2, &layer->wo, &in, n);
+        add(m->x, m->xb2, n * dim);
+
+        /* feed-forward: x += w2 * (silu(w1 * norm(x)) * (w3 * norm(x))) */
+        rmsnorm(m->xb, m->x, layer->ffn_norm, c->dim, c->norm_eps, n);
+        in = activations(m, m->xb, c->dim, n);
+        matmul(m->h1, &layer->w1, &in, n);
+        matmul(m->h3, &layer->w3, &in, n);
+        swiglu(m->h1, m->h3, n * pad4(c->hidden_dim));
+        in = activations(m, m->h1, c->hidden_dim, n);
+        matmul(m->xb2, &layer->w2, &in, n);
+        add(m->x, m->xb2, n * dim);
+    }
+}
+
+/* Computes tokens[n] at positions position .. position + n - 1 and the logits after the last of them. The positions
+ * before must have been computed; those after are forgotten, so a smaller position rewinds. */
+EXPORT(forward) int forward(Model *m, const int32_t *tokens, int n, int position) {
+    const Config *c = &m->config;
+    if (m->missing) return E_INCOMPLETE;
+    if (position < 0 || position > m->filled || n <= 0 || n > c->seq_len - position) return E_POSITION;
+    for (int i = 0; i < n; i++)
+        if (tokens[i] < 0 || tokens[i] >= c->vocab_size) return E_TOKEN;
+    int error = reserve(m, position + n);
+    if (error) return error;
+    m->filled = position;
+    for (int done = 0, batch; done < n; done += batch) {
+        batch = n - done < BATCH ? n - done : BATCH;
+        forward_batch(m, tokens + done, batch, position + done);
+        m->filled += batch;
+    }
+    const float *last = m->x + (size_t)((n - 1) % BATCH) * pad4(c->dim);
+    rmsnorm(m->xb, last, m->output_norm, c->dim, c->norm_eps, 1);
+    Activations in = activations(m, m->xb, c->dim, 1);
+    matmul(m->logits, &m->output, &in, 1);
+    return OK;
+}
+
+EXPORT(model_logits) float *model_logits(Model *m) { return m->logits; }
+
+/* ---- what Python asks of the logits. One that is not a finite number is left out everywhere. --------------------- */
+
+/* True if candidate a ranks after b: a smaller logit, or the same and a larger id. */
+static bool ranks_after(const float *logits, int32_t a, int32_t b) {
+    return logits[a] < logits[b] || (logits[a] == logits[b] && a > b);
+}
+
+/* Restores the heap below node i: its root is the candidate that ranks last. */
+static void sift_down(int32_t *heap, int n, int i, const float *logits) {
+    for (int child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && ranks_after(logits, heap[child + 1], heap[child])) child++;
+        if (!ranks_after(logits, heap[child], heap[i])) return;
+        int32_t swap = heap[i];
+        heap[i] = heap[child];
+        heap[child] = swap;
+    }
+}
+
+/* The k best candidates, best first; of equals the smaller id first. Returns how many there are (fewer than k only if
+ * there are no more): that many ids lie at model_candidates, and vocab_size words further their logits. */
+EXPORT(shortlist) int shortlist(Model *m, int k) {
+    const int vocab_size = m->config.vocab_size;
+    const float *logits = m->logits;
+    int32_t *heap = m->candidates;
+    int n = 0;
+    if (k > vocab_size) k = vocab_size;
+    for (int id = 0; id < vocab_size && k > 0; id++) {
+        if (!is_finite(logits[id])) continue;
+        if (n < k) {
+            heap[n++] = id;
+            if (n == k)
+                for (int i = n / 2 - 1; i >= 0; i--) sift_down(heap, n, i, logits);
+        } else if (ranks_after(logits, heap[0], id)) {
+            heap[0] = id;
+            sift_down(heap, n, 0, logits);
+        }
+    }
+    if (n == 0) return k > 0 ? E_LOGITS : 0;
+    if (n < k)
+        for (int i = n / 2 - 1; i >= 0; i--) sift_down(heap, n, i, logits);
+    for (int last = n - 1; last > 0; last--) { /* the one that ranks last goes to the end, as in heapsort */
+        int32_t swap = heap[0];
+        heap[0] = heap[last];
+        heap[last] = swap;
+        sift_down(heap, last, 0, logits);
+    }
+    float *values = (float *)(heap + vocab_size);
+    for (int i = 0; i < n; i++) values[i] = logits[heap[i]];
+    return n;
+}
+
+EXPORT(model_candidates) int32_t *model_candidates(Model *m) { return m->candidates; }
+
+static bool largest_logit(const Model *m, float *largest) {
+    bool found = false;
+    for (int id = 0; id < m->config.vocab_size; id++) {
+        float logit = m->logits[id];
+        if (is_finite(logit) && (!found || logit > *largest)) *largest = logit, found = true;
+    }
+    return found;
+}
+
+/* e^((logits[id .. id + 3] - largest) / temperature); 0 where there is no finite logit or no id. */
+static f32x4 four_weights(const Model *m, int id, float largest, float inverse_temperature) {
+    f32x4 logit = f32x4_load(m->logits + id); /* padded to a multiple of four */
+    for (int lane = 0; lane < 4; lane++)
+        if (id + lane >= m->config.vocab_size || !is_finite(logit[lane])) logit[lane] = -3e38f;
+    f32x4 weight = f32x4_exp((logit - largest) * inverse_temperature);
+    for (int lane = 0; lane < 4; lane++)
+        if (logit[lane] <= -3e38f) weight[lane] = 0;
+    return weight;
+}
+
+/* log(sum of e^(logit / temperature)), by which logit / temperature becomes a true probability. NaN without any. */
+EXPORT(log_sum_exp) double log_sum_exp(const Model *m, double temperature) {
+    float largest = 0;
+    if (!largest_logit(m, &largest) || !(temperature > 0)) return __builtin_nan("");
+    double sum = 0;
+    for (int id = 0; id < m->config.vocab_size; id += 4) {
+        f32x4 weight = four_weights(m, id, largest, (float)(1 / temperature));
+        for (int lane = 0; lane < 4; lane++) sum += weight[lane];
+    }
+    return largest / temperature + log_double(sum);
+}
+
+/* The first token, in the order of ids, up to which the probabilities add up to more than `coin` (0 <= coin < 1). */
+EXPORT(draw) int draw(const Model *m, double temperature, double coin) {
+    double total = log_sum_exp(m, temperature);
+    float largest = 0;
+    if (!largest_logit(m, &largest) || !(temperature > 0)) return E_LOGITS;
+    double remaining = coin * exp_double(total - largest / temperature);
+    int last = E_LOGITS;
+    for (int id = 0; id < m->config.vocab_size; id += 4) {
+        f32x4 weight = four_weights(m, id, largest, (float)(1 / temperature));
+        for (int lane = 0; lane < 4; lane++) {
+            if (weight[lane] == 0) continue;
+            last = id + lane;
+            if (remaining < weight[lane]) return last;
+            remaining -= weight[lane];
+        }
+    }
+    return last;
+}
+
+/* ---- memory for the host ---------------------------------------------------------------------------------------- */
+
+EXPORT(allocate) void *allocate(uint32_t size) { return malloc(size); }
+
+EXPORT(release) void release(void *data) { free(data); }
