@@ -1,0 +1,30 @@
+"""What can go wrong, as exceptions whose messages a visitor of the page can read."""
+
+
+class FabellaError(Exception):
+    """Base of every error this package raises on purpose; `str(error)` is meant for people."""
+
+
+class FieldError(FabellaError):
+    """Something is wrong with one named thing: `field` names it, `problem` says what and what to do."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class ModelFileError(FieldError):
+    """A model or tokenizer file is refused; `field` is the header field, metadata key or tensor at fault."""
+
+
+class SettingsError(FieldError):
+    """A sampling setting is outside what its definition allows; `field` is the setting's name."""
+
+
+class PromptError(FabellaError):
+    """The prompt cannot be used, for example because it is longer than the model's context."""
+
+
+class EngineError(FabellaError):
+    """The engine (run.wasm) reported a failure, or computed something that cannot be sampled from."""

@@ -1,0 +1,512 @@
+"""Read and write GGUF, the one model file: weights, tokenizer, settings and licence together.
+
+A GGUF file, all numbers little-endian:
+
+    "GGUF"  u32 version (2 or 3)  u64 number of tensors  u64 number of key/value pairs
+    key/value pairs:  string key   u32 value type   value          (an array: u32 item type, u64 count, items)
+    tensor infos:     string name  u32 n_dims  u64 dims[n_dims] (row length first)  u32 type  u64 offset
+    padding to a multiple of the alignment, then the tensors' data; offsets count from here
+
+    a string: u64 length, then that many bytes of UTF-8
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader believes nothing: a count, size
+or offset is compared with the file before anything is allocated or read by it, and the tensors' data is never
+read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from fabella.errors import ModelFileError
+from fabella.modelfile import ByteSource, Config, ModelFile, Tensor, check_tensors
+from fabella.tokenizer import Tokenizer
+
+MAGIC = b"GGUF"
+ALIGNMENT = 32  # of tensor data, unless the metadata says otherwise
+
+# Value types of metadata: number in the file → (name, struct code).
+SCALARS = {
+    0: ("u8", "B"),
+    1: ("i8", "b"),
+    2: ("u16", "H"),
+    3: ("i16", "h"),
+    4: ("u32", "I"),
+    5: ("i32", "i"),
+    6: ("f32", "f"),
+    7: ("bool", "?"),
+    10: ("u64", "Q"),
+    11: ("i64", "q"),
+    12: ("f64", "d"),
+}
+STRING = 8
+ARRAY = 9
+TYPE_NUMBERS = {name: number for number, (name, _) in SCALARS.items()} | {"string": STRING}
+
+# Tensor types that are read: number in the file → (name, numbers in a block, bytes in a block).
+TENSOR_TYPES = {0: ("F32", 1, 4), 8: ("Q8_0", 32, 34)}
+# The others, for the message.
+OTHER_TENSOR_TYPES = {
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    9: "Q8_1",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+    14: "Q6_K",
+    15: "Q8_K",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    30: "BF16",
+}
+
+# Far above what real models need, so that a wrong count is refused before work is done for it.
+MOST_PAIRS = 1 << 16
+MOST_TENSORS = 1 << 16
+MOST_ITEMS = 1 << 20  # in one array
+LONGEST_KEY = 1 << 16
+LONGEST_NAME = 64  # GGUF's own limit for tensor names
+LONGEST_STRING = 1 << 20
+LONGEST_HEADER = 64 << 20  # everything before the tensors' data
+LARGEST_ALIGNMENT = 1 << 16
+
+WINDOW = 1 << 17  # bytes read at a time: each read may cross from Python into the engine's memory
+
+# Which metadata key each of Config's numbers comes from.
+KEYS = {
+    "dim": "llama.embedding_length",
+    "hidden_dim": "llama.feed_forward_length",
+    "n_layers": "llama.block_count",
+    "n_heads": "llama.attention.head_count",
+    "n_kv_heads": "llama.attention.head_count_kv",
+    "vocab_size": "tokenizer.ggml.tokens",
+    "seq_len": "llama.context_length",
+    "rope_base": "llama.rope.freq_base",
+    "norm_eps": "llama.attention.layer_norm_rms_epsilon",
+}
+
+
+def read_gguf(source: ByteSource) -> ModelFile:
+    """Read and check a GGUF model: architecture "llama", tensors F32 or Q8_0, a SentencePiece BPE tokenizer.
+
+    Raises
+    ------
+    ModelFileError
+        `field` is the part of the header, the metadata key or the tensor at fault.
+    """
+    reader = _Reader(source)
+    n_tensors, n_pairs = _read_header(reader)
+    metadata = _read_metadata(reader, n_pairs)
+    infos = _read_tensor_infos(reader, n_tensors)
+    config = _config(metadata)
+    alignment = _alignment(metadata)
+    tensors = _locate(infos, _round_up(reader.position, alignment), alignment, source.size)
+    check_tensors(config, tensors)
+    name = _get(metadata, "general.name", str, default="")
+    return ModelFile(name, config, tensors, _tokenizer(metadata), metadata)
+
+
+# --- Reading: the bytes -------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Takes one thing after the other from the front of a file, through a window that moves along."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self.source = source
+        self.position = 0  # of the next byte to take, in the file
+        self._window = b""
+        self._start = 0  # where the window begins, in the file
+
+    @property
+    def remaining(self) -> int:
+        return self.source.size - self.position
+
+    def take(self, size: int, field: str) -> bytes:
+        begin = self.position - self._start
+        if begin + size > len(self._window):
+            self._move_window(size, field)
+            begin = 0
+        self.position += size
+        return self._window[begin : begin + size]
+
+    def _move_window(self, size: int, field: str) -> None:
+        if size > self.remaining:
+            raise ModelFileError(
+                field,
+                f"the file ends {size - self.remaining} bytes too early, after {self.source.size} bytes; "
+                "the download may be incomplete",
+            )
+        if self.position + size > LONGEST_HEADER:
+            raise ModelFileError(field, f"the header is longer than {LONGEST_HEADER >> 20} MiB")
+        wanted = min(max(size, WINDOW), self.remaining)
+        self._start = self.position
+        self._window = self.source.read(self.position, wanted)
+        if len(self._window) != wanted:
+            raise ModelFileError(field, f"only {len(self._window)} of {wanted} bytes could be read")
+
+    def u32(self, field: str) -> int:
+        return int.from_bytes(self.take(4, field), "little")
+
+    def u64(self, field: str) -> int:
+        return int.from_bytes(self.take(8, field), "little")
+
+    def count(self, field: str, most: int, smallest_item: int) -> int:
+        """A u64 that counts items still to come, each at least `smallest_item` bytes long."""
+        count = self.u64(field)
+        if count > most:
+            raise ModelFileError(field, f"{count} is more than the {most} that are accepted")
+        if count * smallest_item > self.remaining:
+            raise ModelFileError(
+                field, f"{count} cannot fit into the {self.remaining} bytes left; the download may be incomplete"
+            )
+        return count
+
+    def string(self, field: str, longest: int = LONGEST_STRING) -> str:
+        length = self.u64(field)
+        if length > longest:
+            raise ModelFileError(field, f"a text of {length} bytes is longer than the {longest} that are accepted")
+        try:
+            return self.take(length, field).decode()
+        except UnicodeDecodeError:
+            raise ModelFileError(field, "is not valid UTF-8") from None
+
+    def value(self, field: str) -> Any:
+        kind = self.u32(field)
+        if kind == STRING:
+            return self.string(field)
+        if kind == ARRAY:
+            return self._array(field)
+        return self._scalars(kind, 1, field)[0]
+
+    def _array(self, field: str) -> list[Any]:
+        kind = self.u32(field)
+        if kind == ARRAY:
+            raise ModelFileError(field, "arrays of arrays are not supported")
+        if kind == STRING:
+            return [self.string(field) for _ in range(self.count(field, MOST_ITEMS, 8))]
+        return list(self._scalars(kind, self.count(field, MOST_ITEMS, 1), field))
+
+    def _scalars(self, kind: int, count: int, field: str) -> tuple[Any, ...]:
+        if kind not in SCALARS:
+            raise ModelFileError(field, f"has the unknown value type {kind}")
+        layout = f"<{count}{SCALARS[kind][1]}"
+        return struct.unpack(layout, self.take(struct.calcsize(layout), field))
+
+
+def _read_header(reader: _Reader) -> tuple[int, int]:
+    magic = reader.take(4, "magic")
+    if magic != MAGIC:
+        raise ModelFileError("magic", f"a GGUF file starts with {MAGIC!r}, this one with {magic!r}")
+    version = reader.u32("version")
+    if int.from_bytes(version.to_bytes(4, "big"), "little") in (1, 2, 3):
+        raise ModelFileError("version", "this file is in big-endian byte order; only little-endian GGUF is read")
+    if version not in (2, 3):
+        raise ModelFileError("version", f"GGUF version {version} is not supported, only 2 and 3 are")
+    # A tensor info holds at least a name's length, n_dims, one dimension, type and offset; a pair at least a
+    # key's length, a type and one byte.
+    n_tensors = reader.count("tensor count", MOST_TENSORS, 8 + 4 + 8 + 4 + 8)
+    n_pairs = reader.count("key/value count", MOST_PAIRS, 8 + 4 + 1)
+    return n_tensors, n_pairs
+
+
+def _read_metadata(reader: _Reader, count: int) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for number in range(count):
+        key = reader.string(f"key of pair {number}", LONGEST_KEY)
+        if not key:
+            raise ModelFileError(f"key of pair {number}", "is empty")
+        if key in metadata:
+            raise ModelFileError(key, "this key is in the file twice")
+        metadata[key] = reader.value(key)
+    return metadata
+
+
+@dataclass(frozen=True)
+class _TensorInfo:
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int  # from the start of the data
+
+
+def _read_tensor_infos(reader: _Reader, count: int) -> dict[str, _TensorInfo]:
+    infos: dict[str, _TensorInfo] = {}
+    for number in range(count):
+        name = reader.string(f"name of tensor {number}", LONGEST_NAME)
+        if not name:
+            raise ModelFileError(f"name of tensor {number}", "is empty")
+        if name in infos:
+            raise ModelFileError(name, "this tensor is in the file twice")
+        n_dims = reader.u32(name)
+        if not 1 <= n_dims <= 4:
+            raise ModelFileError(name, f"has {n_dims} dimensions; a tensor has 1 to 4")
+        # The file gives the length of a row first; here it comes last.
+        shape = struct.unpack(f"<{n_dims}Q", reader.take(8 * n_dims, name))[::-1]
+        if 0 in shape:
+            raise ModelFileError(name, f"has an empty dimension: {shape}")
+        infos[name] = _TensorInfo(name, shape, reader.u32(name), reader.u64(name))
+    return infos
+
+
+def _alignment(metadata: Mapping[str, Any]) -> int:
+    key = "general.alignment"
+    alignment: int = _get(metadata, key, int, default=ALIGNMENT)
+    if not 8 <= alignment <= LARGEST_ALIGNMENT or alignment & (alignment - 1):
+        raise ModelFileError(key, f"is {alignment}, but must be a power of two from 8 to {LARGEST_ALIGNMENT}")
+    return alignment
+
+
+def _round_up(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
+
+
+def _tensor_size(name: str, type_number: int, shape: Sequence[int]) -> int:
+    """Bytes of a tensor, by its type and shape."""
+    if type_number not in TENSOR_TYPES:
+        type_name = OTHER_TENSOR_TYPES.get(type_number, f"number {type_number}")
+        raise ModelFileError(
+            name, f"tensor type {type_name} is not supported; export the model with F32 or Q8_0 weights"
+        )
+    type_name, block, block_size = TENSOR_TYPES[type_number]
+    if shape[-1] % block:
+        raise ModelFileError(name, f"{type_name} needs rows of a multiple of {block} numbers, not {shape[-1]}")
+    return math.prod(shape) // block * block_size
+
+
+def _locate(infos: Mapping[str, _TensorInfo], start: int, alignment: int, file_size: int) -> dict[str, Tensor]:
+    """Find each tensor's bytes in the file and check that they are there and belong to it alone."""
+    tensors: dict[str, Tensor] = {}
+    for info in infos.values():
+        if info.offset % alignment:
+            raise ModelFileError(info.name, f"offset {info.offset} is not a multiple of the alignment {alignment}")
+        size = _tensor_size(info.name, info.type, info.shape)
+        type_name = TENSOR_TYPES[info.type][0]
+        tensors[info.name] = Tensor(info.name, type_name, info.shape, start + info.offset, size)
+
+    in_order = sorted(tensors.values(), key=lambda tensor: tensor.offset)
+    for one, next_one in zip(in_order, in_order[1:], strict=False):
+        if one.offset + one.size > next_one.offset:
+            raise ModelFileError(next_one.name, f"overlaps tensor {one.name} in the file")
+    if in_order:
+        last = in_order[-1]
+        missing = last.offset + last.size - file_size
+        if missing > 0:
+            first = next(tensor for tensor in in_order if tensor.offset + tensor.size > file_size)
+            raise ModelFileError(
+                first.name,
+                f"the file is {missing} bytes too short ({file_size} bytes); the download may be incomplete",
+            )
+    return tensors
+
+
+# --- Reading: what the metadata means -----------------------------------------------------------------------
+
+
+def _get(metadata: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+    """Return a value of the wanted kind; a key without a default must be there."""
+    if key not in metadata:
+        if default is None:
+            raise ModelFileError(key, "this key is missing from the file's metadata")
+        return default
+    value = metadata[key]
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ModelFileError(key, f"must be of kind {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _config(metadata: Mapping[str, Any]) -> Config:
+    architecture = _get(metadata, "general.architecture", str)
+    if architecture != "llama":
+        raise ModelFileError("general.architecture", f"is {architecture!r}; only 'llama' models can be run")
+    _refuse_variants(metadata)
+    n_heads = _get(metadata, KEYS["n_heads"], int)
+    try:
+        config = Config(
+            dim=_get(metadata, KEYS["dim"], int),
+            hidden_dim=_get(metadata, KEYS["hidden_dim"], int),
+            n_layers=_get(metadata, KEYS["n_layers"], int),
+            n_heads=n_heads,
+            n_kv_heads=_get(metadata, KEYS["n_kv_heads"], int, default=n_heads),
+            vocab_size=len(_get(metadata, KEYS["vocab_size"], list)),
+            seq_len=_get(metadata, KEYS["seq_len"], int),
+            rope_base=_get(metadata, KEYS["rope_base"], float, default=10000.0),
+            norm_eps=_get(metadata, KEYS["norm_eps"], float),
+        )
+    except ModelFileError as error:
+        raise ModelFileError(KEYS.get(error.field, error.field), error.problem) from None
+    for key in ("llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length"):
+        size = _get(metadata, key, int, default=config.head_size)
+        if size != config.head_size:
+            raise ModelFileError(key, f"is {size}, but only {config.head_size} (width / heads) is supported")
+    vocab_size = _get(metadata, "llama.vocab_size", int, default=config.vocab_size)
+    if vocab_size != config.vocab_size:
+        raise ModelFileError("llama.vocab_size", f"is {vocab_size}, but the tokenizer has {config.vocab_size}")
+    return config
+
+
+def _refuse_variants(metadata: Mapping[str, Any]) -> None:
+    """Refuse what would make the model compute something else than the plain Llama we run."""
+    scaling = _get(metadata, "llama.rope.scaling.type", str, default="")
+    factor = _get(metadata, "llama.rope.scaling.factor", float, default=1.0)
+    linear = _get(metadata, "llama.rope.scale_linear", float, default=1.0)  # the older key
+    if scaling not in ("", "none"):
+        raise ModelFileError("llama.rope.scaling.type", f"{scaling!r} is not supported, only 'none' is")
+    # A factor without a type means linear scaling; 0 and 1 both mean none.
+    if scaling == "" and factor not in (0.0, 1.0):
+        raise ModelFileError("llama.rope.scaling.factor", "scaled rotary positions are not supported")
+    if linear not in (0.0, 1.0):
+        raise ModelFileError("llama.rope.scale_linear", "scaled rotary positions are not supported")
+    if _get(metadata, "llama.expert_count", int, default=0) > 0:
+        raise ModelFileError("llama.expert_count", "mixture-of-experts models are not supported")
+
+
+def _tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+    key = "tokenizer.ggml."
+    model = _get(metadata, key + "model", str)
+    if model != "llama":
+        raise ModelFileError(key + "model", f"is {model!r}; only 'llama' (SentencePiece BPE) is supported")
+    bos_id = _get(metadata, key + "bos_token_id", int, default=1)
+    eos_id = _get(metadata, key + "eos_token_id", int, default=2)
+    try:
+        return Tokenizer(
+            pieces=_get(metadata, key + "tokens", list),
+            scores=_get(metadata, key + "scores", list),
+            types=_get(metadata, key + "token_type", list),
+            bos_id=bos_id,
+            eos_id=eos_id,
+            unknown_id=_get(metadata, key + "unknown_token_id", int, default=0),
+            stop_ids=frozenset((bos_id, eos_id)),
+            add_bos=_get(metadata, key + "add_bos_token", bool, default=True),
+            add_space_prefix=_get(metadata, key + "add_space_prefix", bool, default=True),
+        )
+    except ModelFileError as error:
+        names = {"pieces": "tokens", "types": "token_type"} | {
+            f"{name}_id": f"{name}_token_id" for name in ("bos", "eos", "unknown")
+        }
+        field = error.field if error.field.startswith(key) else key + names.get(error.field, error.field)
+        raise ModelFileError(field, error.problem) from None
+
+
+# --- Writing ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A metadata value whose width in the file matters: `Typed("u64", 5)`, `Typed("i8", [1, 2])`."""
+
+    type: str  # u8 i8 u16 i16 u32 i32 u64 i64 f32 f64 bool string; of each item, if the value is a list
+    value: Any
+
+
+def write_gguf(
+    target: str | os.PathLike[str] | BinaryIO,
+    metadata: Mapping[str, Any],
+    tensors: Iterable[tuple[str, str, Sequence[int], bytes]],
+) -> None:
+    """Write a GGUF version 3 file; the same arguments give the same bytes.
+
+    Parameters
+    ----------
+    target
+        A path, or a binary file open for writing.
+    metadata
+        In the order of the file. bool, str and float (f32) are written as such; int as u32, else u64 or (below
+        zero) i32 or i64; a list by its items, int items as i32 where all fit, else i64. `Typed` says otherwise.
+    tensors
+        (name, "F32" or "Q8_0", (rows, cols) or (n,), data). The data is little-endian, row after row; a Q8_0
+        row is a sequence of blocks of 32 numbers: an F16 scale, then 32 int8.
+
+    Raises
+    ------
+    ModelFileError
+        A tensor's data does not fit its shape, or something cannot be expressed in GGUF.
+    """
+    items = list(tensors)
+    parts = [MAGIC, struct.pack("<IQQ", 3, len(items), len(metadata))]
+    for key, value in metadata.items():
+        if key == "general.alignment":
+            raise ModelFileError(key, f"is always {ALIGNMENT} here; leave it out")
+        parts += [_string_bytes(key), _value_bytes(key, value)]
+
+    offset = 0
+    seen: set[str] = set()
+    for name, type_name, shape, data in items:
+        if name in seen:
+            raise ModelFileError(name, "this tensor is given twice")
+        seen.add(name)
+        numbers = [number for number, known in TENSOR_TYPES.items() if known[0] == type_name]
+        if not numbers:
+            raise ModelFileError(name, f"tensor type {type_name} cannot be written, only F32 and Q8_0")
+        size = _tensor_size(name, numbers[0], shape)
+        if len(data) != size:
+            raise ModelFileError(name, f"{type_name} of shape {tuple(shape)} is {size} bytes, not {len(data)}")
+        parts += [_string_bytes(name), struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))]
+        parts.append(struct.pack("<IQ", numbers[0], offset))
+        offset += _round_up(size, ALIGNMENT)
+
+    if isinstance(target, (str, os.PathLike)):
+        with open(target, "wb") as file:
+            _write_parts(file, b"".join(parts), [data for *_, data in items])
+    else:
+        _write_parts(target, b"".join(parts), [data for *_, data in items])
+
+
+def _write_parts(file: BinaryIO, header: bytes, tensors: list[bytes]) -> None:
+    for part in (header, *tensors):
+        file.write(part)
+        file.write(bytes(-len(part) % ALIGNMENT))
+
+
+def _string_bytes(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value_bytes(key: str, value: Any) -> bytes:
+    if not isinstance(value, Typed):
+        value = Typed(_type_of(key, value), value)
+    if value.type not in TYPE_NUMBERS:
+        raise ModelFileError(key, f"{value.type!r} is not a GGUF value type")
+    number = TYPE_NUMBERS[value.type]
+    values = value.value if isinstance(value.value, list) else [value.value]
+    try:
+        if number == STRING:
+            data = b"".join(_string_bytes(item) for item in values)
+        else:
+            data = struct.pack(f"<{len(values)}{SCALARS[number][1]}", *values)
+    except (struct.error, OverflowError, AttributeError) as error:
+        raise ModelFileError(key, f"cannot be written as {value.type}: {error}") from None
+    if isinstance(value.value, list):
+        return struct.pack("<IIQ", ARRAY, number, len(values)) + data
+    return struct.pack("<I", number) + data
+
+
+def _type_of(key: str, value: Any) -> str:
+    """The GGUF type for a plain Python value; for a list, the type of its items."""
+    items = value if isinstance(value, list) else [value]
+    kinds = {type(item) for item in items}
+    if kinds == {bool}:
+        return "bool"
+    if kinds == {str}:
+        return "string"
+    if kinds == {float} or (kinds == {float, int} and isinstance(value, list)):
+        return "f32"
+    if kinds == {int}:
+        low, high = min(items), max(items)
+        if not isinstance(value, list) and low >= 0:
+            return "u32" if high < 1 << 32 else "u64"
+        return "i32" if low >= -(1 << 31) and high < 1 << 31 else "i64"
+    raise ModelFileError(key, f"a value like {value!r} has no GGUF type; use Typed to name one")
