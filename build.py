@@ -1,0 +1,524 @@
+#!/usr/bin/env python3
+"""Build Fabella's static page; serve it; test everything.
+
+    python build.py                 bundle the page into dist/
+    python build.py serve           bundle, then serve it on this machine
+    python build.py test            bundle, then run every check and test, a real browser's included
+    python build.py --model FILE    bundle the page around another model
+
+What is missing is installed on the way (into .venv/ and node_modules/; on Debian as root also with apt-get), and what
+has not changed since the last run is reused. The same inputs make the same dist/, byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.server
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent
+WEB = ROOT / "web"
+CACHE = ROOT / "build"
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+NODE_MODULES = ROOT / "node_modules"
+PYODIDE_FILES = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+EMCC_FLAGS = (
+    *("-std=c11", "-O3", "-msimd128", "-Wall", "-Wextra", "-Werror"),
+    "-ffp-contract=off",  # the same bits everywhere: a*b+c is never fused
+    *("-sSTANDALONE_WASM", "--no-entry"),  # a .wasm without JavaScript, for wasmtime and browsers alike
+    *("-sALLOW_MEMORY_GROWTH", "-sMAXIMUM_MEMORY=4GB"),
+)
+
+# Modules of Python's standard library that a page has no use for: half of its bytes. "/*" takes the whole package.
+UNUSED_STDLIB = """
+    */__main__ __hello__ __phello__/* _pyio _pydatetime _pyrepl/* _sysconfigdata_* antigravity this
+    bdb cProfile compileall doctest modulefinder pdb profile pstats pyclbr pydoc tabnanny trace unittest/*
+    asyncio/proactor_events asyncio/windows_* concurrent/futures/process multiprocessing/* pty tty
+    email/* ftplib http/* imaplib mailbox mimetypes netrc poplib smtplib socketserver webbrowser wsgiref/* xmlrpc/*
+    configparser ctypes/* logging/config logging/handlers optparse pickletools plistlib sqlite3/* wave xml/* zipapp
+    encodings/big5* encodings/cp[02-9]* encodings/cp1[01]* encodings/cp125[013-8] encodings/euc_* encodings/gb*
+    encodings/hp_* encodings/hz encodings/iso* encodings/johab encodings/koi8* encodings/kz* encodings/mac_* nturl2path
+    encodings/mbcs encodings/oem encodings/palmos encodings/ptcp* encodings/shift_* encodings/tis_* encodings/_win*
+""".split()
+
+
+class BuildError(Exception):
+    """The build cannot go on; the message says why and what to do."""
+
+
+# ---- Small tools -----------------------------------------------------------------------------------------------------
+
+
+def say(message: str) -> None:
+    """Print one line at once, also where the output is a pipe."""
+    print(message, flush=True)
+
+
+def run(*command: str | Path, quiet: bool = True) -> str:
+    """Run a command in the repository and return what it printed; a quiet one is heard only when it fails."""
+    pipe = subprocess.PIPE if quiet else None
+    try:
+        done = subprocess.run(command, cwd=ROOT, stdout=pipe, stderr=pipe and subprocess.STDOUT, text=True, check=False)
+    except FileNotFoundError:
+        raise BuildError(f"{command[0]} is not installed") from None
+    if done.returncode:
+        raise BuildError(f"this command failed:\n{' '.join(map(str, command))}\n{done.stdout or ''}".rstrip())
+    return done.stdout or ""
+
+
+def digest(*inputs: str | bytes | Path) -> str:
+    """Return a short hash of texts, bytes and files (their contents, whatever their names)."""
+    total = hashlib.sha256()
+    for item in inputs:
+        data = item.read_bytes() if isinstance(item, Path) else item.encode() if isinstance(item, str) else item
+        total.update(hashlib.sha256(data).digest())
+    return total.hexdigest()[:10]
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    )
+
+
+@contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """A temporary folder beside what will become of it, so that a rename moves it into place."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def cached(name: str, key: str, make: Callable[[Path], object]) -> Path:
+    """Return build/NAME-KEY; `make` writes it unless an earlier run has. The key hashes all that it depends on."""
+    path = CACHE / f"{Path(name).stem}-{key}{Path(name).suffix}"
+    if not path.exists():
+        with scratch(CACHE) as folder:
+            make(folder / name)
+            (folder / name).replace(path)
+    return path
+
+
+# ---- Installing what is missing --------------------------------------------------------------------------------------
+
+
+def apt_install(what: str, package: str) -> bool:
+    """Install a Debian package where that is possible: on Debian and its kin, as root."""
+    if not shutil.which("apt-get") or os.geteuid() != 0:
+        return False
+    say(f"Installing {what} with apt-get ({package}) ...")
+    os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+    run("apt-get", "update", "-q")
+    run("apt-get", "install", "-q", "-y", "--no-install-recommends", package)
+    return True
+
+
+def ensure_python(lock: str) -> None:
+    """Make .venv and install the pinned packages of a requirements file, unless that is done already."""
+    if not PYTHON.exists():
+        if not importlib.util.find_spec("ensurepip") and not apt_install("Python's venv", "python3-venv"):
+            raise BuildError("Python's venv module is missing: sudo apt-get install python3-venv")
+        say("Making a virtual environment in .venv ...")
+        run(sys.executable, "-m", "venv", VENV)
+    stamp = VENV / f"{lock}.installed"
+    wanted = digest(*(ROOT / name for name in ("requirements.txt", lock)))
+    if not stamp.exists() or stamp.read_text() != wanted:
+        say(f"Installing Python packages with pip ({lock}) ...")
+        run(PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", lock)
+        stamp.write_text(wanted)
+
+
+def ensure_node_packages() -> None:
+    """Install the pinned npm packages, unless that is done already. None of their install scripts is run."""
+    stamp = NODE_MODULES / "package-lock.installed"
+    wanted = digest(ROOT / "package-lock.json")
+    if not stamp.exists() or stamp.read_text() != wanted:
+        if not shutil.which("npm"):
+            raise BuildError("Node.js is missing: install version 20 or later (https://nodejs.org) and try again")
+        say("Installing npm packages (package-lock.json) ...")
+        run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+        stamp.write_text(wanted)
+
+
+def ensure_emcc() -> str:
+    """Return the path of Emscripten's compiler."""
+    found = shutil.which("emcc") or (apt_install("Emscripten", "emscripten") and shutil.which("emcc"))
+    if not found:
+        raise BuildError(
+            "Emscripten's compiler, emcc, is missing.\n"
+            "On Debian: sudo apt-get install --no-install-recommends emscripten\n"
+            "Elsewhere (https://emscripten.org/docs/getting_started):\n"
+            "    git clone https://github.com/emscripten-core/emsdk && cd emsdk\n"
+            "    ./emsdk install latest && ./emsdk activate latest && source ./emsdk_env.sh"
+        )
+    return found
+
+
+def find_browser() -> str | None:
+    """Return the path of the machine's own Chromium or Chrome, or else of the one that Playwright installed."""
+    if found := next(filter(None, map(shutil.which, BROWSERS)), None):
+        return found
+    ask = "from playwright.sync_api import sync_playwright as p\nwith p() as p: print(p.chromium.executable_path)"
+    path = run(PYTHON, "-c", ask).strip()
+    return path if Path(path).exists() else None
+
+
+def ensure_browser() -> None:
+    """Make sure that there is a browser to test the page in."""
+    if not find_browser() and not apt_install("a browser for the tests", "chromium"):
+        raise BuildError(f"no Chromium or Chrome to test the page in: {PYTHON} -m playwright install chromium")
+
+
+# ---- The parts of the page -------------------------------------------------------------------------------------------
+
+
+def build_engine() -> Path:
+    """Compile wasm/run.c and put run.wasm where the Python package has it."""
+    emcc = ensure_emcc()
+    source = ROOT / "wasm/run.c"
+    key = digest(run(emcc, "--version"), " ".join(EMCC_FLAGS), *sorted((ROOT / "wasm").glob("*.[ch]")))
+    built = cached("run.wasm", key, lambda target: run(emcc, *EMCC_FLAGS, source, "-o", target))
+    installed = ROOT / "py/fabella/run.wasm"
+    if not installed.exists() or installed.read_bytes() != built.read_bytes():
+        shutil.copyfile(built, installed)
+    return installed
+
+
+def build_wheel() -> Path:
+    """Build the Python package, run.wasm inside."""
+
+    def make(target: Path) -> None:
+        run(PYTHON, "-m", "hatchling", "build", "-t", "wheel", "-d", target.parent)
+        next(target.parent.glob("*.whl")).rename(target)
+
+    sources = [path for path in sorted((ROOT / "py/fabella").rglob("*")) if path.suffix in (".py", ".typed", ".wasm")]
+    names = " ".join(str(path.relative_to(ROOT)) for path in sources)
+    about = [ROOT / name for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", ".gitignore")]
+    return cached("fabella.whl", digest(names, *sources, *about), make)
+
+
+def project_version() -> str:
+    """Return the version in pyproject.toml."""
+    version: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    return version
+
+
+def build_stdlib() -> Path:
+    """Repack Pyodide's standard library as bytecode: not compiling it, the page starts in a quarter of the time."""
+    source = NODE_MODULES / "pyodide/python_stdlib.zip"
+    script = """
+        import { loadPyodide } from "pyodide";
+        const [root, source, target] = process.argv.slice(1);
+        const python = await loadPyodide();
+        python.mountNodeFS("/fabella", root);
+        python.runPython(`
+            import sys
+            sys.dont_write_bytecode = True
+            sys.path.append("/fabella")
+            from build import repack_stdlib`);
+        python.globals.get("repack_stdlib")("/fabella/" + source, "/fabella/" + target);
+    """
+
+    def make(target: Path) -> None:
+        say("Compiling Python's standard library for the page ...")
+        inside = (path.relative_to(ROOT).as_posix() for path in (source, target))
+        run("node", "--input-type=module", "--eval", script, ROOT, *inside)
+
+    return cached("python-stdlib.zip", digest(ROOT / "package-lock.json", Path(__file__)), make)
+
+
+def repack_stdlib(source: str, target: str) -> None:
+    """Write a zip file's modules as bytecode into another; runs inside Pyodide, whose Python will load them."""
+    from importlib._bootstrap_external import _code_to_hash_pyc  # type: ignore[attr-defined]
+
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in sorted(old.namelist()):
+            if not name.endswith(".py") or any(fnmatch(name.removesuffix(".py"), unused) for unused in UNUSED_STDLIB):
+                continue
+            text = old.read(name)
+            code = compile(text, f"/lib/{Path(source).name}/{name}", "exec", dont_inherit=True)
+            entry = zipfile.ZipInfo(name + "c")  # dated 1980, so that the same input makes the same file
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            new.writestr(entry, _code_to_hash_pyc(code, importlib.util.source_hash(text), False), compresslevel=9)
+
+
+def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
+    """Check a model file and return it as GGUF; llama2.c's .bin and tokenizer become one GGUF file in `folder`."""
+    sys.path.insert(0, str(ROOT / "py"))
+    from fabella.errors import FabellaError
+    from fabella.gguf import read_gguf
+    from fabella.modelfile import FileSource
+
+    try:
+        with FileSource(model) as source:
+            if source.read(0, 4) == b"GGUF" or tokenizer is None:
+                read_gguf(source)
+                return model
+        converted = folder / f"{model.stem}.gguf"
+        convert_llama2c(model, tokenizer, converted)
+        return converted
+    except FabellaError as error:
+        hint = "; a llama2.c model needs --tokenizer as well" if model.suffix == ".bin" and not tokenizer else ""
+        raise BuildError(f"{model}: {error}{hint}") from error
+    except OSError as error:
+        raise BuildError(f"{error.filename}: {error.strerror}") from error
+
+
+def convert_llama2c(model: Path, tokenizer: Path, target: Path) -> None:
+    """Write llama2.c's model and tokenizer as GGUF; their numbers stay as they are."""
+    from fabella.gguf import KEYS, write_gguf
+    from fabella.llama2c import read_llama2c
+    from fabella.modelfile import FileSource
+
+    with FileSource(model) as weights, FileSource(tokenizer) as vocabulary:
+        read = read_llama2c(weights, vocabulary)
+        words = read.tokenizer
+        metadata = {
+            "general.architecture": "llama",
+            "general.name": model.stem,
+            **{key: getattr(read.config, field) for field, key in KEYS.items() if field != "vocab_size"},
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": [piece.replace(words.space, "\u2581") for piece in words.pieces],
+            "tokenizer.ggml.scores": words.scores,
+            "tokenizer.ggml.token_type": words.types,
+            "tokenizer.ggml.bos_token_id": words.bos_id,
+            "tokenizer.ggml.eos_token_id": words.eos_id,
+            "tokenizer.ggml.add_space_prefix": words.add_space_prefix,
+        }
+        tensors = read.tensors.values()
+        write_gguf(target, metadata, ((t.name, t.type, t.shape, weights.read(t.offset, t.size)) for t in tensors))
+
+
+# ---- The page --------------------------------------------------------------------------------------------------------
+
+
+def publish(path: Path, out: Path, name: str = "{stem}-{hash}{suffix}") -> str:
+    """Copy a file into the page's assets under a name that changes with its content; return its URL within the page."""
+    stem = re.sub(r"[^\w.-]+", "-", path.stem, flags=re.ASCII)
+    named = name.format(stem=stem, suffix=path.suffix, hash=digest(path))
+    shutil.copyfile(path, out / "assets" / named)
+    return f"assets/{named}"
+
+
+def bundle_scripts(out: Path) -> dict[str, str]:
+    """Bundle the page's scripts and style with esbuild; return the URL of each by its name in web/."""
+    names = ("app.js", "worker.js", "style.css")
+    esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--format=esm")
+    output = ("--target=es2022", "--entry-names=[name]-[hash]", f"--outdir={out / 'assets'}")
+    run(*esbuild, *output, *(f"web/{name}" for name in names))
+    urls = {}
+    for name in names:
+        stem, suffix = name.split(".")
+        (path,) = (out / "assets").glob(f"{stem}-*.{suffix}")
+        urls[name] = f"assets/{path.name}"
+    return urls
+
+
+def copy_pyodide(out: Path) -> str:
+    """Copy the few files of Pyodide that the page loads; return their folder's URL within the page."""
+    package = NODE_MODULES / "pyodide"
+    version = json.loads((package / "package.json").read_text())["version"]
+    folder = out / f"pyodide-{version}"
+    folder.mkdir()
+    for name in PYODIDE_FILES:
+        shutil.copyfile(package / name, folder / name)
+    return f"{folder.name}/"
+
+
+def write_index(out: Path, scripts: dict[str, str], assets: dict[str, Any]) -> None:
+    """Write index.html: files named by their published URLs, and where the worker finds its assets."""
+
+    def url(match: re.Match[str]) -> str:
+        attribute, name = match.groups()
+        return f'{attribute}="{scripts.get(name) or publish(WEB / name, out)}"'
+
+    page = (WEB / "index.html").read_text(encoding="utf-8")
+    page = re.sub(r'\b(href|src)="([\w-]+\.\w+)"', url, page)
+    block = '<script type="application/json" id="assets">'
+    data = json.dumps(assets).replace("<", "\\u003c")
+    page, found = re.subn(f"{block}.*?</script>", lambda _: f"{block}{data}</script>", page, flags=re.DOTALL)
+    if found != 1:
+        raise BuildError(f"web/index.html: expected one {block}, found {found}")
+    (out / "index.html").write_text(page, encoding="utf-8")
+
+
+def swap(new: Path, out: Path) -> None:
+    """Put a finished folder in the place of an older one, which is never seen half written."""
+    if out.exists() and any(out.iterdir()) and not (out / "index.html").exists():
+        raise BuildError(f"{out} holds other files: name a new folder with --out")
+    new.chmod(0o755)
+    old = new.with_name(f"{new.name}-old")
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
+    """Build everything that has changed and write the static page into `out`."""
+    ensure_python("requirements.txt")
+    ensure_node_packages()
+    engine, stdlib = build_engine(), build_stdlib()
+    wheel = build_wheel()
+    with scratch(out.parent) as folder:
+        new = folder / "dist"
+        (new / "assets").mkdir(parents=True)
+        gguf = model_as_gguf(model, tokenizer, folder)
+        scripts = bundle_scripts(new)
+        python = copy_pyodide(new)
+        assets = {
+            "worker": scripts["worker.js"],
+            "python": python,
+            "stdlib": publish(stdlib, new, "python-stdlib-{hash}.zip"),
+            "wheel": publish(wheel, new, f"fabella-{project_version()}-0{{hash}}-py3-none-any.whl"),
+            "run": publish(engine, new),
+            "python_bytes": sum(size(path) for path in (new / python, stdlib, wheel, engine)),
+            "model": {"url": publish(gguf, new), "bytes": size(gguf), "name": gguf.name},
+        }
+        write_index(new, scripts, assets)
+        shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
+        swap(new, out)
+    say(f"Built {os.path.relpath(out)} around {model.name}: {size(out) / 1e6:.1f} MB.")
+
+
+# ---- Serving and testing ---------------------------------------------------------------------------------------------
+
+
+class PageHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves a built page as a good static host would: right types, and names that carry a hash kept for ever."""
+
+    protocol_version = "HTTP/1.1"
+    extensions_map = {  # noqa: RUF012 (as in the base class)
+        **http.server.SimpleHTTPRequestHandler.extensions_map,
+        **{".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"},
+        **{".gguf": "application/octet-stream", ".whl": "application/zip"},
+    }
+
+    def end_headers(self) -> None:
+        """Add the page's own Content-Security-Policy as a header, so that the worker is under it as well."""
+        index = (Path(self.directory) / "index.html").read_text(encoding="utf-8")
+        self.send_header("Content-Security-Policy", content_security_policy(index))
+        forever = re.search(r"/assets/|/pyodide-", self.path)
+        self.send_header("Cache-Control", "max-age=31536000, immutable" if forever else "no-cache")
+        super().end_headers()
+
+    def log_request(self, code: object = "-", size: object = "-") -> None:
+        """Say nothing of requests that went well; errors are logged all the same."""
+
+
+def content_security_policy(index: str) -> str:
+    """Return the policy that index.html sets for itself."""
+    found = re.search(r'http-equiv="Content-Security-Policy"\s+content="([^"]+)"', index)
+    if not found:
+        raise BuildError("web/index.html: its Content-Security-Policy is missing")
+    return " ".join(found[1].split())
+
+
+def listen(directory: Path, port: int | None) -> http.server.ThreadingHTTPServer:
+    """Open the given port on this machine, or the first free one from 8000 on."""
+    handler = partial(PageHandler, directory=str(directory))
+    for candidate in [port] if port is not None else range(8000, 8100):
+        with suppress(OSError):
+            return http.server.ThreadingHTTPServer(("127.0.0.1", candidate), handler)
+    raise BuildError(f"port {port} is taken: choose another with --port" if port else "ports 8000 to 8099 are taken")
+
+
+def serve(directory: Path, port: int | None) -> None:
+    """Serve the built page until Ctrl-C."""
+    with listen(directory, port) as server:
+        say(f"Serving at http://localhost:{server.server_port}/ (Ctrl-C stops)")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+    say("")
+
+
+def check() -> None:
+    """Check the form of the sources: lint, formatting and types."""
+    sources = sorted((ROOT / "wasm").glob("*.[ch]"))
+    say("Checking the sources with ruff, mypy and clang-format ...")
+    run(PYTHON, "-m", "ruff", "check")
+    run(PYTHON, "-m", "ruff", "format", "--check")
+    run(PYTHON, "-m", "mypy")
+    run(PYTHON.parent / "clang-format", "--dry-run", "--Werror", *sources)
+
+
+def test(pytest_arguments: list[str]) -> int:
+    """Install what testing needs, check the sources and run the tests; return pytest's exit status."""
+    ensure_python("requirements-dev.txt")
+    ensure_browser()
+    if not pytest_arguments:
+        check()
+    return subprocess.run([PYTHON, "-m", "pytest", *pytest_arguments], cwd=ROOT, check=False).returncode
+
+
+# ---- The command line ------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    page = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    page.add_argument(
+        "--model", type=Path, metavar="FILE", help="GGUF, or llama2.c's .bin (default web/models/stories.gguf)"
+    )
+    page.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.bin, for a .bin model")
+    page.add_argument("--out", type=Path, metavar="DIR", help="folder of the built page (default dist)")
+
+    main = argparse.ArgumentParser(
+        description="Bundle Fabella's static page. What is missing is installed, what is unchanged is reused.",
+        parents=[page],
+        allow_abbrev=False,
+    )
+    main.set_defaults(command="bundle", model=WEB / "models/stories.gguf", tokenizer=None, out=ROOT / "dist")
+    commands = main.add_subparsers(title="more commands", metavar="")
+    text = "bundle the page, then serve it on this machine"
+    serving = commands.add_parser("serve", help=text, description=text.capitalize() + ".", parents=[page])
+    serving.set_defaults(command="serve")
+    serving.add_argument("--port", type=int, help="port to listen on (default: the first free one from 8000 on)")
+    text = "bundle the page, then run every check and test; arguments are handed to pytest, and only its tests run then"
+    testing = commands.add_parser("test", help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    testing.usage = "build.py test [-h] [pytest arguments ...]"
+    testing.set_defaults(command="test")
+    return main
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    arguments, others = parser().parse_known_args()
+    if others and arguments.command != "test":
+        parser().error(f"unrecognized arguments: {' '.join(others)}")
+    try:
+        bundle(arguments.model, arguments.tokenizer, arguments.out)
+        if arguments.command == "serve":
+            serve(arguments.out, arguments.port)
+        if arguments.command == "test":
+            return test(others)
+    except BuildError as error:
+        print(f"build.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
