@@ -1,0 +1,76 @@
+/* Runs wasm/run.c natively, under sanitizers, on what tests/test_native.py writes:
+ *
+ *   native MODEL TOKENS BATCH
+ *
+ * MODEL: the Config, then for each tensor int32 {tensor, layer, type, size, rows, cols} and its bytes.
+ * TOKENS: int32 token ids, computed BATCH at a time. Prints the logits' bits after each batch, then a shortlist.
+ * A tensor that is refused is printed as `tensor CODE`; so is a refused model or batch.
+ */
+#include "../wasm/run.c"
+
+#include <stdio.h>
+
+static char *read_file(const char *path, size_t *size) {
+    FILE *file = fopen(path, "rb");
+    if (!file) return NULL;
+    fseek(file, 0, SEEK_END);
+    *size = (size_t)ftell(file);
+    rewind(file);
+    char *data = malloc(*size + 1); /* exactly as large as the file, so that a read past its end is caught */
+    if (data && fread(data, 1, *size, file) != *size) data = NULL;
+    fclose(file);
+    return data;
+}
+
+int main(int argc, char **argv) {
+    size_t model_size, tokens_size;
+    if (argc != 4) return 2;
+    char *file = read_file(argv[1], &model_size), *tokens = read_file(argv[2], &tokens_size);
+    int batch = atoi(argv[3]), n = (int)(tokens_size / 4);
+    if (!file || !tokens || model_size < sizeof(Config) || batch < 1) return 2;
+
+    Config config;
+    memcpy(&config, file, sizeof config);
+    Model *model;
+    int code = model_new(&config, &model);
+    if (code) {
+        printf("model %d\n", code);
+    } else {
+        for (size_t at = sizeof config; at < model_size;) {
+            int32_t head[6];
+            memcpy(head, file + at, sizeof head);
+            at += sizeof head;
+            char *data = malloc((size_t)head[3]); /* a block of its own, for the same reason */
+            if (!data && head[3]) return 2;
+            memcpy(data, file + at, (size_t)head[3]);
+            at += (size_t)head[3];
+            code = model_tensor(model, head[0], head[1], head[2], data, (uint32_t)head[3], head[4], head[5]);
+            if (code) printf("tensor %d\n", code);
+            free(data);
+        }
+        for (int at = 0; at < n; at += batch) {
+            int count = n - at < batch ? n - at : batch;
+            code = forward(model, (const int32_t *)(void *)tokens + at, count, at);
+            if (code) {
+                printf("forward %d\n", code);
+                break;
+            }
+            for (int i = 0; i < config.vocab_size; i++) {
+                uint32_t bits;
+                memcpy(&bits, &model_logits(model)[i], 4);
+                printf("%08x%c", bits, i + 1 < config.vocab_size ? ' ' : '\n');
+            }
+        }
+        if (!code && n > 0) {
+            int count = shortlist(model, 5);
+            printf("shortlist %d", count);
+            for (int i = 0; i < count; i++) printf(" %d", model_candidates(model)[i]);
+            printf("\nlog_sum_exp %.9g\ndraw %d %d %d\n", log_sum_exp(model, 0.7), draw(model, 0.7, 0),
+                   draw(model, 0.7, 0.5), draw(model, 0.7, 0.99999));
+        }
+        model_free(model);
+    }
+    free(file);
+    free(tokens);
+    return 0;
+}

@@ -1,0 +1,167 @@
+"""wasm/run.c compiled natively under AddressSanitizer and UndefinedBehaviorSanitizer: no error, and the wasm's bits."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fabella.engine import TENSOR_NUMBERS, TYPE_NUMBERS
+from fabella.gguf import read_gguf
+from fabella.modelfile import BytesSource, Config
+
+from .random_models import load, write_random_model
+
+CONFIG = Config(dim=64, hidden_dim=160, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=80)
+ODD = Config(dim=30, hidden_dim=49, n_layers=2, n_heads=5, n_kv_heads=1, vocab_size=33, seq_len=70)
+FLAGS = "-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -ffp-contract=off -Wall -Wextra -Werror".split()
+
+Run = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="session")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("no gcc or clang to compile the native build with")
+    program = tmp_path_factory.mktemp("native") / "native"
+    source = Path(__file__).with_name("native.c")
+    subprocess.run([compiler, *FLAGS, str(source), "-o", str(program), "-lm"], check=True)
+
+    def run(model: bytes, tokens: list[int], batch: int = 1) -> list[str]:
+        files = program.with_name("model"), program.with_name("tokens")
+        files[0].write_bytes(model)
+        files[1].write_bytes(np.array(tokens, np.int32).tobytes())
+        done = subprocess.run([program, *files, str(batch)], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return run
+
+
+def config_bytes(config: Config, tied: bool, **changes: float) -> bytes:
+    sizes = {name: getattr(config, name) for name in ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads")}
+    sizes |= {"vocab_size": config.vocab_size, "seq_len": config.seq_len, "tied": int(tied)}
+    floats = {"rope_base": config.rope_base, "norm_eps": config.norm_eps}
+    values = {**sizes, **floats, **changes}
+    return struct.pack("<8i2f", *values.values())
+
+
+def tensor_records(path: Path) -> list[tuple[list[int], bytes]]:
+    """What the engine passes to model_tensor, for every tensor of a GGUF file: the numbers and the bytes."""
+    data = path.read_bytes()
+    records = []
+    for tensor in read_gguf(BytesSource(data)).tensors.values():
+        *block, name, _ = tensor.name.split(".")
+        rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
+        layer = int(block[1]) if block else 0
+        head = [TENSOR_NUMBERS[name], layer, TYPE_NUMBERS[tensor.type], tensor.size, rows, columns]
+        records.append((head, data[tensor.offset : tensor.offset + tensor.size]))
+    return records
+
+
+def joined(config: bytes, records: list[tuple[list[int], bytes]]) -> bytes:
+    return config + b"".join(struct.pack("<6i", *head) + data for head, data in records)
+
+
+@pytest.mark.parametrize(
+    ("config", "type", "tied"), [(CONFIG, "F32", True), (CONFIG, "Q8_0", False), (ODD, "F32", False)]
+)
+def test_the_native_build_computes_the_bits_of_the_wasm(
+    native: Run, config: Config, type: str, tied: bool, tmp_path: Path
+) -> None:
+    path = write_random_model(tmp_path / "model.gguf", config, tied=tied, type=type)
+    model = joined(config_bytes(config, tied), tensor_records(path))
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, config.seq_len).tolist()
+    engine, _ = load(path)
+    for batch in (1, 5, 64):
+        lines = native(model, tokens, batch)
+        engine.rewind(0)
+        for start in range(0, len(tokens), batch):
+            logits = engine.prefill(tokens[start : start + batch])
+            ours = np.asarray(logits.to_array()).view(np.uint32)
+            assert lines.pop(0) == " ".join(f"{bits:08x}" for bits in ours)
+        assert lines.pop(0).split()[2:] == [str(token) for token, _ in logits.shortlist(5)]
+        assert float(lines.pop(0).split()[1]) == pytest.approx(logits.log_sum_exp(0.7), rel=1e-8)
+        draws = [logits.draw(0.7, coin) for coin in (0, 0.5, 0.99999)]
+        assert lines.pop(0).split()[1:] == [str(token) for token in draws]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: value} for name in ("dim", "hidden_dim", "n_layers", "vocab_size", "seq_len") for value in (0, -1)),
+        {"n_heads": 0},
+        {"n_heads": 3},
+        {"n_heads": 64},
+        {"n_kv_heads": 0},
+        {"n_kv_heads": 3},
+        {"n_kv_heads": 8},
+        {"dim": 2**31 - 1},
+        {"vocab_size": 2**31 - 1},
+        {"seq_len": 2**30},
+        {"tied": 2},
+        {"rope_base": 0.0},
+        {"rope_base": math.nan},
+        {"norm_eps": -1.0},
+        {"norm_eps": math.inf},
+    ],
+    ids=str,
+)
+def test_impossible_sizes_are_refused(native: Run, changes: dict[str, float]) -> None:
+    assert native(config_bytes(CONFIG, True, **changes), []) == ["model -2"]
+
+
+def test_wrong_tensors_are_refused_and_the_right_ones_still_load(native: Run, tmp_path: Path) -> None:
+    records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG, type="Q8_0"))
+    norm, (head, data) = records[1], records[2]
+    wrong = []
+    for index, value in [(0, -1), (0, 12), (0, TENSOR_NUMBERS["output"]), (1, -1), (1, 2), (2, 1), (2, 99)]:
+        wrong.append(([*head[:index], value, *head[index + 1 :]], data))  # no such tensor, layer or type
+    wrong.append(([*head[:3], head[3] - 1, *head[4:]], data[:-1]))  # a byte too few
+    wrong.append(([*head[:3], 0, *head[4:]], b""))
+    wrong.append(([*head[:4], head[4] + 1, head[5]], data))  # a row too many
+    wrong.append(([*head[:4], -head[4], -head[5]], data))
+    wrong.append(([*norm[0][:2], 8, *norm[0][3:]], norm[1]))  # a norm in Q8_0
+    right = config_bytes(CONFIG, True)
+    assert native(joined(right, wrong), []) == ["tensor -3"] * len(wrong)
+    assert native(joined(right, [*wrong, *records]), [1])[: len(wrong)] == ["tensor -3"] * len(wrong)
+    assert native(joined(right, [*records, records[0]]), []) == ["tensor -3"]  # twice
+    assert native(joined(right, records[:-1]), [1]) == ["forward -5"]  # one is missing
+
+
+def test_tokens_and_positions_out_of_range_are_refused(native: Run, tmp_path: Path) -> None:
+    records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG))
+    model = joined(config_bytes(CONFIG, True), records)
+    assert native(model, [300], 1) == ["forward -6"]
+    assert native(model, [1, -1], 2) == ["forward -6"]
+    assert native(model, [1] * 81, 81) == ["forward -7"]
+    assert native(model, [1] * 81, 80)[-1] == "forward -7"
+
+
+def test_broken_numbers_are_refused(native: Run, tmp_path: Path) -> None:
+    records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG, type="Q8_0"))
+    head, data = records[0]
+    assert native(joined(config_bytes(CONFIG, True), [(head, b"\xff\xff" + data[2:])]), []) == ["tensor -4"]
+    head, data = records[1]
+    assert native(joined(config_bytes(CONFIG, True), [(head, b"\xff" * 4 + data[4:])]), []) == ["tensor -4"]
+
+
+def test_weights_at_their_extremes_stay_within_the_numbers(native: Run, tmp_path: Path) -> None:
+    """Blocks of ±127 and -128, scales of 0, the smallest and the largest f16."""
+    records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG, type="Q8_0"))
+    scales = [0.0, 6e-8, -65504.0, 65504.0]
+    extreme = []
+    for head, data in records:
+        if head[2] == TYPE_NUMBERS["Q8_0"]:
+            blocks = range(len(data) // 34)
+            data = b"".join(struct.pack("<e32b", scales[i % 4], *([127, -128, -127, 0] * 8)) for i in blocks)
+        extreme.append((head, data))
+    lines = native(joined(config_bytes(CONFIG, True), extreme), [1, 2, 3], 3)
+    assert len(lines[0].split()) == CONFIG.vocab_size
