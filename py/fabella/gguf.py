@@ -21,6 +21,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 from fabella.errors import ModelFileError
@@ -297,7 +298,7 @@ def _locate(infos: Mapping[str, _TensorInfo], start: int, alignment: int, file_s
         tensors[info.name] = Tensor(info.name, type_name, info.shape, start + info.offset, size)
 
     in_order = sorted(tensors.values(), key=lambda tensor: tensor.offset)
-    for one, next_one in zip(in_order, in_order[1:], strict=False):
+    for one, next_one in pairwise(in_order):
         if one.offset + one.size > next_one.offset:
             raise ModelFileError(next_one.name, f"overlaps tensor {one.name} in the file")
     if in_order:
