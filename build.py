@@ -50,14 +50,15 @@ EMCC_FLAGS = (
 
 # Modules of Python's standard library that a page has no use for: half of its bytes. "/*" takes the whole package.
 UNUSED_STDLIB = """
-    */__main__ __hello__ __phello__/* _pyio _pydatetime _pyrepl/* _sysconfigdata_* antigravity this
+    */__main__ __hello__ __phello__/* _pyio _pydatetime _pyrepl/* antigravity this
     bdb cProfile compileall doctest modulefinder pdb profile pstats pyclbr pydoc tabnanny trace unittest/*
     asyncio/proactor_events asyncio/windows_* concurrent/futures/process multiprocessing/* pty tty
     email/* ftplib http/* imaplib mailbox mimetypes netrc poplib smtplib socketserver webbrowser wsgiref/* xmlrpc/*
     configparser ctypes/* logging/config logging/handlers optparse pickletools plistlib sqlite3/* wave xml/* zipapp
-    encodings/big5* encodings/cp[02-9]* encodings/cp1[01]* encodings/cp125[013-8] encodings/euc_* encodings/gb*
-    encodings/hp_* encodings/hz encodings/iso* encodings/johab encodings/koi8* encodings/kz* encodings/mac_* nturl2path
-    encodings/mbcs encodings/oem encodings/palmos encodings/ptcp* encodings/shift_* encodings/tis_* encodings/_win*
+    encodings/big5* encodings/cp[0235-9]* encodings/cp424 encodings/cp1[01]* encodings/cp125[013-8] encodings/euc_*
+    encodings/gb* encodings/hp_* encodings/hz encodings/iso* encodings/johab encodings/koi8* encodings/kz*
+    encodings/mac_* encodings/mbcs encodings/oem encodings/palmos encodings/ptcp* encodings/shift_* encodings/tis_*
+    encodings/_win* nturl2path
 """.split()
 
 
@@ -256,7 +257,9 @@ def repack_stdlib(source: str, target: str) -> None:
             if not name.endswith(".py") or any(fnmatch(name.removesuffix(".py"), unused) for unused in UNUSED_STDLIB):
                 continue
             text = old.read(name)
-            code = compile(text, f"/lib/{Path(source).name}/{name}", "exec", dont_inherit=True)
+            code = compile(
+                text, f"/lib/python{sys.version_info[0]}{sys.version_info[1]}.zip/{name}", "exec", dont_inherit=True
+            )
             entry = zipfile.ZipInfo(name + "c")  # dated 1980, so that the same input makes the same file
             entry.compress_type = zipfile.ZIP_DEFLATED
             new.writestr(entry, _code_to_hash_pyc(code, importlib.util.source_hash(text), False), compresslevel=9)
@@ -421,6 +424,11 @@ class PageHandler(http.server.SimpleHTTPRequestHandler):
         forever = re.search(r"/assets/|/pyodide-", self.path)
         self.send_header("Cache-Control", "max-age=31536000, immutable" if forever else "no-cache")
         super().end_headers()
+
+    def handle(self) -> None:
+        """Answer one connection; that the browser closes it when it likes is no error."""
+        with suppress(ConnectionError):
+            super().handle()
 
     def log_request(self, code: object = "-", size: object = "-") -> None:
         """Say nothing of requests that went well; errors are logged all the same."""
