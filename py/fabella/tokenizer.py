@@ -124,7 +124,7 @@ class Tokenizer:
         text = (" " if self.add_space_prefix else "") + text
         before_unknown = False
         for piece in self._merge(text.replace(" ", self.space)):
-            id = self._ids.get(piece)
+            id = None if piece in self._unused else self._ids.get(piece)
             if id is not None:
                 ids.append(id)
             elif self._byte_ids is not None:
