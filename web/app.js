@@ -1,0 +1,339 @@
+/**
+ * The page: sends the prompt and the settings to the worker and draws what comes back.
+ *
+ * `engine` says how far the worker is; `request` is the story that it tells, or will tell once it is ready. Together
+ * they make the page's state, which `render` shows and body[data-state] names.
+ */
+
+import { Story } from "./story.js";
+import { ending, megabytes, roughly, tokens } from "./words.js";
+
+/** @import { Assets, Done, Failure, FromWorker, Model, Settings, Steps, ToWorker } from "./messages.js" */
+
+/**
+ * @typedef {object} Request  a story that the visitor asked for
+ * @property {number} id
+ * @property {string} prompt
+ * @property {Settings} settings
+ * @property {boolean} begun  its first words are on the page
+ * @property {boolean} stopped  Stop was pressed: nothing more of it is shown
+ * @property {number} told  how many tokens of the model's own are on the page
+ */
+
+/**
+ * @template {HTMLElement} T
+ * @param {string} id
+ * @param {new () => T} type
+ * @returns {T}
+ */
+function element(id, type) {
+  const found = document.getElementById(id);
+  if (!(found instanceof type)) throw new TypeError(`index.html has no ${type.name} #${id}`);
+  return found;
+}
+
+const form = element("ask", HTMLFormElement);
+const promptBox = element("prompt", HTMLTextAreaElement);
+const button = element("tell", HTMLButtonElement);
+const statusLine = element("status", HTMLElement);
+const meter = element("meter", HTMLElement);
+const progress = element("progress", HTMLProgressElement);
+const problem = element("problem", HTMLElement);
+const again = element("again", HTMLButtonElement);
+const storyBox = element("story", HTMLElement);
+const endingBox = element("ending", HTMLElement);
+const keepSeed = element("keep-seed", HTMLButtonElement);
+const temperature = element("temperature", HTMLInputElement);
+const topP = element("top_p", HTMLInputElement);
+const topK = element("top_k", HTMLInputElement);
+const length = element("length", HTMLInputElement);
+const seed = element("seed", HTMLInputElement);
+
+const story = new Story(storyBox);
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** @type {Assets} */
+const assets = JSON.parse(element("assets", HTMLScriptElement).text);
+
+/** @type {Worker | undefined} */
+let worker;
+/** @type {"loading" | "ready" | "failed"} */
+let engine = "loading";
+/** @type {Request | null} */
+let request = null;
+let requests = 0;
+let context = 0; // the model's, in tokens
+let ended = ""; // how the last story ended, in words
+/** Bytes of the download. */
+let download = { model: { loaded: 0, total: 0 }, python: { loaded: 0, total: 0 } };
+
+// ---- The worker ------------------------------------------------------------------------------------------------------
+
+/** @param {ToWorker} message */
+function send(message) {
+  worker?.postMessage(message);
+}
+
+/** Starts a worker, in the place of one that failed. */
+function load() {
+  engine = "loading";
+  complain("");
+  download = {
+    model: { loaded: 0, total: assets.model.bytes },
+    python: { loaded: 0, total: assets.python_bytes },
+  };
+  worker = new Worker(new URL(assets.worker, document.baseURI), { type: "module" });
+  worker.onmessage = ({ data }) => receive(data);
+  worker.onerror = () => fail("A part of this page could not be loaded. Check your connection, then try again.");
+  send({ type: "load", assets, base: document.baseURI });
+  render();
+}
+
+/** @param {FromWorker} message */
+function receive(message) {
+  switch (message.type) {
+    case "progress":
+      download[message.part] = message;
+      renderDownload();
+      break;
+    case "ready":
+      performance.mark("ready");
+      engine = "ready";
+      showModel(message.model);
+      if (request) sendRequest(request);
+      render();
+      break;
+    case "steps":
+      if (message.id === request?.id && !request.stopped) draw(message, request);
+      break;
+    case "done":
+      if (message.id === request?.id) finish(message, request);
+      break;
+    case "error":
+      if (message.id === null) fail(message.message);
+      else if (message.id === request?.id) refuse(message);
+      break;
+  }
+}
+
+/**
+ * The worker cannot go on.
+ * @param {string} message
+ */
+function fail(message) {
+  worker?.terminate();
+  engine = "failed";
+  request = null;
+  complain(message);
+  render();
+}
+
+// ---- Telling ---------------------------------------------------------------------------------------------------------
+
+/** Asks for a story, unless one is being told already. */
+function tell() {
+  if (request) return;
+  complain("");
+  const settings = {
+    temperature: temperature.valueAsNumber,
+    top_p: topP.valueAsNumber,
+    top_k: topK.valueAsNumber,
+    length: length.valueAsNumber,
+    seed: seed.value || String(crypto.getRandomValues(new Uint32Array(1))[0]),
+  };
+  requests += 1;
+  request = { id: requests, prompt: promptBox.value, settings, begun: false, stopped: false, told: 0 };
+  if (engine === "ready") sendRequest(request);
+  else if (engine === "failed") load();
+  render();
+}
+
+/** @param {Request} request */
+function sendRequest({ id, prompt, settings }) {
+  send({ type: "tell", id, prompt, settings });
+}
+
+function stop() {
+  if (request && engine === "ready") {
+    request.stopped = true;
+    send({ type: "stop", id: request.id });
+  } else {
+    request = null; // it was still waiting
+  }
+  render();
+}
+
+/**
+ * @param {Steps} message
+ * @param {Request} request
+ */
+function draw({ steps, tokens_per_second }, request) {
+  if (!request.begun) {
+    request.begun = true;
+    story.clear();
+    endingBox.hidden = true;
+    bringIntoView();
+  }
+  for (const { text, from_prompt } of steps) {
+    story.add(text, from_prompt);
+    if (!from_prompt) request.told += 1;
+  }
+  if (request.told > 0) {
+    if (performance.getEntriesByName("first-token").length === 0) performance.mark("first-token");
+    meter.textContent = `${tokens(request.told)}, ${Math.round(tokens_per_second)} a second`;
+  }
+}
+
+/**
+ * @param {Done} message
+ * @param {Request} finished
+ */
+function finish({ reason, seconds, tokens_per_second }, { begun, told, settings }) {
+  request = null;
+  ended = ending(reason, context);
+  if (begun) {
+    element("reason", HTMLElement).textContent = ended;
+    element("figures", HTMLElement).textContent =
+      `${tokens(told)} in ${seconds.toFixed(1)} s, ${Math.round(tokens_per_second)} a second. Seed ${settings.seed}.`;
+    keepSeed.value = settings.seed;
+    keepSeed.hidden = settings.seed === seed.value;
+    endingBox.dataset.reason = reason;
+    endingBox.hidden = false;
+  }
+  render();
+}
+
+/**
+ * The story cannot be told as it was asked for.
+ * @param {Failure} message
+ */
+function refuse({ field, message }) {
+  request = null;
+  complain(message, field);
+  render();
+}
+
+/** Scrolls to where the story begins, unless it begins in sight. Its end is not followed: it runs ahead of any reader. */
+function bringIntoView() {
+  const { top } = storyBox.getBoundingClientRect();
+  if (top < 0 || top > innerHeight * 0.6) {
+    storyBox.scrollIntoView({ behavior: calm.matches ? "instant" : "smooth" });
+  }
+}
+
+// ---- Showing ---------------------------------------------------------------------------------------------------------
+
+const STATUS = {
+  loading: "The storyteller is waking up.",
+  waiting: "The storyteller is still waking up. Your story begins right after.",
+  ready: "The storyteller is ready.",
+  telling: "Telling …",
+  failed: "The storyteller is not awake.",
+};
+
+/** Shows the state; what changes from message to message is drawn by `draw` and `renderDownload`. */
+function render() {
+  const busy = { loading: "waiting", ready: "telling", failed: "failed" };
+  const state = /** @type {keyof STATUS} */ (request ? busy[engine] : engine);
+  document.body.dataset.state = state;
+  button.textContent = request ? "Stop" : "Tell";
+  button.type = request ? "button" : "submit"; // so that Enter in a field never presses Stop
+  statusLine.textContent = (state === "ready" && ended) || STATUS[state];
+  meter.textContent = "";
+  again.hidden = engine !== "failed";
+  storyBox.ariaBusy = String(state === "telling"); // a screen reader hears the story when it is whole
+  if (engine === "loading") renderDownload();
+}
+
+function renderDownload() {
+  const { model, python } = download;
+  progress.max = model.total + python.total;
+  progress.value = model.loaded + python.loaded;
+  const percent = Math.floor((100 * progress.value) / progress.max);
+  meter.textContent = percent < 100 ? `${percent} % of ${megabytes(progress.max)}` : "any moment now";
+}
+
+/** Shows the settings' values beside their names. */
+function renderSettings() {
+  const values = [
+    [temperature, temperature.valueAsNumber.toFixed(2)],
+    [topP, topP.valueAsNumber < 1 ? topP.valueAsNumber.toFixed(2) : "off"],
+    [topK, topK.valueAsNumber > 0 ? topK.value : "off"],
+    [length, tokens(length.valueAsNumber)],
+    [seed, seed.value || "new each time"],
+  ];
+  for (const [control, value] of /** @type {[HTMLInputElement, string][]} */ (values)) {
+    element(`${control.id}-value`, HTMLElement).textContent = value;
+    if (control.type === "range") control.ariaValueText = value;
+  }
+}
+
+/** @param {Model} model */
+function showModel(model) {
+  context = model.context;
+  length.max = String(context);
+  renderSettings();
+  element("scale", HTMLElement).textContent = `${roughly(model.parameters).replace(" ", "-")}-parameter`;
+  const facts = {
+    Name: model.name,
+    Size: `${roughly(model.parameters)} parameters, ${megabytes(model.bytes)}`,
+    Shape: `${model.layers} layers, ${model.dim} wide`,
+    Vocabulary: tokens(model.vocab_size),
+    Memory: tokens(context),
+    Licence: model.license ?? "not stated",
+  };
+  const rows = Object.entries(facts).map(([name, value]) => {
+    const row = document.createElement("div");
+    row.appendChild(document.createElement("dt")).textContent = name;
+    row.appendChild(document.createElement("dd")).textContent = value;
+    return row;
+  });
+  element("model", HTMLElement).replaceChildren(...rows);
+}
+
+/**
+ * @param {string} message  empty when all is well
+ * @param {string | null} [field]  the id of the control that it is about
+ */
+function complain(message, field = null) {
+  problem.textContent = message;
+  for (const control of [promptBox, temperature, topP, topK, length, seed]) {
+    control.ariaInvalid = String(control.id === field);
+  }
+}
+
+// ---- The visitor -----------------------------------------------------------------------------------------------------
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  tell();
+});
+
+button.addEventListener("click", (event) => {
+  // While a story is told this button is no submit button. The second click of a double click means nothing.
+  if (button.type === "button" && event.detail < 2) stop();
+});
+
+promptBox.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    form.requestSubmit();
+  }
+});
+
+again.addEventListener("click", () => {
+  load();
+  button.focus();
+});
+
+keepSeed.addEventListener("click", () => {
+  seed.value = keepSeed.value;
+  renderSettings();
+  seed.focus();
+});
+
+form.addEventListener("input", renderSettings);
+
+renderSettings();
+if (assets.worker) load();
+else fail("This is the page's source, not the page: run “python build.py serve”.");

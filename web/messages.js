@@ -1,0 +1,51 @@
+/**
+ * The messages between the page (app.js) and its worker (worker.js): types only, no code.
+ * A message about one story carries that story's `id`.
+ *
+ * @typedef {object} Assets  where build.py put the parts; every URL is relative to the page
+ * @property {string} worker
+ * @property {string} python  Pyodide's folder, with "/" at its end
+ * @property {string} stdlib  Python's standard library, a zip
+ * @property {string} wheel  the fabella wheel
+ * @property {string} run  run.wasm
+ * @property {number} python_bytes  size of all of the above but the model and the worker
+ * @property {{url: string, bytes: number, name: string}} model
+ *
+ * @typedef {object} Settings
+ * @property {number} temperature
+ * @property {number} top_p
+ * @property {number} top_k  0: off
+ * @property {string} seed  decimal digits, up to 64 bits
+ * @property {number} length  the story's greatest length in tokens, the prompt's included
+ *
+ * @typedef {object} Model  what the model file says of itself
+ * @property {string} name
+ * @property {number} bytes
+ * @property {number} parameters
+ * @property {number} context  tokens
+ * @property {number} vocab_size
+ * @property {number} layers
+ * @property {number} dim
+ * @property {string | null} [license]
+ *
+ * @typedef {{token: number, text: string, from_prompt: boolean}} Step
+ * @typedef {"end" | "length" | "context" | "stopped"} Reason
+ *
+ * page → worker
+ * @typedef {{type: "load", assets: Assets, base: string}} Load  once, first; base: the page's URL
+ * @typedef {{type: "tell", id: number, prompt: string, settings: Settings}} Tell  after "ready"
+ * @typedef {{type: "stop", id: number}} Stop
+ * @typedef {Load | Tell | Stop} ToWorker
+ *
+ * worker → page
+ * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number}} Progress  bytes
+ * @typedef {{type: "ready", model: Model}} Ready
+ * @typedef {{type: "steps", id: number, steps: Step[], tokens_per_second: number}} Steps  at most one a frame
+ * @typedef {{type: "done", id: number, reason: Reason, tokens: number, seconds: number,
+ *            tokens_per_second: number}} Done
+ * @typedef {{type: "error", id: number | null, field: string | null, message: string}} Failure
+ *     id null: the worker could not load or cannot go on, and has to be started afresh
+ * @typedef {Progress | Ready | Steps | Done | Failure} FromWorker
+ */
+
+export {};

@@ -1,0 +1,237 @@
+/**
+ * The bridge between the page and Python: it loads the model, run.wasm and Pyodide side by side, hands each story to
+ * py/fabella/page.py and passes on what comes back. It decides nothing about the story.
+ */
+
+import { DownloadError, download, instantiate, streamInto, watchLoader } from "./download.js";
+
+/** @import { Assets, FromWorker, Settings, ToWorker } from "./messages.js" */
+
+/** Milliseconds between messages to the page, and between looks at those from it: one frame. */
+const FRAME = 16;
+
+/** What Pyodide would otherwise fetch as pyodide-lock.json: its own version, and no packages. */
+const PYODIDE_LOCK = {
+  info: { abi_version: "2026_0", arch: "wasm32", platform: "emscripten_5_0_3", version: "314.0.7", python: "3.14.2" },
+  packages: {},
+};
+
+const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));
+
+/**
+ * Python's side, once it is loaded. The methods are bound once: a look-up would make a new proxy for every call.
+ * @type {{
+ *   info: () => string,
+ *   tell: (request: string) => void,
+ *   advance: (milliseconds: number) => string,
+ *   stop: () => void,
+ * }}
+ */
+let storyteller;
+
+/**
+ * The words of a Python exception that is meant for the visitor, or null.
+ * @type {(error: unknown) => { field: string | null, message: string } | null}
+ */
+let explain = () => null;
+
+/** The story being told. @type {{ id: number, tokens: number, seconds: number, tokens_per_second: number } | null} */
+let story = null;
+
+// Python works for a frame at a time. Then a message to ourselves queues up behind the page's, so that Stop is heard.
+const nextTurn = new MessageChannel();
+nextTurn.port1.onmessage = ({ data: id }) => {
+  if (id === story?.id) advance();
+};
+
+scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
+  if (message.type === "load") {
+    load(message.assets, message.base).catch((error) => fail(null, error));
+  } else if (message.type === "tell") {
+    tell(message.id, message.prompt, message.settings);
+  } else if (message.id === story?.id) {
+    storyteller.stop();
+    send({ type: "done", reason: "stopped", ...story });
+    story = null;
+  }
+};
+
+/** @param {FromWorker} message */
+function send(message) {
+  scope.postMessage(message);
+}
+
+// ---- Telling ---------------------------------------------------------------------------------------------------------
+
+/**
+ * @param {number} id
+ * @param {string} prompt
+ * @param {Settings} settings
+ */
+function tell(id, prompt, settings) {
+  try {
+    storyteller.tell(JSON.stringify({ prompt, settings }));
+  } catch (error) {
+    fail(id, error);
+    return;
+  }
+  story = { id, tokens: 0, seconds: 0, tokens_per_second: 0 };
+  nextTurn.port2.postMessage(id);
+}
+
+/** Goes on with the story for one frame. */
+function advance() {
+  const { id } = /** @type {NonNullable<typeof story>} */ (story);
+  try {
+    const { steps, end, ...figures } = JSON.parse(storyteller.advance(FRAME));
+    send({ type: "steps", id, steps, tokens_per_second: figures.tokens_per_second });
+    if (end) {
+      send({ type: "done", id, reason: end, ...figures });
+      story = null;
+    } else {
+      story = { id, ...figures };
+      nextTurn.port2.postMessage(id);
+    }
+  } catch (error) {
+    story = null;
+    fail(id, error);
+  }
+}
+
+/**
+ * Tells the page in words what went wrong. After an error that Python explains the worker goes on; after any other it
+ * has to be started afresh (id null), and the console says what only a programmer can use.
+ * @param {number | null} id
+ * @param {unknown} error
+ */
+function fail(id, error) {
+  const explained = explain(error);
+  if (explained) {
+    send({ type: "error", id, ...explained });
+  } else if (error instanceof DownloadError) {
+    send({ type: "error", id: null, field: null, message: error.message });
+  } else {
+    console.error(error);
+    send({ type: "error", id: null, field: null, message: "Something unforeseen went wrong in the storyteller." });
+  }
+}
+
+// ---- Loading ---------------------------------------------------------------------------------------------------------
+
+/**
+ * @param {Assets} assets
+ * @param {string} base
+ */
+async function load(assets, base) {
+  const at = (/** @type {string} */ path) => new URL(path, base).href;
+  const engine = counter("python", assets.python_bytes);
+  const [model, python] = await Promise.all([
+    loadModel(at(assets.run), at(assets.model.url), assets.model.bytes, engine.add),
+    loadPython(at(assets.python), at(assets.stdlib), at(assets.wheel), engine.add),
+  ]);
+  engine.finish(); // with the modules, which import() loads unseen
+
+  explain = explainer(python);
+  const { Page } = python.pyimport("fabella.page");
+  const page = Page(model.exports, model.pointer, model.size);
+  storyteller = { info: page.info, tell: page.tell, advance: page.advance, stop: page.stop };
+  send({ type: "ready", model: JSON.parse(storyteller.info()) });
+}
+
+/**
+ * Starts run.wasm and streams the model into its memory.
+ * @param {string} runUrl
+ * @param {string} modelUrl
+ * @param {number} size
+ * @param {(bytes: number) => void} count  counts run.wasm, which is part of the engine
+ */
+async function loadModel(runUrl, modelUrl, size, count) {
+  const what = "The model file";
+  const imports = { env: { emscripten_notify_memory_growth() {} } };
+  const [instance, response] = await Promise.all([
+    instantiate(runUrl, "The engine (run.wasm)", imports, count),
+    download(modelUrl, what),
+  ]);
+  const { memory, _initialize, allocate } = /** @type {Record<string, any>} */ (instance.exports);
+  _initialize();
+  const pointer = allocate(size) >>> 0;
+  if (pointer === 0) throw new DownloadError(`${what} (${Math.ceil(size / 1e6)} MB) does not fit into memory.`);
+  const model = counter("model", size);
+  await streamInto(response, what, memory, pointer, size, model.add);
+  model.finish();
+  return { exports: instance.exports, pointer, size };
+}
+
+/**
+ * Starts Python and unpacks the driver.
+ * @param {string} indexURL
+ * @param {string} stdLibURL
+ * @param {string} wheelUrl
+ * @param {(bytes: number) => void} count
+ */
+async function loadPython(indexURL, stdLibURL, wheelUrl, count) {
+  const what = "The Python engine";
+  const watch = watchLoader(what, count);
+  try {
+    const start = async () => {
+      const { loadPyodide } = await import(`${indexURL}pyodide.mjs`).catch(() => {
+        throw new DownloadError(`${what} could not be downloaded. Check your connection, then try again.`);
+      });
+      return loadPyodide({ indexURL, stdLibURL, packageBaseUrl: indexURL, lockFileContents: PYODIDE_LOCK });
+    };
+    const wheel = fetch(wheelUrl)
+      .then((response) => response.arrayBuffer())
+      .catch(() => watch.failure);
+    const [python, archive] = await Promise.race([Promise.all([start(), wheel]), watch.failure]);
+    python.unpackArchive(archive, "wheel");
+    return python;
+  } finally {
+    watch.stop();
+  }
+}
+
+/**
+ * Tells Python's own errors from mistakes in the program, and takes their words without the traceback.
+ * @param {any} python  Pyodide
+ * @returns {typeof explain}
+ */
+function explainer(python) {
+  const sys = python.pyimport("sys");
+  const { isinstance } = python.pyimport("builtins");
+  const { FabellaError, PromptError } = python.pyimport("fabella.errors");
+  return (error) => {
+    if (!(error instanceof python.ffi.PythonError)) return null;
+    const raised = sys.last_exc;
+    try {
+      if (!isinstance(raised, FabellaError)) return null;
+      const field = isinstance(raised, PromptError) ? "prompt" : (raised.field ?? null);
+      return { field, message: raised.toString() };
+    } finally {
+      raised.destroy();
+    }
+  };
+}
+
+/**
+ * Adds up the bytes of one part of the download and tells the page, at most once a frame.
+ * @param {"model" | "python"} part
+ * @param {number} total
+ */
+function counter(part, total) {
+  let loaded = 0;
+  let told = -Infinity;
+  const tell = () => send({ type: "progress", part, loaded: Math.min(loaded, total), total });
+  return {
+    add(/** @type {number} */ bytes) {
+      loaded += bytes;
+      if (performance.now() - told >= FRAME) {
+        told = performance.now();
+        tell();
+      }
+    },
+    finish() {
+      loaded = total;
+      tell();
+    },
+  };
+}
