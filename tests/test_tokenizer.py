@@ -378,6 +378,7 @@ def test_special_pieces_are_no_result_of_text(piece: str) -> None:
         ("unknown_id", {"unknown_id": 262}),
         ("pieces", {"pieces": ["", *BYTES, *"abcde"], "types": [NORMAL] * 262}),
         ("pieces", {"pieces": ["a", *BYTES, *"abcde"], "types": [NORMAL] * 262}),
+        ("pieces", {"pieces": ["<unk>", "<s>", "</s>", *BYTES[:-1], "<0x00>", *"abc"]}),
         ("pieces", {"pieces": ["a" * 1025, *BYTES, *"abcde"]}),
         ("pieces", {"pieces": [1, *BYTES, *"abcde"]}),
         ("pieces", {"types": [BYTE] * 262}),

@@ -298,18 +298,15 @@ def _locate(infos: Mapping[str, _TensorInfo], start: int, alignment: int, file_s
         tensors[info.name] = Tensor(info.name, type_name, info.shape, start + info.offset, size)
 
     in_order = sorted(tensors.values(), key=lambda tensor: tensor.offset)
+    missing = max((tensor.offset + tensor.size for tensor in in_order), default=0) - file_size
+    if missing > 0:
+        first = next(tensor for tensor in in_order if tensor.offset + tensor.size > file_size)
+        raise ModelFileError(
+            first.name, f"the file is {missing} bytes too short ({file_size} bytes); the download may be incomplete"
+        )
     for one, next_one in pairwise(in_order):
         if one.offset + one.size > next_one.offset:
             raise ModelFileError(next_one.name, f"overlaps tensor {one.name} in the file")
-    if in_order:
-        last = in_order[-1]
-        missing = last.offset + last.size - file_size
-        if missing > 0:
-            first = next(tensor for tensor in in_order if tensor.offset + tensor.size > file_size)
-            raise ModelFileError(
-                first.name,
-                f"the file is {missing} bytes too short ({file_size} bytes); the download may be incomplete",
-            )
     return tensors
 
 

@@ -93,7 +93,10 @@ class Tokenizer:
         byte_ids: dict[int, int] = {}
         for id, (piece, type) in enumerate(zip(pieces, types, strict=True)):
             if type == BYTE:
-                byte_ids[_byte_value(piece)] = id
+                byte = _byte_value(piece)
+                if byte in byte_ids:
+                    raise ModelFileError("pieces", f"tokens {byte_ids[byte]} and {id} are both {piece!r}")
+                byte_ids[byte] = id
             elif type in (NORMAL, USER_DEFINED, UNUSED):
                 if piece in self._ids:
                     raise ModelFileError("pieces", f"tokens {self._ids[piece]} and {id} are both {piece!r}")
