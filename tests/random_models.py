@@ -23,7 +23,7 @@ def vocabulary(size: int) -> dict[str, Any]:
         tokens += [f"<0x{byte:02X}>" for byte in range(256)]
         types += [6] * 256
     words = size - len(tokens)
-    tokens += [f"▁w{number}" for number in range(words)]
+    tokens += [f"▁w{number}" if number else "▁" for number in range(words)]
     types += [1] * words
     return {
         "tokenizer.ggml.model": "llama",

@@ -45,9 +45,9 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def config_bytes(config: Config, tied: bool, **changes: float) -> bytes:
+def config_bytes(config: Config, is_tied: bool, **changes: float) -> bytes:
     sizes = {name: getattr(config, name) for name in ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads")}
-    sizes |= {"vocab_size": config.vocab_size, "seq_len": config.seq_len, "tied": int(tied)}
+    sizes |= {"vocab_size": config.vocab_size, "seq_len": config.seq_len, "tied": int(is_tied)}
     floats = {"rope_base": config.rope_base, "norm_eps": config.norm_eps}
     values = {**sizes, **floats, **changes}
     return struct.pack("<8i2f", *values.values())

@@ -64,9 +64,10 @@ def tell(arguments: argparse.Namespace) -> None:
     engine = Engine(host, model, file)
     host.release(file.pointer)
 
+    story = generate(engine, model.tokenizer, arguments.prompt, settings, arguments.length)
     sampled, started, end = 0, 0.0, None
     try:
-        for step in generate(engine, model.tokenizer, arguments.prompt, settings, arguments.length):
+        for step in story:
             sys.stdout.write(step.text)
             sys.stdout.flush()
             if not step.from_prompt:
@@ -79,7 +80,7 @@ def tell(arguments: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     rate = f"{(sampled - 1) / seconds:.0f} tokens/s" if sampled > 1 else "too short to time"
     why = {"end": "the end", "length": "length reached", "context": "context full"}[end or "end"]
-    print(f"[{model.name}: {sampled} tokens, {rate}, seed {seed}; {why}]", file=sys.stderr)
+    print(f"[{model.name or arguments.model.stem}: {sampled} tokens, {rate}, seed {seed}; {why}]", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -175,7 +175,7 @@ class Logits:
     def log_sum_exp(self, temperature: float) -> float:
         """log Σ exp(logit / temperature): a token's probability is exp(logit / temperature - log_sum_exp)."""
         engine = self._engine
-        value: float = engine._log_sum_exp(engine._model, temperature)
+        value: float = engine._log_sum_exp(engine._model, float(temperature))
         if math.isnan(value):
             raise EngineError(f"choosing a token: {ERRORS[-8]}")
         return value
@@ -183,7 +183,7 @@ class Logits:
     def draw(self, temperature: float, coin: float) -> int:
         """The first token, in the order of ids, up to which the probabilities add up to more than `coin`."""
         engine = self._engine
-        return _check(engine._draw(engine._model, temperature, coin), "choosing a token")
+        return _check(engine._draw(engine._model, float(temperature), float(coin)), "choosing a token")
 
     def to_array(self) -> array[float]:
         """A copy of all logits, (vocab_size), float32."""
