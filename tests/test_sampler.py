@@ -1,0 +1,364 @@
+"""Each knob changes the distribution as its definition says, and the same seed picks what llama2.c picks."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fabella.errors import EngineError, FabellaError, SettingsError
+from fabella.sampler import Sampler, Settings, Xorshift
+
+NAN, INF = math.nan, math.inf
+
+
+class ListLogits:
+    """Logits in a list, with the definitions of `fabella.sampler.Logits` taken literally."""
+
+    def __init__(self, logits: Sequence[float]) -> None:
+        self.vocab_size = len(logits)
+        self.finite = [(token, logit) for token, logit in enumerate(logits) if math.isfinite(logit)]
+        self.ranked = sorted(self.finite, key=lambda pair: (-pair[1], pair[0]))
+        self.asked: list[int] = []  # every k
+
+    def shortlist(self, k: int) -> list[tuple[int, float]]:
+        self.asked.append(k)
+        return self.ranked[:k]
+
+    def log_sum_exp(self, temperature: float) -> float:
+        if not self.finite:
+            raise EngineError("no finite logit")
+        highest = max(logit for _, logit in self.finite)
+        return highest / temperature + math.log(
+            math.fsum(math.exp((logit - highest) / temperature) for _, logit in self.finite)
+        )
+
+    def draw(self, temperature: float, coin: float) -> int:
+        total = self.log_sum_exp(temperature)
+        reached = 0.0
+        for token, logit in self.finite:
+            reached += math.exp(logit / temperature - total)
+            if coin < reached:
+                return token
+        return self.finite[-1][0]
+
+
+def sample_many(logits: Sequence[float], count: int = 10_000, **settings: Any) -> Counter[int]:
+    sampler = Sampler(Settings(**({"seed": 1337} | settings)))
+    kept = ListLogits(logits)
+    return Counter(sampler.sample(kept) for _ in range(count))
+
+
+def expected(logits: Sequence[float], temperature: float, top_k: int = 0, top_p: float = 0.0) -> dict[int, float]:
+    """The distribution by definition: softmax, the k best, the fewest best that hold more than p, each scaled to 1."""
+    weights = {token: math.exp(logit / temperature) for token, logit in enumerate(logits) if math.isfinite(logit)}
+    ranked = sorted(weights, key=lambda token: (-weights[token], token))[: top_k or len(logits)]
+    if 0 < top_p < 1:
+        total = sum(weights[token] for token in ranked)
+        size = next(n for n in range(1, len(ranked) + 1) if sum(weights[t] for t in ranked[:n]) > top_p * total)
+        ranked = ranked[:size]
+    total = sum(weights[token] for token in ranked)
+    return {token: weights[token] / total for token in ranked}
+
+
+def assert_follows(counts: Counter[int], distribution: dict[int, float]) -> None:
+    """Pearson's chi-square test; counts that really follow the distribution fail it once in 100,000 times.
+
+    The bound is Wilson and Hilferty's approximation of that quantile (https://doi.org/10.1073/pnas.17.12.684).
+    """
+    assert set(counts) <= set(distribution)
+    total = counts.total()
+    statistic = sum((counts[token] - p * total) ** 2 / (p * total) for token, p in distribution.items())
+    freedom = len(distribution) - 1
+    if freedom:
+        spread = 2 / (9 * freedom)
+        assert statistic <= freedom * (1 - spread + 4.26 * math.sqrt(spread)) ** 3
+
+
+# Not sorted, with equal ones among them.
+LOGITS = [0.3, 2.0, -1.0, 1.1, 2.0, 0.0, -3.0, 1.5, 0.9, -0.5, 1.1, 0.2]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 1.8, 100.0])
+def test_temperature(temperature: float) -> None:
+    for off in (0.0, 1.0):
+        counts = sample_many(LOGITS, temperature=temperature, top_p=off)
+        assert_follows(counts, expected(LOGITS, temperature))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize("top_k", [1, 2, 3, 7, 11])
+def test_top_k(temperature: float, top_k: int) -> None:
+    counts = sample_many(LOGITS, temperature=temperature, top_k=top_k, top_p=1.0)
+    distribution = expected(LOGITS, temperature, top_k=top_k)
+    assert len(distribution) == top_k
+    assert_follows(counts, distribution)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.5, 0.9, 0.999])
+def test_top_p(temperature: float, top_p: float) -> None:
+    counts = sample_many(LOGITS, temperature=temperature, top_p=top_p)
+    assert_follows(counts, expected(LOGITS, temperature, top_p=top_p))
+
+
+@pytest.mark.parametrize("top_k", [2, 5, 9])
+@pytest.mark.parametrize("top_p", [0.3, 0.6, 0.95])
+def test_all_together(top_k: int, top_p: float) -> None:
+    """Top-p looks at what top-k left, scaled to 1."""
+    counts = sample_many(LOGITS, temperature=0.8, top_k=top_k, top_p=top_p)
+    assert_follows(counts, expected(LOGITS, 0.8, top_k=top_k, top_p=top_p))
+
+
+def test_the_test_can_fail() -> None:
+    with pytest.raises(AssertionError):
+        assert_follows(sample_many(LOGITS, temperature=1.0, top_p=0.0), expected(LOGITS, 1.1))
+
+
+def test_temperature_0_takes_the_likeliest() -> None:
+    """The first of equals, without using a random number."""
+    sampler = Sampler(Settings(temperature=0, seed=7))
+    assert {sampler.sample(ListLogits(LOGITS)) for _ in range(10)} == {1}
+    assert sampler.random.coin() == Xorshift(7).coin()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"top_p": 0.0}, {"top_p": 0.5}, {"top_k": 3}, {"top_k": 1}, {"temperature": 1e-6}]
+)
+def test_one_coin_a_token(settings: dict[str, Any]) -> None:
+    sampler, alone = Sampler(Settings(**settings, seed=7)), Xorshift(7)
+    for _ in range(5):
+        sampler.sample(ListLogits(LOGITS))
+        alone.coin()
+    assert sampler.random.state == alone.state
+
+
+@pytest.mark.parametrize("top_k", [12, 13, 1 << 40])
+def test_top_k_of_everything_is_off(top_k: int) -> None:
+    for top_p in (0.0, 0.7):
+        one, other = Sampler(Settings(top_k=top_k, top_p=top_p, seed=5)), Sampler(Settings(top_p=top_p, seed=5))
+        for _ in range(100):
+            assert one.sample(ListLogits(LOGITS)) == other.sample(ListLogits(LOGITS))
+
+
+def test_top_p_at_a_boundary() -> None:
+    """The token with which the sum first exceeds p is in; a sum that just equals p is not enough."""
+    halves = [math.log(2), 0.0, 0.0]  # probabilities ½, ¼, ¼, exactly
+    for top_k in (0, 2, 3):
+        assert set(sample_many(halves, 500, top_p=0.49, top_k=top_k)) == {0}
+    assert set(sample_many(halves, 500, top_p=0.51)) == {0, 1}
+    assert set(sample_many(halves, 500, top_p=0.76)) == {0, 1, 2}
+    assert set(sample_many([0.0] * 4, 500, top_p=0.5)) == {0, 1, 2}
+
+
+def test_top_p_smaller_than_any_probability() -> None:
+    """Keeps one token. llama2.c reads outside its array here."""
+    assert set(sample_many([0.0] * 8, 500, top_p=0.01)) == {0}
+
+
+def test_top_p_asks_for_more_until_the_nucleus_fits() -> None:
+    logits = ListLogits([0.0] * 5000)
+    picked = {Sampler(Settings(top_p=0.95, seed=seed)).sample(logits) for seed in range(1, 20)}
+    assert set(logits.asked) == {64, 256, 1024, 4096, 16384}
+    assert max(picked) < math.ceil(0.95 * 5000) + 1
+    assert max(picked) > 4096
+    easy = ListLogits([10.0] * 3 + [0.0] * 5000)
+    Sampler(Settings(top_p=0.5, seed=1)).sample(easy)
+    assert easy.asked == [64]
+
+
+def test_no_rounding_escapes() -> None:
+    """However the sum of probabilities is rounded, a coin just below 1 finds a token that is kept."""
+    for size in (3, 7, 64, 65, 1000):
+        for top_p in (0.9, 1 - 2**-53):
+            sampler = Sampler(Settings(top_p=top_p, seed=1))
+            sampler.random.coin = lambda: 1 - 2**-24  # type: ignore[method-assign]
+            assert 0 <= sampler.sample(ListLogits([1e-3 * token for token in range(size)])) < size
+
+
+# --- Logits that are not as they should be ---
+
+KNOBS: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"top_p": 0.0},
+    {"top_p": 0.8},
+    {"top_k": 3, "top_p": 0.0},
+    {"top_k": 3, "top_p": 0.8},
+]
+
+
+@pytest.mark.parametrize("knobs", KNOBS)
+@pytest.mark.parametrize("logits", [[], [NAN] * 5, [INF] * 5, [-INF] * 5, [NAN, INF, -INF, NAN, NAN]])
+def test_nothing_to_pick_from(knobs: dict[str, Any], logits: list[float]) -> None:
+    with pytest.raises(EngineError):
+        Sampler(Settings(**knobs, seed=1)).sample(ListLogits(logits))
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_bad_logits_are_never_picked(bad: float) -> None:
+    logits = [bad, *LOGITS[:6], bad, bad, *LOGITS[6:], bad]
+    for temperature, top_k, top_p in ((1.0, 0, 0.0), (0.7, 0, 0.8), (0.7, 4, 0.0), (1.5, 6, 0.7)):
+        counts = sample_many(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+        assert_follows(counts, expected(logits, temperature, top_k=top_k, top_p=top_p))
+    assert set(sample_many(logits, 10, temperature=0)) == {2}
+
+
+def test_all_equal() -> None:
+    logits = [-7.5] * 10
+    assert_follows(sample_many(logits, top_p=0.0), expected(logits, 1.0))
+    assert_follows(sample_many(logits, top_p=0.45), dict.fromkeys(range(5), 0.2))
+    assert_follows(sample_many(logits, top_k=4, top_p=0.0), dict.fromkeys(range(4), 0.25))
+    assert set(sample_many(logits, 10, temperature=0)) == {0}
+
+
+@pytest.mark.parametrize("knobs", KNOBS)
+def test_a_vocabulary_of_one(knobs: dict[str, Any]) -> None:
+    assert Sampler(Settings(**knobs, seed=1)).sample(ListLogits([3.0])) == 0
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-3, 1e6, 1e300])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30, 3e38])
+def test_extremes(temperature: float, scale: float) -> None:
+    """As far as float32 logits go, nothing overflows; the colder, the surer."""
+    logits = [scale, -scale, 0.5 * scale, scale]
+    for knobs in KNOBS[1:]:
+        counts = sample_many(logits, 200, temperature=temperature, **knobs)
+        if scale / temperature > 1e3:
+            assert set(counts) <= {0, 3}
+
+
+# --- llama2.c ---
+
+
+class Llama2c:
+    """llama2.c's sampling, told plainly in float32 over the whole vocabulary."""
+
+    def __init__(self, temperature: float, top_p: float, seed: int) -> None:
+        self.temperature = np.float32(temperature)
+        self.top_p = np.float32(top_p)
+        self.state = seed
+
+    def coin(self) -> np.float32:
+        self.state ^= self.state >> 12
+        self.state = (self.state ^ self.state << 25) % 2**64
+        self.state ^= self.state >> 27
+        u32 = self.state * 0x2545F4914F6CDD1D % 2**64 >> 32
+        return np.float32(u32 >> 8) / np.float32(16777216)
+
+    def sample(self, logits: NDArray[np.float32]) -> int | None:
+        """Return a token, or None where llama2.c would read outside its array."""
+        if self.temperature == 0:
+            return int(np.argmax(logits))
+        scaled = logits / self.temperature
+        weights = np.exp(scaled - scaled.max())
+        # cumsum adds one by one, as the loops in C do.
+        p = weights / np.cumsum(weights)[-1]
+        coin = self.coin()
+        if self.top_p <= 0 or self.top_p >= 1:
+            reached = np.cumsum(p)
+            order = np.arange(len(p))
+        else:
+            cutoff = (1 - self.top_p) / np.float32(len(p) - 1)
+            kept = np.flatnonzero(p >= cutoff)
+            if len(kept) == 0:
+                return None
+            order = kept[np.argsort(-p[kept], kind="stable")]
+            reached = np.cumsum(p[order])
+            over = np.flatnonzero(reached > self.top_p)
+            last = over[0] if len(over) else len(order) - 1
+            order, reached = order[: last + 1], reached[: last + 1]
+            coin = coin * reached[last]
+        assert reached.dtype == np.float32
+        found = np.flatnonzero(coin < reached)
+        return int(order[found[0]] if len(found) else order[-1])
+
+
+@pytest.mark.parametrize("vocab_size", [2, 3, 32, 512, 4096])
+def test_same_tokens_as_llama2c(vocab_size: int) -> None:
+    """For every seed; only a coin within float32's rounding of a boundary could tell the two apart."""
+    random = np.random.default_rng(vocab_size)
+    compared = 0
+    for _ in range(1000 if vocab_size < 4096 else 150):
+        temperature = float(random.choice([0.0, 0.1, 0.5, 0.8, 1.0, 1.5]))
+        top_p = float(random.choice([0.0, 0.1, 0.5, 0.9, 0.95, 0.99, 1.0]))
+        seed = int(random.integers(1, 1 << 64, dtype=np.uint64))
+        theirs, ours = Llama2c(temperature, top_p, seed), Sampler(Settings(temperature, top_p, 0, seed))
+        for _ in range(2):
+            logits = random.normal(0, random.choice([0.1, 1, 3, 8]), vocab_size).astype(np.float32)
+            token = theirs.sample(logits)
+            sampled = ours.sample(ListLogits(logits.tolist()))
+            assert token is None or sampled == token
+            assert ours.random.state == theirs.state
+            compared += token is not None
+    assert compared > 200
+
+
+# From the generator in C.
+COINS = {
+    1: [4711630, 11259814, 12177677, 5092376],
+    42: [5688906, 13124075, 13256299, 15838407],
+    1337: [3864082, 3196366, 5215452, 15144113],
+    2**64 - 1: [16329929, 9434244, 3435669, 12932812],
+}
+
+
+@pytest.mark.parametrize("seed", COINS)
+def test_generator(seed: int) -> None:
+    random = Xorshift(seed)
+    assert [random.coin() * 2**24 for _ in COINS[seed]] == COINS[seed]
+
+
+@given(seed=st.integers(1, 2**64 - 1))
+def test_coins_are_float32_below_1(seed: int) -> None:
+    random = Xorshift(seed)
+    for _ in range(3):
+        coin = random.coin()
+        assert 0 <= coin < 1
+        assert np.float32(coin) == coin
+
+
+# --- Settings ---
+
+
+def test_defaults_are_llama2cs() -> None:
+    assert Settings() == Settings(temperature=1.0, top_p=0.9, top_k=0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((field, value) for field in ("temperature", "top_p") for value in (NAN, INF, -INF, -0.1, "1", None, True)),
+        ("temperature", 1e-7),
+        ("temperature", -1),
+        ("top_p", 1.01),
+        *((field, value) for field in ("top_k", "seed") for value in (-1, 1.0, "1", None, True)),
+        ("seed", 1 << 64),
+    ],
+)
+def test_wrong_settings(field: str, value: object) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.field == field
+    assert isinstance(caught.value, FabellaError)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0}, {"temperature": 2}, {"top_p": 0}, {"top_p": 1}, {"seed": 2**64 - 1}]
+)
+def test_right_settings(settings: dict[str, Any]) -> None:
+    Settings(**settings)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 1 << 64])
+def test_the_generator_needs_a_seed(seed: int) -> None:
+    """Seed 0 would give 0 for ever; whoever offers "any seed" chooses one first."""
+    with pytest.raises(SettingsError) as caught:
+        Xorshift(seed)
+    assert caught.value.field == "seed"
