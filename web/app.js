@@ -6,7 +6,7 @@
  */
 
 import { Story } from "./story.js";
-import { ending, megabytes, roughly, tokens } from "./words.js";
+import { ending, megabytes, roughly, sentence, tokens } from "./words.js";
 
 /** @import { Assets, Done, Failure, FromWorker, Model, Settings, Steps, ToWorker } from "./messages.js" */
 
@@ -63,7 +63,7 @@ let engine = "loading";
 let request = null;
 let requests = 0;
 let context = 0; // the model's, in tokens
-let ended = ""; // how the last story ended, in words
+let ended = ""; // how the last story ended, in short
 /** Bytes of the download. */
 let download = { model: { loaded: 0, total: 0 }, python: { loaded: 0, total: 0 } };
 
@@ -134,6 +134,7 @@ function fail(message) {
 function tell() {
   if (request) return;
   complain("");
+  ended = "";
   const settings = {
     temperature: temperature.valueAsNumber,
     top_p: topP.valueAsNumber,
@@ -190,9 +191,10 @@ function draw({ steps, tokens_per_second }, request) {
  */
 function finish({ reason, seconds, tokens_per_second }, { begun, told, settings }) {
   request = null;
-  ended = ending(reason, context);
+  const [short, long] = ending(reason, context);
+  ended = short;
   if (begun) {
-    element("reason", HTMLElement).textContent = ended;
+    element("reason", HTMLElement).textContent = long;
     element("figures", HTMLElement).textContent =
       `${tokens(told)} in ${seconds.toFixed(1)} s, ${Math.round(tokens_per_second)} a second. Seed ${settings.seed}.`;
     keepSeed.value = settings.seed;
@@ -233,8 +235,8 @@ const STATUS = {
 
 /** Shows the state; what changes from message to message is drawn by `draw` and `renderDownload`. */
 function render() {
-  const busy = { loading: "waiting", ready: "telling", failed: "failed" };
-  const state = /** @type {keyof STATUS} */ (request ? busy[engine] : engine);
+  const busy = /** @type {const} */ ({ loading: "waiting", ready: "telling", failed: "failed" });
+  const state = request ? busy[engine] : engine;
   document.body.dataset.state = state;
   button.textContent = request ? "Stop" : "Tell";
   button.type = request ? "button" : "submit"; // so that Enter in a field never presses Stop
@@ -260,11 +262,10 @@ function renderSettings() {
     [topP, topP.valueAsNumber < 1 ? topP.valueAsNumber.toFixed(2) : "off"],
     [topK, topK.valueAsNumber > 0 ? topK.value : "off"],
     [length, tokens(length.valueAsNumber)],
-    [seed, seed.value || "new each time"],
   ];
   for (const [control, value] of /** @type {[HTMLInputElement, string][]} */ (values)) {
     element(`${control.id}-value`, HTMLElement).textContent = value;
-    if (control.type === "range") control.ariaValueText = value;
+    control.ariaValueText = value;
   }
 }
 
@@ -279,7 +280,7 @@ function showModel(model) {
     Size: `${roughly(model.parameters)} parameters, ${megabytes(model.bytes)}`,
     Shape: `${model.layers} layers, ${model.dim} wide`,
     Vocabulary: tokens(model.vocab_size),
-    Memory: tokens(context),
+    Context: tokens(context),
     Licence: model.license ?? "not stated",
   };
   const rows = Object.entries(facts).map(([name, value]) => {
@@ -296,7 +297,8 @@ function showModel(model) {
  * @param {string | null} [field]  the id of the control that it is about
  */
 function complain(message, field = null) {
-  problem.textContent = message;
+  problem.textContent = sentence(message);
+  if (message) problem.scrollIntoView({ block: "nearest" });
   for (const control of [promptBox, temperature, topP, topK, length, seed]) {
     control.ariaInvalid = String(control.id === field);
   }

@@ -81,8 +81,8 @@ export async function instantiate(url, what, imports, count) {
 }
 
 /**
- * Watches what a loader that fetches for itself downloads and compiles, until `stop` is called. Pyodide waits for ever
- * when its WebAssembly does not arrive or compile: await `failure` beside it, which rejects then and never resolves.
+ * Watches what a loader that fetches for itself (Pyodide) downloads and compiles, until `stop` is called. The loader
+ * never hears of a failure, for it would not tell: await `failure` beside it, which rejects then and never resolves.
  * @param {string} what
  * @param {Count} count
  */
@@ -93,7 +93,6 @@ export function watchLoader(what, count) {
   const failure = new Promise((_, reject) => {
     fail = reject;
   });
-  failure.catch(() => {}); // awaited or not
   globalThis.fetch = async (url, init) => {
     try {
       const response = await download(url, what, init);
@@ -101,15 +100,15 @@ export function watchLoader(what, count) {
       return asWasm(response);
     } catch (error) {
       fail(error);
-      throw error;
+      return new Promise(() => {});
     }
   };
   WebAssembly.instantiateStreaming = async (source, imports) => {
     try {
       return await instantiateStreaming.call(WebAssembly, source, imports);
     } catch (error) {
-      fail(error instanceof DownloadError ? error : notStarted(what, error));
-      throw error;
+      fail(notStarted(what, error));
+      return new Promise(() => {});
     }
   };
   const stop = () => {
@@ -150,9 +149,9 @@ const halted = (what) =>
 
 /**
  * @param {string} what
- * @param {unknown} error
+ * @param {unknown} error  what the browser says
  */
-function notStarted(what, error) {
+export function notStarted(what, error) {
   const reason = error instanceof Error ? error.message : String(error);
-  return new DownloadError(`${what} did not start. A current browser is needed, and a whole download. (${reason})`);
+  return new DownloadError(`${what} did not start. Try again; if that does not help, try a newer browser. (${reason})`);
 }

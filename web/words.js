@@ -19,14 +19,29 @@ export function roughly(number) {
 export const tokens = (count) => `${count.toLocaleString("en")} ${count === 1 ? "token" : "tokens"}`;
 
 /**
+ * Why a story is over: in short, and in a sentence below it.
  * @param {Reason} reason
- * @param {number} context  in tokens
+ * @param {number} context  the model's, in tokens
+ * @returns {[string, string]}
  */
 export function ending(reason, context) {
-  return {
-    end: "The end.",
-    length: "Cut off here: the length you set is reached.",
-    context: `Cut off here: the model’s memory is full (${tokens(context)}).`,
-    stopped: "Stopped here by you.",
-  }[reason];
+  switch (reason) {
+    case "end":
+      return ["The end.", "The end."];
+    case "length":
+      return ["The length is reached.", "Broken off here: this is the length you set."];
+    case "context":
+      return ["The context is full.", `Broken off here: the model cannot see further than ${tokens(context)}.`];
+    case "stopped":
+      return ["Stopped.", "You stopped the story here."];
+  }
+}
+
+/**
+ * @param {string} message  as in "the prompt is empty"
+ * @returns {string} as in "The prompt is empty."
+ */
+export function sentence(message) {
+  const end = /[.!?]$/.test(message) ? "" : ".";
+  return message.charAt(0).toUpperCase() + message.slice(1) + (message && end);
 }

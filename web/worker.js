@@ -3,7 +3,7 @@
  * py/fabella/page.py and passes on what comes back. It decides nothing about the story.
  */
 
-import { DownloadError, download, instantiate, streamInto, watchLoader } from "./download.js";
+import { DownloadError, download, instantiate, notStarted, streamInto, watchLoader } from "./download.js";
 
 /** @import { Assets, FromWorker, Settings, ToWorker } from "./messages.js" */
 
@@ -107,7 +107,8 @@ function advance() {
 function fail(id, error) {
   const explained = explain(error);
   if (explained) {
-    send({ type: "error", id, ...explained });
+    const message = id === null ? `The model could not be loaded: ${explained.message}` : explained.message;
+    send({ type: "error", id, field: explained.field, message });
   } else if (error instanceof DownloadError) {
     send({ type: "error", id: null, field: null, message: error.message });
   } else {
@@ -173,16 +174,14 @@ async function loadPython(indexURL, stdLibURL, wheelUrl, count) {
   const what = "The Python engine";
   const watch = watchLoader(what, count);
   try {
-    const start = async () => {
-      const { loadPyodide } = await import(`${indexURL}pyodide.mjs`).catch(() => {
-        throw new DownloadError(`${what} could not be downloaded. Check your connection, then try again.`);
-      });
-      return loadPyodide({ indexURL, stdLibURL, packageBaseUrl: indexURL, lockFileContents: PYODIDE_LOCK });
-    };
+    const options = { indexURL, stdLibURL, packageBaseUrl: indexURL, lockFileContents: PYODIDE_LOCK };
+    const pyodide = import(`${indexURL}pyodide.mjs`)
+      .then(({ loadPyodide }) => loadPyodide(options))
+      .catch((error) => Promise.reject(notStarted(what, error)));
     const wheel = fetch(wheelUrl)
       .then((response) => response.arrayBuffer())
       .catch(() => watch.failure);
-    const [python, archive] = await Promise.race([Promise.all([start(), wheel]), watch.failure]);
+    const [python, archive] = await Promise.race([Promise.all([pyodide, wheel]), watch.failure]);
     python.unpackArchive(archive, "wheel");
     return python;
   } finally {
