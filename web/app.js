@@ -86,6 +86,7 @@ function load() {
   worker.onmessage = ({ data }) => receive(data);
   worker.onerror = () => fail("A part of this page could not be loaded. Check your connection, then try again.");
   send({ type: "load", assets, base: document.baseURI });
+  showFacts({ Name: assets.model.name, Size: megabytes(assets.model.bytes) });
   render();
 }
 
@@ -275,14 +276,18 @@ function showModel(model) {
   length.max = String(context);
   renderSettings();
   element("scale", HTMLElement).textContent = `${roughly(model.parameters).replace(" ", "-")}-parameter`;
-  const facts = {
+  showFacts({
     Name: model.name,
     Size: `${roughly(model.parameters)} parameters, ${megabytes(model.bytes)}`,
     Shape: `${model.layers} layers, ${model.dim} wide`,
     Vocabulary: tokens(model.vocab_size),
     Context: tokens(context),
     Licence: model.license ?? "not stated",
-  };
+  });
+}
+
+/** @param {Record<string, string>} facts  about the model */
+function showFacts(facts) {
   const rows = Object.entries(facts).map(([name, value]) => {
     const row = document.createElement("div");
     row.appendChild(document.createElement("dt")).textContent = name;
