@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fabella.errors import EngineError, FabellaError, SettingsError
-from fabella.sampler import Sampler, Settings, Xorshift
+from fabella.sampler import Candidate, Sampler, Settings, Xorshift, draw
 
 NAN, INF = math.nan, math.inf
 
@@ -172,6 +172,12 @@ def test_top_p_asks_for_more_until_the_nucleus_fits() -> None:
     easy = ListLogits([10.0] * 3 + [0.0] * 5000)
     Sampler(Settings(top_p=0.5, seed=1)).sample(easy)
     assert easy.asked == [64]
+
+
+def test_draw() -> None:
+    """A coin that equals the running sum goes to the next; one beyond the sum, by rounding, to the last."""
+    candidates = [Candidate(3, 0.5), Candidate(1, 0.25), Candidate(2, 0.125)]
+    assert [draw(candidates, coin) for coin in (0.0, 0.499, 0.5, 0.749, 0.75, 0.875, 0.999)] == [3, 3, 1, 1, 2, 2, 2]
 
 
 def test_no_rounding_escapes() -> None:

@@ -211,13 +211,14 @@ class Decoder:
         if not 0 <= id < len(tokenizer):
             raise IndexError(f"token {id} is outside the vocabulary of {len(tokenizer)}")
         piece, type = tokenizer.pieces[id], tokenizer.types[id]
-        if type == CONTROL:
-            return ""
-        at_start, self._at_start = self._at_start, False
         if type == BYTE:
+            self._at_start = False
             byte = _byte_value(piece)
-            return "" if self._hidden(byte) else self._utf8.decode(bytes([byte]))
-        text = self.flush()
+            return self.flush() if self._hidden(byte) else self._utf8.decode(bytes([byte]))
+        text = self.flush()  # no character continues across another kind of token
+        if type == CONTROL:
+            return text
+        at_start, self._at_start = self._at_start, False
         if type == UNKNOWN:
             return text + UNKNOWN_TEXT
         if at_start and tokenizer.add_space_prefix:
