@@ -1,0 +1,110 @@
+"""Tells a story in PyTorch, from a run folder or a GGUF file.
+
+    python -m train.sample out/stories -i "Once upon a time" -t 0.8 -n 200
+
+The flags are llama2.c's. Everything but the model is the product's own: tokenizer, loop and sampler come from
+py/fabella, so that the same seed tells the same story here, in a terminal and on the page, up to the model's rounding.
+It computes the whole text anew for every token: slow, but nothing can be wrong with a cache that is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from fabella.engine import Engine
+from fabella.errors import EngineError, FabellaError
+from fabella.generate import generate
+from fabella.sampler import Settings
+
+from .export import load_model
+from .model import Llama
+
+
+class TorchLogits:
+    """Logits [vocab_size] in the form in which the sampler reads them; those that are not finite do not count."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.vocab_size = len(logits)
+        self.logits = logits.float()
+        self.ids = torch.isfinite(self.logits).nonzero().flatten()  # those that count
+        if not len(self.ids):
+            raise EngineError("choosing a token: no logit is a finite number")
+
+    def shortlist(self, k: int) -> list[tuple[int, float]]:
+        """The ``k`` best candidates as (token, logit), best first, of equals the smaller token first."""
+        order = torch.sort(self.logits[self.ids], descending=True, stable=True).indices[:k]
+        best = self.ids[order]
+        return list(zip(best.tolist(), self.logits[best].tolist(), strict=True))
+
+    def log_sum_exp(self, temperature: float) -> float:
+        """The log of the sum of exp(logit / temperature)."""
+        return torch.logsumexp(self.logits[self.ids].double() / temperature, dim=0).item()
+
+    def draw(self, temperature: float, coin: float) -> int:
+        """The first token, in the order of ids, at which the running sum of probabilities exceeds ``coin``."""
+        running = torch.softmax(self.logits[self.ids].double() / temperature, dim=0).cumsum(dim=0)
+        place = int(torch.searchsorted(running, coin, right=True))
+        return int(self.ids[min(place, len(self.ids) - 1)])
+
+
+class TorchEngine:
+    """What ``fabella.generate`` asks of an engine, answered by the reference model."""
+
+    def __init__(self, model: Llama) -> None:
+        self.model = model
+        self.context = model.config.seq_len
+        self.tokens: list[int] = []
+
+    @property
+    def position(self) -> int:
+        """How many tokens were read."""
+        return len(self.tokens)
+
+    @torch.no_grad()
+    def prefill(self, tokens: Sequence[int]) -> TorchLogits:
+        """Read ``tokens`` and return the logits after the last."""
+        self.tokens.extend(tokens)
+        return TorchLogits(self.model(torch.tensor([self.tokens]))[0, -1])
+
+    def forward(self, token: int) -> TorchLogits:
+        """Read one token and return the logits after it."""
+        return self.prefill((token,))
+
+    def rewind(self, position: int) -> None:
+        """Forget all tokens from ``position`` on."""
+        del self.tokens[position:]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m train.sample", description="Tell a story in PyTorch.")
+    parser.add_argument("model", type=Path, help="the --out folder of train.train, or a .gguf file")
+    parser.add_argument("-i", dest="prompt", metavar="PROMPT", default="", help="how the story begins")
+    parser.add_argument("-t", dest="temperature", type=float, default=1.0, help="0 = greedy (default 1.0)")
+    parser.add_argument("-p", dest="top_p", type=float, default=0.9, help="top-p, 1 = off (default 0.9)")
+    parser.add_argument("-k", dest="top_k", type=int, default=0, help="top-k, 0 = off (default 0)")
+    parser.add_argument("-s", dest="seed", type=int, default=0, help="0 = another one each time (default 0)")
+    parser.add_argument("-n", dest="length", type=int, default=256, help="tokens, the prompt's included (default 256)")
+    options = parser.parse_args()
+    try:
+        model, tokenizer = load_model(options.model)
+        seed = options.seed or secrets.randbits(63) + 1
+        settings = Settings(options.temperature, options.top_p, options.top_k, seed)
+        engine = cast(Engine, TorchEngine(model))  # it answers what generate() asks
+        for step in generate(engine, tokenizer, options.prompt, settings, options.length):
+            print(step.text, end="", flush=True)
+        print()
+    except (OSError, ValueError, FabellaError) as error:
+        sys.exit(f"sample: {error}")
+
+
+if __name__ == "__main__":
+    main()
