@@ -1,0 +1,295 @@
+"""What the tests share: a built page, a plain static host that can misbehave, a browser that is watched."""
+
+from __future__ import annotations
+
+import http.server
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+
+import build
+from fabella.gguf import read_gguf, write_gguf
+from fabella.modelfile import BytesSource, Config
+from train.export import dequantize_q8_0
+
+from .random_models import write_random_model
+
+find_browser = build.find_browser
+SUBPATH = "/some/sub/path/"
+BROWSER_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # there is no other host to be reached
+]
+
+# Large and long enough that a story lasts for seconds.
+RANDOM_CONFIG = Config(
+    dim=192, hidden_dim=512, n_layers=4, n_heads=6, n_kv_heads=3, vocab_size=1500, seq_len=3000, norm_eps=1e-5
+)
+
+
+# ---- Models and built pages ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with random weights, for all that does not depend on what a story says."""
+    return write_random_model(tmp_path_factory.mktemp("random") / "random.gguf", RANDOM_CONFIG, type="Q8_0")
+
+
+@pytest.fixture(scope="session")
+def shipped_model() -> Path:
+    """The model of the page as it is published."""
+    return build.WEB / "models/stories.gguf"
+
+
+@pytest.fixture(scope="session")
+def shipped_model_f32(shipped_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model with its Q8_0 weights written out as F32."""
+    data = shipped_model.read_bytes()
+    model = read_gguf(BytesSource(data))
+    tensors = []
+    for tensor in model.tensors.values():
+        stored = data[tensor.offset : tensor.offset + tensor.size]
+        if tensor.type == "Q8_0":
+            stored = dequantize_q8_0(stored, tensor.shape).astype(np.float32).tobytes()
+        tensors.append((tensor.name, "F32", tensor.shape, stored))
+    path = tmp_path_factory.mktemp("shipped") / "stories-f32.gguf"
+    write_gguf(path, model.metadata, tensors)
+    return path
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Builds the page around a model, once for each."""
+    pages: dict[Path, Path] = {}
+
+    def build_around(model: Path) -> Path:
+        if model not in pages:
+            pages[model] = tmp_path_factory.mktemp("page") / "dist"
+            build.bundle(model, None, pages[model])
+        return pages[model]
+
+    return build_around
+
+
+# ---- The host --------------------------------------------------------------------------------------------------------
+
+Fault = Callable[["Handler", Path], None]
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """A static host without any special header, except where the test asks for one."""
+
+    protocol_version = "HTTP/1.1"
+    extensions_map = build.PageHandler.extensions_map
+
+    def __init__(self, site: Site, *arguments: Any) -> None:
+        self.site = site
+        super().__init__(*arguments, directory=str(site.folder))
+
+    def do_GET(self) -> None:
+        """Serves a file below the subpath, or does what the test wants instead."""
+        path = urlsplit(self.path).path
+        if not path.startswith(SUBPATH):
+            self.send_error(404)
+            return
+        self.path = path.removeprefix(SUBPATH.rstrip("/"))
+        file = self.site.folder / self.path.lstrip("/")
+        fault = next((fault for end, fault in self.site.faults.items() if path.endswith(end)), None)
+        if fault:
+            fault(self, file)
+        else:
+            super().do_GET()
+
+    def do_POST(self) -> None:
+        """Takes a report of what the Content-Security-Policy forbade."""
+        self.site.reports.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.answer(b"")
+
+    def handle(self) -> None:
+        """Answers one connection, which the browser may close when it likes."""
+        try:
+            super().handle()
+        except ConnectionError:
+            self.close_connection = True
+
+    def end_headers(self) -> None:
+        """Adds the test's headers."""
+        for name, value in self.site.headers.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Stays silent: what went wrong was asked for."""
+
+    def answer(self, body: bytes, length: int | None = None) -> None:
+        """Sends a body, with a Content-Length that may be a lie; -1 sends none."""
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "application/octet-stream")
+        if length != -1:
+            self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class Site:
+    """A folder on a host of its own, at /some/sub/path/; `faults` says what to do for files that end so."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.headers: dict[str, str] = {}
+        self.faults: dict[str, Fault] = {}
+        self.reports: list[bytes] = []
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, self))
+        self.origin = f"http://127.0.0.1:{self.server.server_port}"
+        self.url = self.origin + SUBPATH
+        Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def close(self) -> None:
+        """Stops the host."""
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def site(built: Callable[[Path], Path], random_model: Path) -> Iterator[Site]:
+    """The page around the random model, on a host."""
+    site = Site(built(random_model))
+    yield site
+    site.close()
+
+
+# ---- The browser -----------------------------------------------------------------------------------------------------
+
+# Runs before the page's own script: notes what goes between the page and its worker, and what the policy forbids.
+NOTEBOOK = """
+window.notebook = { sent: [], received: [], violations: [], textAtStop: null };
+addEventListener("securitypolicyviolation", (event) => notebook.violations.push(event.violatedDirective));
+addEventListener("click", (event) => {
+  if (event.target.textContent === "Stop") notebook.textAtStop = document.querySelector("#story").textContent;
+}, true);
+window.Worker = class extends Worker {
+  constructor(...parameters) {
+    super(...parameters);
+    this.addEventListener("message", ({ data }) => {
+      if (data.type !== "progress") notebook.received.push({ ...data, at: performance.now() });
+    });
+  }
+  postMessage(data) {
+    notebook.sent.push({ ...data, at: performance.now() });
+    super.postMessage(data);
+  }
+};
+"""
+
+
+class Visit:
+    """A visitor on the page, who knows it by its accessible names, and a record of what the browser did for it."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.context = context
+        self.page: Page = context.new_page()
+        self.page.add_init_script(NOTEBOOK)
+        context.on("request", lambda request: self.requests.append(request.url))
+        context.on("weberror", lambda error: self.complaints.append(str(error.error)))
+        self.page.on(
+            "console", lambda message: self.complaints.append(message.text) if message.type == "error" else None
+        )
+
+        self.prompt = self.page.get_by_role("textbox", name="Prompt")
+        self.tell_button = self.page.get_by_role("button", name="Tell", exact=True)
+        self.stop_button = self.page.get_by_role("button", name="Stop", exact=True)
+        self.again_button = self.page.get_by_role("button", name="Try again")
+        self.story = self.page.get_by_role("region", name="Story", exact=True)
+        self.status = self.page.get_by_role("status").first
+        self.alert = self.page.get_by_role("alert")
+
+    def open(self, site: Site, ready: bool = True) -> Visit:
+        """Goes to the page and, if so wished, waits until the model is there."""
+        self.page.goto(site.url)
+        if ready:
+            expect(self.status).to_have_text("The storyteller is ready.", timeout=60_000)
+        return self
+
+    def setting(self, name: str) -> Locator:
+        """The control of a setting."""
+        return self.page.get_by_role("textbox" if name == "Seed" else "slider", name=name)
+
+    def ask(self, prompt: str, **settings: object) -> None:
+        """Types a prompt, sets settings by their names, and presses Tell."""
+        self.prompt.fill(prompt)
+        for name, value in settings.items():
+            self.setting(name.capitalize().replace("_", "-")).fill(str(value))
+        self.tell_button.click()
+
+    def tell(self, prompt: str, **settings: object) -> str:
+        """Asks for a story, waits for its end, and returns its text."""
+        before = len(self.received("done"))
+        self.ask(prompt, **settings)
+        deadline = time.monotonic() + 60
+        while len(self.received("done")) == before:
+            assert time.monotonic() < deadline, f"no end after a minute; the page says: {self.alert.text_content()!r}"
+            self.page.wait_for_timeout(20)
+        expect(self.tell_button).to_be_visible()
+        return self.story.text_content() or ""
+
+    def received(self, type: str) -> list[dict[str, Any]]:
+        """The worker's messages of a type, in their order."""
+        messages: list[dict[str, Any]] = self.page.evaluate("notebook.received")
+        return [message for message in messages if message["type"] == type]
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The steps of the last story."""
+        messages = self.received("steps")
+        return [step for message in messages if message["id"] == messages[-1]["id"] for step in message["steps"]]
+
+    def violations(self) -> list[str]:
+        """What the Content-Security-Policy has forbidden, on the page and in its worker."""
+        in_page: list[str] = self.page.evaluate("notebook.violations")
+        return in_page + [text for text in self.complaints if "Content Security Policy" in text]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The machine's Chromium or Chrome."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=BROWSER_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """A visitor whose browser must not leave the origin nor violate the policy, whatever else the test is about."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900}, reduced_motion="reduce")
+    visit = Visit(context)
+    yield visit
+    if visit.requests:
+        page = urlsplit(visit.requests[0])
+        foreign = [url for url in visit.requests if urlsplit(url)[:2] != page[:2]]
+        assert not foreign, "requests that leave the origin"
+        assert not visit.violations(), "violations of the Content-Security-Policy"
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    """The folder where pictures of the page are kept for people to look at."""
+    folder = build.ROOT / "out/screenshots"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

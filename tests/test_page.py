@@ -1,0 +1,461 @@
+"""The page, in a real browser, on a plain static host: what a visitor sees, and what may go wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+import build
+from fabella.generate import Step, generate
+from fabella.sampler import Settings
+
+from .conftest import RANDOM_CONFIG, SUBPATH, Handler, Site, Visit
+from .random_models import load
+from .test_shipped import PROMPTS
+
+PROMPT = "Once upon a time"
+AXE = build.NODE_MODULES / "axe-core/axe.min.js"
+
+
+def reference(model: Path, prompt: str, length: int, **settings: Any) -> list[Step]:
+    """The same story under wasmtime."""
+    engine, description = load(model)
+    return list(generate(engine, description.tokenizer, prompt, Settings(**{"seed": 1, **settings}), length))
+
+
+def assert_told(visit: Visit, expected: list[Step]) -> None:
+    """The page has told this very story, token for token and letter for letter."""
+    assert [step["token"] for step in visit.steps()] == [step.token for step in expected]
+    assert visit.story.text_content() == "".join(step.text for step in expected)
+
+
+def held_back(until: Event) -> Callable[[Handler, Path], None]:
+    """A file that arrives late."""
+
+    def fault(handler: Handler, file: Path) -> None:
+        until.wait(60)
+        handler.answer(file.read_bytes())
+
+    return fault
+
+
+# ---- The story -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("kind", ["shipped_model", "shipped_model_f32"])
+def test_the_shipped_model_tells_the_same_greedy_story_as_under_wasmtime(
+    visit: Visit, built: Callable[[Path], Path], request: pytest.FixtureRequest, kind: str, prompt: str
+) -> None:
+    model: Path = request.getfixturevalue(kind)
+    site = Site(built(model))
+    try:
+        visit.open(site).tell(prompt, temperature=0, length=260)
+    finally:
+        site.close()
+    expected = reference(model, prompt, 260, temperature=0.0)
+    assert_told(visit, expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.0, "top_p": 1.0, "seed": 1},
+        {"temperature": 1.3, "top_p": 0.5, "seed": 2},
+        {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 123456789012345678},
+        {"temperature": 2.0, "top_p": 1.0, "top_k": 3, "seed": 4},
+    ],
+    ids=json.dumps,
+)
+def test_tells_the_same_story_as_under_wasmtime_with_any_settings(
+    visit: Visit, site: Site, random_model: Path, settings: dict[str, Any]
+) -> None:
+    visit.open(site).tell(PROMPT, **{"top_p": 0.9, "top_k": 0, "seed": 1, "length": 150, **settings})
+    assert_told(visit, reference(random_model, PROMPT, 150, **settings))
+
+
+def test_the_worker_reads_the_prompt_without_sampling_it(visit: Visit, site: Site) -> None:
+    text = visit.open(site).tell("Grüße aus dem Wald: 🦊 sagt „Hallo“.", temperature=0, length=100)
+    assert text.startswith("Grüße aus dem Wald: 🦊 sagt „Hallo“.")
+    assert {step["from_prompt"] for step in visit.steps()} == {True, False}
+
+
+# ---- Settings --------------------------------------------------------------------------------------------------------
+
+
+def test_each_setting_does_what_it_says(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    base = {"temperature": 1, "top_p": 1, "top_k": 0, "seed": 1, "length": 60}
+
+    def tell(**changes: object) -> str:
+        return visit.tell(PROMPT, **{**base, **changes})
+
+    story, greedy = tell(), tell(temperature=0)
+    assert tell() == story, "the same seed and settings tell the same story"
+    assert tell(seed=2) != story, "another seed tells another"
+    assert greedy != story
+    assert tell(temperature=0, seed=2) == greedy, "at temperature 0 the seed does not matter"
+    assert tell(top_k=1, seed=3) == greedy, "neither does it among one candidate"
+    assert tell(top_k=2) not in (story, greedy)
+    assert tell(top_p=0.1) not in (story, greedy)
+    assert tell(temperature=0.4) not in (story, greedy)
+
+    tell(length=40)
+    # The beginning of the text, BOS, is a position too, but has no text to show.
+    assert len(visit.steps()) == 40
+
+
+def test_without_a_seed_every_story_is_another(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    first = visit.tell(PROMPT, temperature=1, seed="", length=60)
+    assert visit.tell(PROMPT) != first
+    seed = visit.page.get_by_role("button", name="Keep this seed")
+    second = visit.story.text_content()
+    seed.click()
+    assert visit.tell(PROMPT) == second
+
+
+def test_wrong_settings_are_refused_in_words(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    visit.ask(PROMPT, seed="many", length=20)
+    assert not visit.received("steps")
+    assert visit.tell(PROMPT, seed="5")
+
+
+# ---- Tell and Stop ---------------------------------------------------------------------------------------------------
+
+
+def test_stop_stops_within_one_token(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    visit.ask(PROMPT, temperature=0, length=RANDOM_CONFIG.seq_len)
+    expect(visit.page.locator("#meter")).to_contain_text("a second")
+    visit.stop_button.click()
+    expect(visit.tell_button).to_be_visible()
+    expect(visit.page.get_by_text("You stopped the story here.")).to_be_visible()
+    (done,) = visit.received("done")
+    assert done["reason"] == "stopped"
+
+    at_stop = visit.page.evaluate("notebook.textAtStop")
+    assert visit.story.text_content() == at_stop, "nothing is written any more"
+    sent = next(message["at"] for message in visit.page.evaluate("notebook.sent") if message["type"] == "stop")
+    late = [message for message in visit.received("steps") if message["at"] > sent]
+    assert len(late) <= 3, "the worker hears it within a frame or two"
+    assert len(visit.steps()) < RANDOM_CONFIG.seq_len / 2
+
+    visit.page.wait_for_timeout(200)
+    assert visit.story.text_content() == at_stop
+    assert visit.tell(PROMPT, length=30), "and the next story can be told"
+
+
+def test_tell_pressed_twice_tells_one_story(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    visit.prompt.fill(PROMPT)
+    visit.setting("Length").fill("200")
+    visit.tell_button.dblclick()
+    expect(visit.tell_button).to_be_visible(timeout=30_000)
+    assert [message["type"] for message in visit.page.evaluate("notebook.sent")] == ["load", "tell"]
+    assert len(visit.received("done")) == 1
+
+
+def test_another_story_takes_the_place_of_the_last(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    visit.tell("The first", temperature=0, length=30)
+    text = visit.tell("Another", length=30)
+    assert text.startswith("Another")
+    assert visit.story.text_content() == text
+
+
+def test_tell_pressed_early_waits_its_turn(visit: Visit, site: Site, random_model: Path) -> None:
+    arrive = Event()
+    site.faults[".gguf"] = held_back(arrive)
+    visit.open(site, ready=False)
+    visit.ask(PROMPT, temperature=0, length=50)
+    expect(visit.status).to_contain_text("Your story begins right after")
+    expect(visit.stop_button).to_be_visible()
+    arrive.set()
+    expect(visit.tell_button).to_be_visible(timeout=30_000)
+    assert_told(visit, reference(random_model, PROMPT, 50, temperature=0.0))
+
+
+def test_stop_takes_back_a_story_that_waits(visit: Visit, site: Site) -> None:
+    arrive = Event()
+    site.faults[".gguf"] = held_back(arrive)
+    visit.open(site, ready=False)
+    visit.ask(PROMPT)
+    visit.stop_button.click()
+    arrive.set()
+    expect(visit.status).to_have_text("The storyteller is ready.", timeout=30_000)
+    assert not visit.received("steps")
+
+
+def test_shows_speed_model_and_progress(visit: Visit, site: Site) -> None:
+    halfway = Event()
+
+    def by_halves(handler: Handler, file: Path) -> None:
+        data = file.read_bytes()
+        handler.answer(data[: len(data) // 2], len(data))
+        halfway.wait(60)
+        handler.wfile.write(data[len(data) // 2 :])
+
+    site.faults[".gguf"] = by_halves
+    visit.open(site, ready=False)
+    expect(visit.page.locator("#meter")).to_contain_text("% of")
+    progress = visit.page.get_by_role("progressbar", name="Download")
+    assert 0 < float(progress.get_attribute("value") or 0) < float(progress.get_attribute("max") or 0)
+    halfway.set()
+    expect(visit.status).to_have_text("The storyteller is ready.", timeout=30_000)
+    about = visit.page.get_by_role("region", name="The storyteller")
+    expect(about).to_contain_text("random 0")
+    expect(about).to_contain_text("MB")
+    visit.tell(PROMPT, length=100)
+    expect(visit.page.get_by_text("a second. Seed")).to_be_visible()
+
+
+# ---- What may go wrong -----------------------------------------------------------------------------------------------
+
+
+def missing(handler: Handler, file: Path) -> None:
+    handler.send_error(404)
+
+
+def hang_up(handler: Handler, file: Path) -> None:
+    handler.close_connection = True
+
+
+def cut_off(handler: Handler, file: Path) -> None:
+    data = file.read_bytes()
+    handler.answer(data[: len(data) // 2], len(data))
+
+
+def too_short(handler: Handler, file: Path) -> None:
+    handler.answer(file.read_bytes()[:-1000])
+
+
+def too_long(handler: Handler, file: Path) -> None:
+    handler.answer(file.read_bytes() + bytes(1000), -1)
+
+
+def another_file(handler: Handler, file: Path) -> None:
+    handler.answer(b"<!doctype html>".ljust(file.stat().st_size))
+
+
+def damaged(handler: Handler, file: Path) -> None:
+    """The first tensor's name is another."""
+    handler.answer(file.read_bytes().replace(b"token_embd", b"tokin_embd"))
+
+
+def empty(handler: Handler, file: Path) -> None:
+    handler.answer(b"")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (missing, "could not be downloaded: it is not there (404)"),
+        (hang_up, "Check your connection"),
+        (cut_off, "stopped arriving halfway"),
+        (too_short, "is not the file that this page was built with"),
+        (too_long, "is not the file that this page was built with"),
+        (empty, "is not the file that this page was built with"),
+        (another_file, "magic"),
+        (damaged, "tokin_embd"),
+    ],
+)
+def test_a_model_that_does_not_arrive_whole(
+    visit: Visit, site: Site, fault: Callable[[Handler, Path], None], said: str
+) -> None:
+    site.faults[".gguf"] = fault
+    visit.open(site, ready=False)
+    expect(visit.alert).to_contain_text(said, timeout=30_000)
+    expect(visit.prompt).to_be_editable()
+
+    site.faults.clear()
+    visit.again_button.click()
+    expect(visit.status).to_have_text("The storyteller is ready.", timeout=30_000)
+    expect(visit.alert).to_be_empty()
+    assert visit.tell(PROMPT, length=30).startswith(PROMPT)
+
+
+@pytest.mark.parametrize(
+    "end", ["run-*.wasm", "pyodide.asm.wasm", "pyodide.mjs", "pyodide.asm.mjs", ".zip", ".whl", "worker-*.js"]
+)
+@pytest.mark.parametrize("fault", [missing, another_file])
+def test_an_engine_that_does_not_arrive(
+    visit: Visit, site: Site, end: str, fault: Callable[[Handler, Path], None]
+) -> None:
+    """Whatever part is missing, the page says so in words, and can try again."""
+    if "*" in end:
+        end = next((site.folder / "assets").glob(end)).name
+    site.faults[end] = fault
+    visit.open(site, ready=False)
+    expect(visit.alert).not_to_be_empty(timeout=30_000)
+    site.faults.clear()
+    visit.again_button.click()
+    expect(visit.status).to_have_text("The storyteller is ready.", timeout=30_000)
+    assert visit.tell(PROMPT, length=30).startswith(PROMPT)
+
+
+def test_offline_after_loading_it_tells_on(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    visit.context.set_offline(True)
+    assert visit.tell(PROMPT, length=30).startswith(PROMPT)
+
+
+def test_a_model_without_a_stated_length_arrives(visit: Visit, site: Site) -> None:
+    site.faults[".gguf"] = lambda handler, file: handler.answer(file.read_bytes(), -1)
+    assert visit.open(site).tell(PROMPT, length=30).startswith(PROMPT)
+
+
+def test_a_prompt_longer_than_the_context(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    visit.ask("word " * RANDOM_CONFIG.seq_len, length=RANDOM_CONFIG.seq_len)
+    expect(visit.alert).to_contain_text(f"the model's context is {RANDOM_CONFIG.seq_len}: shorten it", ignore_case=True)
+    expect(visit.tell_button).to_be_visible()
+    assert visit.tell(PROMPT, length=30).startswith(PROMPT)
+    expect(visit.alert).to_be_empty()
+
+
+def test_an_empty_prompt_is_a_prompt(visit: Visit, site: Site, random_model: Path) -> None:
+    visit.open(site).tell("", temperature=0, length=30)
+    assert_told(visit, reference(random_model, "", 30, temperature=0.0))
+
+
+def test_a_long_prompt_can_be_stopped(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    visit.ask("word " * 500, length=RANDOM_CONFIG.seq_len)
+    visit.stop_button.click()
+    expect(visit.tell_button).to_be_visible()
+
+
+def test_html_in_the_prompt_stays_text(visit: Visit, site: Site) -> None:
+    prompt = '<b>bold</b> <img src=x onerror="document.title=1"> <script>document.title=2</script> &amp;'
+    title = visit.open(site).page.title()
+    assert visit.tell(prompt, length=120).startswith(prompt)
+    assert visit.story.locator("b, img, script").count() == 0
+    assert visit.page.title() == title
+
+
+# ---- The host --------------------------------------------------------------------------------------------------------
+
+
+def test_everything_comes_from_below_the_page(visit: Visit, site: Site) -> None:
+    """No request leaves the folder of the page, wherever it is; all are relative."""
+    visit.open(site).tell(PROMPT, length=30)
+    assert visit.complaints == []
+    assert len(visit.requests) > 8
+    assert all(url.startswith(site.url) for url in visit.requests)
+    assert site.url.endswith(SUBPATH)
+
+
+def test_its_policy_fits_the_worker_as_well(visit: Visit, site: Site) -> None:
+    """A worker is under the policy of its own response: `build.py serve` sends the page's policy with every file."""
+    site.headers["Content-Security-Policy"] = reporting_policy(site)
+    visit.open(site).tell(PROMPT, length=30)
+    assert visit.complaints == []
+    assert site.reports == []
+
+
+def test_a_violation_in_the_worker_would_be_noticed(visit: Visit, site: Site) -> None:
+    site.headers["Content-Security-Policy"] = reporting_policy(site).replace("'wasm-unsafe-eval'", "")
+    visit.open(site, ready=False)
+    expect(visit.alert).not_to_be_empty(timeout=30_000)
+    visit.page.wait_for_timeout(200)
+    assert any(b"wasm-eval" in report for report in site.reports)
+
+
+def test_a_violation_on_the_page_would_be_noticed(visit: Visit, site: Site) -> None:
+    visit.open(site, ready=False)
+    visit.page.evaluate("document.body.appendChild(document.createElement('script')).text = 'document.title = 1'")
+    assert visit.page.evaluate("notebook.violations") == ["script-src-elem"]
+    visit.page.evaluate("notebook.violations = []")
+    visit.complaints.clear()
+
+
+def reporting_policy(site: Site) -> str:
+    """The page's own policy, with violations reported to the site."""
+    return build.content_security_policy((site.folder / "index.html").read_text()) + f"; report-uri {SUBPATH}report"
+
+
+# ---- Looks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessible_to_everyone(visit: Visit, site: Site, scheme: Any) -> None:
+    """axe-core finds no serious violation, before, during and after a story, and in an error."""
+    visit.page.emulate_media(color_scheme=scheme)
+    arrive = Event()
+    site.faults[".gguf"] = held_back(arrive)
+    visit.open(site, ready=False)
+
+    def check(state: str) -> None:
+        visit.page.evaluate(AXE.read_text())
+        found = visit.page.evaluate("axe.run()")["violations"]
+        serious = [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
+        assert serious == [], state
+
+    check("loading")
+    arrive.set()
+    expect(visit.status).to_have_text("The storyteller is ready.", timeout=30_000)
+    check("ready")
+    visit.ask(PROMPT, length=RANDOM_CONFIG.seq_len)
+    expect(visit.stop_button).to_be_visible()
+    check("telling")
+    visit.stop_button.click()
+    expect(visit.tell_button).to_be_visible()
+    check("stopped")
+    visit.ask("word " * RANDOM_CONFIG.seq_len)
+    expect(visit.alert).not_to_be_empty()
+    check("refused")
+
+
+def test_by_keyboard_alone(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    visit.prompt.focus()
+    visit.prompt.fill(PROMPT)
+    visit.page.keyboard.press("Enter")
+    expect(visit.stop_button).to_be_visible()
+    visit.page.keyboard.press("Tab")
+    expect(visit.stop_button).to_be_focused()
+    visit.page.keyboard.press("Space")
+    expect(visit.tell_button).to_be_visible()
+    expect(visit.tell_button).to_be_focused()
+
+
+def test_fits_a_narrow_screen(visit: Visit, site: Site) -> None:
+    visit.page.set_viewport_size({"width": 375, "height": 700})
+    visit.open(site).tell("long" * 100 + " word", length=600)
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("device", "width", "height"), [("desktop", 1200, 900), ("phone", 375, 800)])
+def test_pictures_for_people(
+    visit: Visit,
+    built: Callable[[Path], Path],
+    shipped_model: Path,
+    screenshots: Path,
+    device: str,
+    width: int,
+    height: int,
+    scheme: Any,
+) -> None:
+    """Keeps pictures of the published page in out/screenshots/."""
+    visit.page.set_viewport_size({"width": width, "height": height})
+    visit.page.emulate_media(color_scheme=scheme)
+    site = Site(built(shipped_model))
+    try:
+        visit.open(site)
+        visit.page.screenshot(path=screenshots / f"{device}-{scheme}-ready.png")
+        visit.tell("Once upon a time, a little fox found a tiny door in an old tree.", seed=1, length=200)
+        visit.page.screenshot(path=screenshots / f"{device}-{scheme}-story.png")
+        visit.page.screenshot(path=screenshots / f"{device}-{scheme}-whole.png", full_page=True)
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    finally:
+        site.close()
