@@ -317,8 +317,9 @@ form.addEventListener("submit", (event) => {
 });
 
 button.addEventListener("click", (event) => {
-  // While a story is told this button is no submit button. The second click of a double click means nothing.
-  if (button.type === "button" && event.detail < 2) stop();
+  if (button.type === "submit") return; // it says Tell
+  event.preventDefault(); // stopping may make it a submit button before the browser asks what this click does
+  if (event.detail < 2) stop(); // the second click of a double click means nothing
 });
 
 promptBox.addEventListener("keydown", (event) => {
