@@ -353,6 +353,13 @@ def test_equal_scores_merge_leftmost_first() -> None:
     assert tokenizer.encode("aaa", bos=False) == [259, 261, 260]
 
 
+def test_user_defined_pieces_stay_alone() -> None:
+    """Even where the vocabulary has their union with a neighbour."""
+    types = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL, USER_DEFINED, NORMAL, NORMAL]
+    tokenizer = small(["c", "ab", "cab", "abc"], types=types, add_space_prefix=False)
+    assert tokenizer.encode("cabc", bos=False) == [259, 260, 259]
+
+
 @pytest.mark.parametrize("piece", ["<s>", "<unk>", "<0x41>"])
 def test_special_pieces_are_no_result_of_text(piece: str) -> None:
     """Even where the vocabulary could merge its way to them."""
