@@ -23,7 +23,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -202,6 +201,7 @@ def build_engine() -> Path:
     installed = ROOT / "py/fabella/run.wasm"
     if not installed.exists() or installed.read_bytes() != built.read_bytes():
         shutil.copyfile(built, installed)
+    installed.chmod(0o644)  # the wheel keeps it
     return installed
 
 
@@ -215,11 +215,13 @@ def build_wheel() -> Path:
     sources = [path for path in sorted((ROOT / "py/fabella").rglob("*")) if path.suffix in (".py", ".typed", ".wasm")]
     names = " ".join(str(path.relative_to(ROOT)) for path in sources)
     about = [ROOT / name for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", ".gitignore")]
-    return cached("fabella.whl", digest(names, *sources, *about), make)
+    return cached("fabella.whl", digest(Path(__file__), names, *sources, *about), make)
 
 
 def project_version() -> str:
     """Return the version in pyproject.toml."""
+    import tomllib  # from Python 3.11 on: an older one gets as far as main's message
+
     version: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     return version
 
@@ -461,13 +463,13 @@ def serve(directory: Path, port: int | None) -> None:
 
 
 def check() -> None:
-    """Check the form of the sources: lint, formatting and types."""
-    sources = sorted((ROOT / "wasm").glob("*.[ch]"))
-    say("Checking the sources with ruff, mypy and clang-format ...")
+    """Check the form and the types of the sources."""
+    say("Checking the sources with ruff, mypy, tsc and clang-format ...")
     run(PYTHON, "-m", "ruff", "check")
     run(PYTHON, "-m", "ruff", "format", "--check")
     run(PYTHON, "-m", "mypy")
-    run(PYTHON.parent / "clang-format", "--dry-run", "--Werror", *sources)
+    run("node", NODE_MODULES / "typescript/bin/tsc", "--project", "web/jsconfig.json")
+    run(PYTHON.parent / "clang-format", "--dry-run", "--Werror", *ROOT.glob("wasm/*.[ch]"), *ROOT.glob("tests/*.c"))
 
 
 def test(pytest_arguments: list[str]) -> int:
@@ -497,7 +499,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     main.set_defaults(command="bundle", model=WEB / "models/stories.gguf", tokenizer=None, out=ROOT / "dist")
-    commands = main.add_subparsers(title="more commands", metavar="")
+    commands = main.add_subparsers(title="more commands", metavar="command")
     text = "bundle the page, then serve it on this machine"
     serving = commands.add_parser("serve", help=text, description=text.capitalize() + ".", parents=[page])
     serving.set_defaults(command="serve")
@@ -511,6 +513,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Run the command line; return the exit status."""
+    if sys.version_info < (3, 11):  # noqa: UP036
+        sys.exit("build.py: Python 3.11 or later is needed")
     arguments, others = parser().parse_known_args()
     if others and arguments.command != "test":
         parser().error(f"unrecognized arguments: {' '.join(others)}")
