@@ -29,7 +29,7 @@ ROUNDS = 5
 PROMPT = "Once upon a time"
 
 # Put before the page's worker: the functions of run.wasm note how long they took.
-STOPWATCH = """
+STOPWATCH = """{
 self.insideWasm = 0;
 for (const name of ["instantiate", "instantiateStreaming"]) {
   const original = WebAssembly[name].bind(WebAssembly);
@@ -49,6 +49,7 @@ for (const name of ["instantiate", "instantiateStreaming"]) {
 }
 const post = self.postMessage.bind(self);
 self.postMessage = (message, ...rest) => post({...message, insideWasm: self.insideWasm}, ...rest);
+}
 """
 
 # Put before the page's script: every message from the worker is noted with its time.
@@ -112,9 +113,9 @@ def tell_once(browser: Browser, url: str, context: Any = None) -> tuple[dict[str
     page.route("**/worker-*.js", with_stopwatch)
     page.goto(url)
     page.get_by_label("Prompt").fill(PROMPT)
-    page.get_by_label("Temperature").first.fill("0")
+    page.get_by_role("slider", name="Temperature").fill("0")
     page.get_by_role("button", name="Tell").click()
-    page.wait_for_function("window.notebook.some(m => m.type === 'done')", timeout=120_000)
+    page.locator("#ending:not([hidden])").wait_for(timeout=120_000)
     notes = page.evaluate("window.notebook")
     page.close()
     ready = next(note for note in notes if note["type"] == "ready")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fabella.gguf import read_gguf, write_gguf
+from fabella.gguf import read_gguf
 from fabella.modelfile import BytesSource
-from train.export import dequantize_q8_0, load_gguf
+from train.export import load_gguf
 
 from .random_models import load
 
@@ -21,49 +20,23 @@ PROMPTS = ["Once upon a time, there was a little fox", "Lily and her mom went to
 TOKENS = 220
 
 
-@pytest.fixture(scope="module")
-def f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model with its Q8_0 weights written out as F32."""
-    data = MODEL.read_bytes()
-    model = read_gguf(BytesSource(data))
-    path = tmp_path_factory.mktemp("models") / "stories-f32.gguf"
-    tensors = []
-    for tensor in model.tensors.values():
-        stored = data[tensor.offset : tensor.offset + tensor.size]
-        if tensor.type == "Q8_0":
-            stored = dequantize_q8_0(stored, tensor.shape).astype(np.float32).tobytes()
-        tensors.append((tensor.name, "F32", tensor.shape, stored))
-    write_gguf(path, model.metadata, tensors)
-    return path
-
-
-def greedy(next_token: Callable[[list[int]], int], prompt: list[int]) -> list[int]:
-    """The TOKENS likeliest tokens after the prompt, one after the other, past any end of the story."""
-    tokens = list(prompt)
-    for _ in range(TOKENS):
-        tokens.append(next_token(tokens))
-    return tokens
-
-
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_f32_tells_torch_s_story_token_for_token(f32: Path, prompt: str) -> None:
-    reference, _ = load_gguf(f32)
-    engine, model = load(f32)
-    tokens = model.tokenizer.encode(prompt)
-
-    def torch_next(tokens: list[int]) -> int:
-        with torch.no_grad():
-            return int(reference.eval()(torch.tensor([tokens]))[0, -1].argmax())
-
-    def engine_next(tokens: list[int]) -> int:
-        return engine.prefill(tokens[engine.position :]).shortlist(1)[0][0]
-
-    assert greedy(engine_next, tokens) == greedy(torch_next, tokens)
+def test_f32_tells_torch_s_story_token_for_token(shipped_model_f32: Path, prompt: str) -> None:
+    """Greedy, past any end of the story. That torch would take the same token after each prefix takes one pass."""
+    reference, _ = load_gguf(shipped_model_f32)
+    engine, model = load(shipped_model_f32)
+    story = model.tokenizer.encode(prompt)
+    given = len(story)
+    while len(story) < given + TOKENS:
+        story.append(engine.prefill(story[engine.position :]).shortlist(1)[0][0])
+    with torch.no_grad():
+        torch_takes = reference.eval()(torch.tensor([story]))[0].argmax(-1).tolist()
+    assert torch_takes[given - 1 : -1] == story[given:]
 
 
-def test_q8_0_is_close_to_torch_on_the_dequantised_weights(f32: Path) -> None:
+def test_q8_0_is_close_to_torch_on_the_dequantised_weights(shipped_model_f32: Path) -> None:
     """Both have the same weights; the engine rounds each matmul's input to 8 bits as well."""
-    reference, _ = load_gguf(f32)
+    reference, _ = load_gguf(shipped_model_f32)
     engine, model = load(MODEL)
     text = "Once upon a time, there was a little girl named Lily. She had a red ball and a big, friendly dog. " * 5
     tokens = model.tokenizer.encode(text)
