@@ -40,6 +40,7 @@ from train.export import (
 )
 from train.model import Llama, ModelConfig, rope_table, rotate
 from train.sample import TorchLogits
+from train.sample import main as sample
 from train.tokenizer import BOS, EOS, load_tokenizer, train_tokenizer
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -409,6 +410,24 @@ def read_v0(path: Path) -> Llama:
         place += count
     model.load_state_dict(weights)
     return model.eval()
+
+
+def test_sample_tells_the_likeliest_story(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Llama(TINY).eval()
+    path = tmp_path / "tiny.gguf"
+    save_gguf(model, tokenizer, path, "F32", {})
+    tokens = tokenizer.encode("One day")
+    while len(tokens) <= 30 and tokens[-1] != EOS:  # -n counts the positions computed
+        tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+    monkeypatch.setattr(sys, "argv", ["sample", str(path), "-i", "One day", "-t", "0", "-n", "30"])
+    sample()
+    assert capsys.readouterr().out == tokenizer.decode(tokens) + "\n"
+
+    monkeypatch.setattr(sys, "argv", ["sample", str(tmp_path / "none.gguf")])
+    with pytest.raises(SystemExit, match=r"^sample: .*none\.gguf"):
+        sample()
 
 
 def test_torch_logits_answer_like_the_engine() -> None:
