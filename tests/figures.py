@@ -1,7 +1,8 @@
 """Measures what the README says of speed and size: ``python -m tests.figures``, after ``python build.py test``.
 
-Everything is measured in one run on one machine, rounds interleaved; medians, with the lowest and the highest in brackets.
-The page is served with the headers that make a browser's clock fine (cross-origin isolation); it does not need them.
+Everything is measured in one run on one machine, rounds interleaved; medians, with lowest and highest in brackets. The
+page is served with the headers that make a browser's clock fine (cross-origin isolation); it does not
+need them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from threading import Thread
 from typing import Any
 
 from playwright.sync_api import Browser, sync_playwright
+
+from build import PageHandler
 
 from .conftest import BROWSER_ARGUMENTS, find_browser
 from .random_models import load
@@ -66,16 +69,16 @@ window.Worker = class extends Worker {
 """
 
 
-def spread(values: list[float], unit: str, scale: float = 1.0, digits: int = 0) -> str:
+def spread(values: list[float], unit: str, digits: int = 0) -> str:
     """The median with the lowest and highest value, as text."""
-    low, middle, high = (f"{value * scale:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} {unit} [{low} – {high}]"
 
 
 class Handler(SimpleHTTPRequestHandler):
     """Serves dist/ as a static host does; assets never change under their names."""
 
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".wasm": "application/wasm", ".mjs": "text/javascript"}
+    extensions_map = PageHandler.extensions_map
     protocol_version = "HTTP/1.1"
 
     def end_headers(self) -> None:

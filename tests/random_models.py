@@ -51,7 +51,7 @@ def write_random_model(path: Path, config: Config, *, tied: bool = True, type: s
         "llama.attention.layer_norm_rms_epsilon": float(config.norm_eps),
         **vocabulary(config.vocab_size),
     }
-    tensors = []
+    tensors: list[tuple[str, str, tuple[int, ...], bytes]] = []
     for name, shape in expected_shapes(config, tied).items():
         if len(shape) == 1:
             values = random.uniform(0.5, 1.5, shape).astype(np.float32)

@@ -42,7 +42,8 @@ GRID = [
 
 
 def name_of(config: Config) -> str:
-    return f"{config.dim}x{config.hidden_dim}x{config.n_layers}-{config.n_heads}/{config.n_kv_heads}-{config.vocab_size}"
+    c = config
+    return f"{c.dim}x{c.hidden_dim}x{c.n_layers}-{c.n_heads}/{c.n_kv_heads}-{c.vocab_size}"
 
 
 def some_tokens(config: Config, seed: int = 1) -> list[int]:

@@ -180,8 +180,7 @@ INLINE void q8_kernel(Panel panel, int first, const int16_t *x, const float *sca
             for (int v = 0; v < NV; v++) {
                 i16x8 weights = i16x8_load8x8(w + 8 * v);
                 for (int t = 0; t < NT; t++)
-                    dot[v * NT + t] +=
-                        i32x4_dot_i16x8(weights, i16x8_splat_pair(x + t * cols + g * GROUP + 2 * pair));
+                    dot[v * NT + t] += i32x4_dot_i16x8(weights, i16x8_splat_pair(x + t * cols + g * GROUP + 2 * pair));
             }
         }
         for (int v = 0; v < NV; v++)
@@ -193,39 +192,39 @@ INLINE void q8_kernel(Panel panel, int first, const int16_t *x, const float *sca
         for (int t = 0; t < NT; t++) f32x4_store(y + t * y_stride + 4 * v, sum[v * NT + t]);
 }
 
-/* y[t, :] = W x[t, :] for n tokens; y has pad4(rows) floats a token. Each panel is read once for all tokens while it
- * is in the cache, several tokens at a time as long as there are that many. */
+/* One panel times n tokens, which is read once for all of them while it is in the cache. y is the panel's first row of
+ * the first token. Several tokens go at a time as long as there are that many; the narrow panels take one by one. */
+static void f32_panel(Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
+    const float *w = (const float *)panel.data, *in = x->f32;
+    const int wide = panel.rows == 32, stride = x->stride;
+    int t = 0;
+    for (; wide && t + 2 <= n; t += 2)
+        for (int r = 0; r < 32; r += 16)
+            f32_kernel(w + r, 32, in + t * stride, stride, y + t * y_stride + r, y_stride, cols, 4, 2);
+    for (; wide && t < n; t++) f32_kernel(w, 32, in + t * stride, stride, y + t * y_stride, y_stride, cols, 8, 1);
+    for (; t < n; t++) f32_kernel(w, 4, in + t * stride, stride, y + t * y_stride, y_stride, cols, 1, 1);
+}
+
+static void q8_panel(Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
+    const int wide = panel.rows == 16, groups = cols / GROUP;
+    int t = 0;
+    for (; wide && t + 4 <= n; t += 4)
+        for (int r = 0; r < 16; r += 8)
+            q8_kernel(panel, r, x->q + t * cols, x->scales + t * groups, y + t * y_stride + r, y_stride, cols, 2, 4);
+    for (; wide && t < n; t++)
+        q8_kernel(panel, 0, x->q + t * cols, x->scales + t * groups, y + t * y_stride, y_stride, cols, 4, 1);
+    for (; t < n; t++)
+        q8_kernel(panel, 0, x->q + t * cols, x->scales + t * groups, y + t * y_stride, y_stride, cols, 1, 1);
+}
+
+/* y[t, :] = W x[t, :] for n tokens; y has pad4(rows) floats a token. */
 static void matmul(float *y, const Matrix *w, const Activations *x, int n) {
-    const int cols = w->cols, y_stride = pad4(w->rows);
     for (int row = 0; row < w->rows;) {
         Panel panel = matrix_panel(w, row);
-        int t = 0;
-        if (w->type == TYPE_F32) {
-            const float *p = (const float *)panel.data, *in = x->f32;
-            const int s = x->stride;
-            if (panel.rows == 32) {
-                for (; t + 2 <= n; t += 2) {
-                    f32_kernel(p, 32, in + t * s, s, y + t * y_stride + row, y_stride, cols, 4, 2);
-                    f32_kernel(p + 16, 32, in + t * s, s, y + t * y_stride + row + 16, y_stride, cols, 4, 2);
-                }
-                for (; t < n; t++) f32_kernel(p, 32, in + t * s, s, y + t * y_stride + row, y_stride, cols, 8, 1);
-            }
-            for (; t < n; t++) f32_kernel(p, 4, in + t * s, s, y + t * y_stride + row, y_stride, cols, 1, 1);
-        } else {
-            const int groups = cols / GROUP;
-            if (panel.rows == 16) {
-                for (; t + 4 <= n; t += 4)
-                    for (int half = 0; half < 16; half += 8)
-                        q8_kernel(panel, half, x->q + t * cols, x->scales + t * groups,
-                                  y + t * y_stride + row + half, y_stride, cols, 2, 4);
-                for (; t < n; t++)
-                    q8_kernel(panel, 0, x->q + t * cols, x->scales + t * groups, y + t * y_stride + row, y_stride,
-                              cols, 4, 1);
-            }
-            for (; t < n; t++)
-                q8_kernel(panel, 0, x->q + t * cols, x->scales + t * groups, y + t * y_stride + row, y_stride, cols,
-                          1, 1);
-        }
+        if (w->type == TYPE_F32)
+            f32_panel(panel, x, w->cols, y + row, pad4(w->rows), n);
+        else
+            q8_panel(panel, x, w->cols, y + row, pad4(w->rows), n);
         row += panel.rows;
     }
 }

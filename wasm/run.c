@@ -32,8 +32,8 @@ enum {
     E_LOGITS = -8,     /* no logit is a finite number */
 };
 
-enum { BATCH = 32 };        /* tokens that go through a layer together in prefill */
-enum { TILE = 16 };         /* positions that lie side by side in the key cache */
+enum { BATCH = 32 };         /* tokens that go through a layer together in prefill */
+enum { TILE = 16 };          /* positions that lie side by side in the key cache */
 enum { MAX_SIZE = 1 << 24 }; /* no dimension is larger, so products of two fit 64 bits with ease */
 
 /* ---- Config, Weights, State ------------------------------------------------------------------------------------- */
@@ -155,16 +155,18 @@ EXPORT(model_free) void model_free(Model *m) {
     if (!m) return;
     for (int l = 0; m->layers && l < m->config.n_layers; l++) {
         Layer *layer = &m->layers[l];
-        void *owned[] = {layer->attn_norm, layer->wq.panels, layer->wk.panels, layer->wv.panels, layer->wo.panels,
-                         layer->ffn_norm,  layer->w1.panels, layer->w2.panels, layer->w3.panels, layer->keys,
-                         layer->values};
+        void *owned[] = {layer->attn_norm, layer->wq.panels, layer->wk.panels, layer->wv.panels,
+                         layer->wo.panels, layer->ffn_norm,  layer->w1.panels, layer->w2.panels,
+                         layer->w3.panels, layer->keys,      layer->values};
         for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     }
     if (!m->config.tied) free(m->output.panels);
-    void *owned[] = {m->layers, m->token_embd.panels, m->output_norm, m->x,      m->xb,         m->xb2, m->q,
-                     m->k,      m->v,                 m->h1,          m->h3,     m->logits,     m->quantized,
-                     m->scales, m->rope, m->scores, m->candidates, m->frequency,
-                     m->head,   m};
+    // clang-format off
+    void *owned[] = {
+        m->token_embd.panels, m->output_norm, m->x, m->xb, m->xb2, m->q, m->k, m->v, m->h1, m->h3, m->logits,
+        m->quantized, m->scales, m->rope, m->frequency, m->scores, m->head, m->candidates, m->layers, m,
+    };
+    // clang-format on
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
 }
 
@@ -194,8 +196,8 @@ EXPORT(model_new) int model_new(const Config *config, Model **out) {
                   (m->x = allocate_floats(BATCH, c->dim)) && (m->xb = allocate_floats(BATCH, c->dim)) &&
                   (m->xb2 = allocate_floats(BATCH, c->dim)) && (m->q = allocate_floats(BATCH, c->dim)) &&
                   (m->k = allocate_floats(BATCH, m->kv_dim)) && (m->v = allocate_floats(BATCH, m->kv_dim)) &&
-                  (m->h1 = allocate_floats(BATCH, c->hidden_dim)) &&
-                  (m->h3 = allocate_floats(BATCH, c->hidden_dim)) && (m->logits = allocate_floats(1, c->vocab_size)) &&
+                  (m->h1 = allocate_floats(BATCH, c->hidden_dim)) && (m->h3 = allocate_floats(BATCH, c->hidden_dim)) &&
+                  (m->logits = allocate_floats(1, c->vocab_size)) &&
                   (m->quantized = allocate_zeroed(BATCH * (uint64_t)widest, sizeof(int16_t))) &&
                   (m->scales = allocate_floats(BATCH, widest / GROUP)) &&
                   (m->candidates = allocate_zeroed(2 * (uint64_t)c->vocab_size, sizeof(int32_t))) &&
@@ -226,8 +228,8 @@ static int load_norm(float **norm, int n, int type, const char *data, uint64_t s
     return OK;
 }
 
-static int load_matrix(Matrix *w, int want_rows, int want_cols, int type, const char *data, uint64_t size,
-                       int64_t rows, int64_t cols) {
+static int load_matrix(Matrix *w, int want_rows, int want_cols, int type, const char *data, uint64_t size, int64_t rows,
+                       int64_t cols) {
     if (w->panels || rows != want_rows || cols != want_cols) return E_TENSOR;
     uint64_t file_row_bytes;
     if (type == TYPE_F32) {
@@ -250,7 +252,13 @@ static int load_matrix(Matrix *w, int want_rows, int want_cols, int type, const 
 }
 
 /* The tensors' numbers, in the order of engine.py's list. */
-enum { TOKEN_EMBD, OUTPUT_NORM, OUTPUT, ATTN_NORM, ATTN_Q, ATTN_K, ATTN_V, ATTN_OUTPUT, FFN_NORM, FFN_GATE, FFN_DOWN, FFN_UP };
+// clang-format off
+enum {
+    TOKEN_EMBD, OUTPUT_NORM, OUTPUT,
+    ATTN_NORM, ATTN_Q, ATTN_K, ATTN_V, ATTN_OUTPUT,
+    FFN_NORM, FFN_GATE, FFN_DOWN, FFN_UP,
+};
+// clang-format on
 
 /* Packs one tensor of the file: `size` bytes at `data`, (rows, cols) of a GGUF type. A norm has one row. */
 EXPORT(model_tensor)
@@ -294,8 +302,7 @@ static void rmsnorm(float *out, const float *x, const float *weight, int dim, fl
         f32x4 squares = f32x4_splat(0);
         for (int i = 0; i < stride; i += 4) squares += f32x4_load(x + i) * f32x4_load(x + i);
         float scale = 1.0f / __builtin_sqrtf(f32x4_sum(squares) / (float)dim + eps);
-        for (int i = 0; i < stride; i += 4)
-            f32x4_store(out + i, f32x4_load(x + i) * scale * f32x4_load(weight + i));
+        for (int i = 0; i < stride; i += 4) f32x4_store(out + i, f32x4_load(x + i) * scale * f32x4_load(weight + i));
     }
 }
 

@@ -34,7 +34,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-k", dest="top_k", type=int, default=0, help="top-k, 0 = off (default 0)")
     p.add_argument("-s", dest="seed", type=int, default=0, help="random seed, 0 = another one each time (default 0)")
     p.add_argument(
-        "-n", dest="length", type=int, default=256, help="tokens, the prompt's included, 0 = whole context (default 256)"
+        "-n",
+        dest="length",
+        type=int,
+        default=256,
+        help="tokens, the prompt's included, 0 = whole context (default 256)",
     )
     p.add_argument("-z", dest="tokenizer", metavar="FILE", type=Path, help="tokenizer.bin, for a .bin model")
     p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

@@ -1,9 +1,9 @@
 """The engine: one loaded model inside ``run.wasm``. It knows tokens and logits, and nothing of text.
 
-    engine = Engine(host, model, region)
-    logits = engine.prefill([1, 403, 407])     # the whole prompt in one call
-    logits = engine.forward(263)               # then token by token
-    engine.rewind(2)                           # forget all but the first two positions
+engine = Engine(host, model, region)
+logits = engine.prefill([1, 403, 407])     # the whole prompt in one call
+logits = engine.forward(263)               # then token by token
+engine.rewind(2)                           # forget all but the first two positions
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ERRORS = {
     -8: "no logit is a finite number: the model's weights are broken",
 }
 E_NOT_FINITE = -4
-TENSOR_NUMBERS = {
-    name: number
-    for number, name in enumerate(
-        "token_embd output_norm output attn_norm attn_q attn_k attn_v attn_output ffn_norm ffn_gate ffn_down ffn_up".split()
-    )
-}
+TENSORS = """
+    token_embd output_norm output
+    attn_norm attn_q attn_k attn_v attn_output
+    ffn_norm ffn_gate ffn_down ffn_up
+""".split()
+TENSOR_NUMBERS = {name: number for number, name in enumerate(TENSORS)}
 TYPE_NUMBERS = {"F32": 0, "Q8_0": 8}
 
 

@@ -61,7 +61,7 @@ def generate(
     EngineError
         If memory runs out or the model's logits are broken.
     """
-    tokens = tokenizer.encode(prompt)
+    tokens = tokenizer.encode(prompt) or [tokenizer.bos_id]  # there must be something to go on from
     limit = min(length or engine.context, engine.context)
     if len(tokens) > limit:
         limited_by = "the model's context" if limit == engine.context else "the length asked for"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 from fabella.errors import EngineError
 
@@ -92,9 +93,7 @@ class WasmtimeHost(Host):
         self.function("_initialize")()
 
     def function(self, name: str) -> Callable[..., Any]:
-        from functools import partial
-
-        return partial(self._exports[name], self._store)  # type: ignore[arg-type, call-arg]
+        return partial(cast(Callable[..., Any], self._exports[name]), self._store)
 
     def read(self, pointer: int, size: int) -> bytes:
         return bytes(self._memory.read(self._store, pointer, pointer + size))
@@ -123,7 +122,7 @@ class BrowserHost(Host):
     def _bytes(self) -> Any:
         """The memory as a Uint8Array. Growing the memory detaches the old view, whose length then reads as 0."""
         if self._view is None or self._view.length == 0:
-            from js import Uint8Array  # type: ignore[import-not-found]
+            from js import Uint8Array
 
             self._view = Uint8Array.new(self._exports.memory.buffer)
         return self._view

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,7 @@ from fabella.engine import Engine
 from fabella.generate import Step, generate
 from fabella.gguf import read_gguf
 from fabella.hosts import BrowserHost, Region
+from fabella.modelfile import parameter_count
 from fabella.sampler import Settings
 
 
@@ -49,7 +49,7 @@ class Page:
             {
                 "name": model.name,
                 "bytes": self._size,
-                "parameters": sum(math.prod(tensor.shape) for tensor in model.tensors.values()),
+                "parameters": parameter_count(model.tensors),
                 "types": sorted({tensor.type for tensor in model.tensors.values()}),
                 "context": config.seq_len,
                 "vocab_size": config.vocab_size,
