@@ -4,6 +4,7 @@
     python build.py                 bundle the page into dist/
     python build.py serve           bundle, then serve it on this machine
     python build.py test            bundle, then run every check and test, a real browser's included
+    python build.py setup           only install: .venv/ then has all that training and the command line need
     python build.py --model FILE    bundle the page around another model
 
 What is missing is installed on the way (into .venv/ and node_modules/; on Debian as root also with apt-get), and what
@@ -145,6 +146,9 @@ def ensure_python(lock: str) -> None:
     if not stamp.exists() or stamp.read_text() != wanted:
         say(f"Installing Python packages with pip ({lock}) ...")
         run(PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", lock)
+        # The package itself, as it stands in py/: what is edited there is what runs.
+        packages = Path(run(PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+        (packages / "fabella.pth").write_text(f"{ROOT / 'py'}\n", encoding="utf-8")
         stamp.write_text(wanted)
 
 
@@ -504,6 +508,8 @@ def parser() -> argparse.ArgumentParser:
     serving = commands.add_parser("serve", help=text, description=text.capitalize() + ".", parents=[page])
     serving.set_defaults(command="serve")
     serving.add_argument("--port", type=int, help="port to listen on (default: the first free one from 8000 on)")
+    text = "install what training, the command line and the tests need into .venv/, and compile the engine"
+    commands.add_parser("setup", help=text, description=text.capitalize() + ".").set_defaults(command="setup")
     text = "bundle the page, then run every check and test; arguments are handed to pytest, and only its tests run then"
     testing = commands.add_parser("test", help=text, description=text.capitalize() + ".", allow_abbrev=False)
     testing.usage = "build.py test [-h] [pytest arguments ...]"
@@ -519,6 +525,11 @@ def main() -> int:
     if others and arguments.command != "test":
         parser().error(f"unrecognized arguments: {' '.join(others)}")
     try:
+        if arguments.command == "setup":
+            ensure_python("requirements-dev.txt")
+            build_engine()
+            say("Ready: source .venv/bin/activate")
+            return 0
         bundle(arguments.model, arguments.tokenizer, arguments.out)
         if arguments.command == "serve":
             serve(arguments.out, arguments.port)
