@@ -82,7 +82,8 @@ def run(*command: str | Path, quiet: bool = True) -> str:
     except FileNotFoundError:
         raise BuildError(f"{command[0]} is not installed") from None
     if done.returncode:
-        raise BuildError(f"this command failed:\n{' '.join(map(str, command))}\n{done.stdout or ''}".rstrip())
+        printed = (done.stdout or "").rstrip()[-10_000:]  # Node quotes a whole line, and some have megabytes
+        raise BuildError(f"this command failed:\n{' '.join(map(str, command))}\n{printed}".rstrip())
     return done.stdout or ""
 
 
