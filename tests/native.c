@@ -1,14 +1,25 @@
 /* Runs wasm/run.c natively, under sanitizers, on what tests/test_native.py writes:
  *
- *   native MODEL TOKENS BATCH
+ *   native MODEL TOKENS BATCH ALLOCATIONS
  *
  * MODEL: the Config, then for each tensor int32 {tensor, layer, type, size, rows, cols} and its bytes.
  * TOKENS: int32 token ids, computed BATCH at a time. Prints the logits' bits after each batch, then a shortlist.
  * A tensor that is refused is printed as `tensor CODE`; so is a refused model or batch.
+ * ALLOCATIONS: how many succeed before one fails; what it was for is printed with its code and then tried again. -1: all.
  */
-#include "../wasm/run.c"
-
+#include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
+
+static long allocations = -1;
+
+static int refused(void) { return allocations >= 0 && allocations-- == 0; }
+static void *unreliable_calloc(size_t n, size_t size) { return refused() ? NULL : calloc(n, size); }
+static void *unreliable_realloc(void *data, size_t size) { return refused() ? NULL : realloc(data, size); }
+
+#define calloc unreliable_calloc
+#define realloc unreliable_realloc
+#include "../wasm/run.c"
 
 static char *read_file(const char *path, size_t *size) {
     FILE *file = fopen(path, "rb");
@@ -24,7 +35,7 @@ static char *read_file(const char *path, size_t *size) {
 
 int main(int argc, char **argv) {
     size_t model_size, tokens_size;
-    if (argc != 4) return 2;
+    if (argc != 5) return 2;
     char *file = read_file(argv[1], &model_size), *tokens = read_file(argv[2], &tokens_size);
     int batch = atoi(argv[3]), n = (int)(tokens_size / 4);
     if (!file || !tokens || model_size < sizeof(Config) || batch < 1) return 2;
@@ -32,7 +43,9 @@ int main(int argc, char **argv) {
     Config config;
     memcpy(&config, file, sizeof config);
     Model *model;
-    int code = model_new(&config, &model);
+    int code;
+    allocations = atol(argv[4]);
+    while ((code = model_new(&config, &model)) == E_MEMORY) printf("model %d\n", code);
     if (code) {
         printf("model %d\n", code);
     } else {
@@ -44,17 +57,19 @@ int main(int argc, char **argv) {
             if (!data && head[3]) return 2;
             memcpy(data, file + at, (size_t)head[3]);
             at += (size_t)head[3];
-            code = model_tensor(model, head[0], head[1], head[2], data, (uint32_t)head[3], head[4], head[5]);
-            if (code) printf("tensor %d\n", code);
+            do {
+                code = model_tensor(model, head[0], head[1], head[2], data, (uint32_t)head[3], head[4], head[5]);
+                if (code) printf("tensor %d\n", code);
+            } while (code == E_MEMORY);
             free(data);
         }
         for (int at = 0; at < n; at += batch) {
             int count = n - at < batch ? n - at : batch;
-            code = forward(model, (const int32_t *)(void *)tokens + at, count, at);
-            if (code) {
-                printf("forward %d\n", code);
-                break;
-            }
+            do {
+                code = forward(model, (const int32_t *)(void *)tokens + at, count, at);
+                if (code) printf("forward %d\n", code);
+            } while (code == E_MEMORY);
+            if (code) break;
             for (int i = 0; i < config.vocab_size; i++) {
                 uint32_t bits;
                 memcpy(&bits, &model_logits(model)[i], 4);

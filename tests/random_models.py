@@ -36,7 +36,10 @@ def vocabulary(size: int) -> dict[str, Any]:
 
 
 def write_random_model(path: Path, config: Config, *, tied: bool = True, type: str = "F32", seed: int = 0) -> Path:
-    """Writes a model whose logits have a spread of about 1, as a trained one's have."""
+    """Writes a model whose logits have a spread of about 1, as a trained one's have.
+
+    `type` is that of the matrices: F32, Q8_0, or mixed, which is F32 for every other one.
+    """
     random = np.random.default_rng(seed)
     metadata = {
         "general.architecture": "llama",
@@ -57,9 +60,10 @@ def write_random_model(path: Path, config: Config, *, tied: bool = True, type: s
             values = random.uniform(0.5, 1.5, shape).astype(np.float32)
             tensors.append((name, "F32", shape, values.tobytes()))
         else:
+            stored = type if type != "mixed" else ("F32" if len(tensors) % 2 or shape[1] % 32 else "Q8_0")
             values = (random.standard_normal(shape) / math.sqrt(shape[1])).astype(np.float32)
-            data = values.tobytes() if type == "F32" else quantize_q8_0(values)
-            tensors.append((name, type, shape, data))
+            data = values.tobytes() if stored == "F32" else quantize_q8_0(values)
+            tensors.append((name, stored, shape, data))
     write_gguf(path, metadata, tensors)
     return path
 

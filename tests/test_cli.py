@@ -95,6 +95,24 @@ def test_bad_arguments_are_errors_in_words(model: Path, arguments: list[str], me
     assert done.stdout == ""
 
 
+def test_a_reader_that_has_had_enough_is_no_error(model: Path) -> None:
+    command = [sys.executable, "-m", "fabella", str(model), "-n", "0", "-s", "5", "-p", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "py")}
+    story = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert story.stdout
+    assert story.stderr
+    story.stdout.close()
+    assert story.stderr.read() == b""
+    story.wait(timeout=60)
+
+
+def test_a_terminal_of_another_encoding_gets_the_story_all_the_same(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert fabella(model, "-i", "Grüße, café 🦊", "-t", "0", "-n", "60").stdout.startswith("Grüße, café 🦊")
+
+
 def test_files_that_are_no_models_are_errors_in_words(tmp_path: Path, model: Path) -> None:
     assert "nowhere.gguf" in fabella(tmp_path / "nowhere.gguf", status=1).stderr
     (tmp_path / "text").write_text("Once upon a time")

@@ -17,7 +17,7 @@ from fabella.engine import Engine, Logits
 from fabella.errors import EngineError, ModelFileError
 from fabella.gguf import read_gguf
 from fabella.hosts import WasmtimeHost
-from fabella.modelfile import BytesSource, Config
+from fabella.modelfile import LARGEST, BytesSource, Config
 from train.export import load_gguf
 
 from .random_models import load, write_random_model
@@ -62,7 +62,8 @@ def fits_q8_0(config: Config) -> bool:
 @pytest.mark.parametrize(
     ("config", "type"),
     [pytest.param(config, "F32", id=f"{name_of(config)}-F32") for config in GRID]
-    + [pytest.param(config, "Q8_0", id=f"{name_of(config)}-Q8_0") for config in GRID if fits_q8_0(config)],
+    + [pytest.param(config, "Q8_0", id=f"{name_of(config)}-Q8_0") for config in GRID if fits_q8_0(config)]
+    + [pytest.param(config, "mixed", id=f"{name_of(config)}-mixed") for config in (BASE, replace(BASE, hidden_dim=99))],
 )
 def test_agrees_with_torch_and_prefill_with_decode(config: Config, type: str, tied: bool, tmp_path: Path) -> None:
     path = write_random_model(tmp_path / "model.gguf", config, tied=tied, type=type)
@@ -113,7 +114,7 @@ def test_the_context_ends_with_an_error_and_can_be_rewound(tmp_path: Path) -> No
         engine.rewind(81)
 
 
-@pytest.mark.parametrize("token", [-1, BASE.vocab_size, 2**31 - 1])
+@pytest.mark.parametrize("token", [-1, BASE.vocab_size, 2**31 - 1, 2**31, 2**32])
 def test_a_token_outside_the_vocabulary_is_an_error(token: int, tmp_path: Path) -> None:
     engine, _ = load(write_random_model(tmp_path / "model.gguf", BASE))
     with pytest.raises(EngineError, match="outside the vocabulary"):
@@ -135,6 +136,63 @@ def test_a_weight_that_is_no_number_names_its_tensor(type: str, value: float, tm
     with pytest.raises(ModelFileError, match="not a finite number") as raised:
         load(path)
     assert raised.value.field == "blk.1.ffn_down.weight"
+
+
+def test_a_story_that_overflows_does_not_spoil_the_next(tmp_path: Path) -> None:
+    """Token 3 alone has a first channel, by which the feed-forward overflows; 6 channels leave 2 of padding."""
+    config = Config(dim=6, hidden_dim=8, n_layers=1, n_heads=1, n_kv_heads=1, vocab_size=5, seq_len=9)
+    path = write_random_model(tmp_path / "model.gguf", config)
+    data = bytearray(path.read_bytes())
+    tensors = read_gguf(BytesSource(bytes(data))).tensors
+
+    def put(name: str, values: np.ndarray) -> None:
+        tensor = tensors[name]
+        data[tensor.offset : tensor.offset + tensor.size] = values.astype("<f4").tobytes()
+
+    embedding = np.random.default_rng(0).standard_normal((5, 6))
+    embedding[:, 0] = 0
+    embedding[3] = [1, 0, 0, 0, 0, 0]
+    explosive = np.zeros((8, 6))
+    explosive[:, 0] = 1e25
+    put("token_embd.weight", embedding)
+    put("blk.0.attn_output.weight", np.zeros((6, 6)))
+    put("blk.0.ffn_gate.weight", explosive)
+    put("blk.0.ffn_up.weight", explosive)
+    put("blk.0.ffn_down.weight", np.ones((6, 8)))
+    path.write_bytes(data)
+
+    engine, _ = load(path)
+    expected = bits(engine.prefill([1, 2]))
+    engine.rewind(0)
+    assert not any(map(math.isfinite, engine.prefill([3]).to_array()))
+    engine.rewind(0)
+    assert bits(engine.prefill([1, 2])) == expected
+
+
+def test_a_refused_model_leaves_no_memory_behind(tmp_path: Path) -> None:
+    data = bytearray(write_random_model(tmp_path / "model.gguf", BASE).read_bytes())
+    model = read_gguf(BytesSource(bytes(data)))
+    last = max(model.tensors.values(), key=lambda tensor: tensor.offset)
+    struct.pack_into("<f", data, last.offset, math.nan)
+    host = WasmtimeHost()
+    file = host.put(bytes(data))
+    pointers = set()
+    for _ in range(20):
+        with pytest.raises(ModelFileError):
+            Engine(host, model, file)
+        pointers.add(host.allocate(100_000))
+        host.release(max(pointers))
+    assert len(pointers) < 5
+
+
+def test_the_largest_context_is_one_that_c_takes(tmp_path: Path) -> None:
+    """And costs no memory before it is used."""
+    path = write_random_model(tmp_path / "model.gguf", replace(BASE, seq_len=LARGEST["seq_len"]))
+    engine, _ = load(path)
+    engine.prefill([1, 2, 3])
+    assert engine.host.allocate(1000) < 16 << 20  # the memory that the module starts with
+    with pytest.raises(ModelFileError, match="seq_len"):
+        replace(BASE, seq_len=LARGEST["seq_len"] + 1)
 
 
 def test_memory_that_cannot_be_had_is_an_error() -> None:
@@ -228,6 +286,13 @@ def test_all_equal_logits_are_drawn_evenly(engine: Engine) -> None:
     logits = with_logits(engine, np.zeros(1003))
     assert [logits.draw(1.0, (token + 0.5) / 1003) for token in range(1003)] == list(range(1003))
     assert logits.shortlist(3) == [(0, 0.0), (1, 0.0), (2, 0.0)]
+
+
+def test_equal_huge_logits_are_drawn_evenly(engine: Engine) -> None:
+    values = np.full(1003, -1e30)
+    values[[3, 8]] = 1e30
+    logits = with_logits(engine, values)
+    assert [logits.draw(1e-3, coin) for coin in (0, 0.49, 0.51, 0.99)] == [3, 3, 8, 8]
 
 
 def test_huge_and_tiny_logits_do_not_overflow(engine: Engine) -> None:

@@ -34,11 +34,12 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Run:
     source = Path(__file__).with_name("native.c")
     subprocess.run([compiler, *FLAGS, str(source), "-o", str(program), "-lm"], check=True)
 
-    def run(model: bytes, tokens: list[int], batch: int = 1) -> list[str]:
+    def run(model: bytes, tokens: list[int], batch: int = 1, allocations: int = -1) -> list[str]:
         files = program.with_name("model"), program.with_name("tokens")
         files[0].write_bytes(model)
         files[1].write_bytes(np.array(tokens, np.int32).tobytes())
-        done = subprocess.run([program, *files, str(batch)], capture_output=True, text=True, timeout=60)
+        command = [str(program), *map(str, files), str(batch), str(allocations)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
@@ -165,3 +166,23 @@ def test_weights_at_their_extremes_stay_within_the_numbers(native: Run, tmp_path
         extreme.append((head, data))
     lines = native(joined(config_bytes(CONFIG, True), extreme), [1, 2, 3], 3)
     assert len(lines[0].split()) == CONFIG.vocab_size
+
+
+def test_running_out_of_memory_is_an_error_at_every_allocation_and_leaves_all_as_it_was(
+    native: Run, tmp_path: Path
+) -> None:
+    config = Config(dim=32, hidden_dim=64, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=40, seq_len=400)
+    records = tensor_records(write_random_model(tmp_path / "model.gguf", config, type="Q8_0"))
+    model = joined(config_bytes(config, True), records)
+    tokens = [token % 40 for token in range(400)]  # more than the KV cache has room for at first
+    expected = native(model, tokens, 200)
+    refused = set()
+    for allocations in range(1000):
+        lines = native(model, tokens, 200, allocations)
+        errors = [line for line in lines if line.endswith(" -1")]
+        assert [line for line in lines if line not in errors] == expected
+        if not errors:
+            break
+        assert len(errors) == 1
+        refused.add(errors[0])
+    assert refused == {"model -1", "tensor -1", "forward -1"}

@@ -364,7 +364,11 @@ def test_right_settings(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("seed", [0, -1, 1 << 64])
 def test_the_generator_needs_a_seed(seed: int) -> None:
-    """Seed 0 would give 0 for ever; whoever offers "any seed" chooses one first."""
+    """Seed 0 would give 0 for ever; whoever offers "any seed" chooses one first. Greedy choice needs none."""
     with pytest.raises(SettingsError) as caught:
-        Xorshift(seed)
+        Xorshift(seed).coin()
     assert caught.value.field == "seed"
+
+
+def test_greedy_choice_needs_no_seed() -> None:
+    assert Sampler(Settings(temperature=0)).sample(ListLogits([1.0, 3.0, 2.0])) == 1

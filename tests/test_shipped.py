@@ -63,7 +63,7 @@ def test_q8_0_is_close_to_torch_on_the_dequantised_weights(shipped_model_f32: Pa
 def test_the_file_says_what_it_is() -> None:
     model = read_gguf(BytesSource(MODEL.read_bytes()))
     assert MODEL.stat().st_size <= 4_000_000
-    assert model.metadata["general.license"] == "cdla-sharing-1.0"
+    assert model.metadata["general.license"] == "CDLA-Sharing-1.0"
     assert "TinyStories" in str(model.metadata)
     assert model.config.seq_len >= 512
     assert math.isclose(model.config.rope_base, 10000.0)

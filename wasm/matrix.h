@@ -103,7 +103,7 @@ static bool matrix_pack(Matrix *w, const char *source) {
     return finite;
 }
 
-/* Unpacks one row into out[cols]: the token embedding. */
+/* Unpacks one row into out[cols], with zeros up to pad4(cols): the token embedding. */
 static void matrix_row(const Matrix *w, int row, float *out) {
     int wide = w->type == TYPE_F32 ? 32 : 16, in_wide = w->rows / wide * wide;
     int first = row < in_wide ? row / wide * wide : in_wide + (row - in_wide) / 4 * 4;
@@ -117,6 +117,7 @@ static void matrix_row(const Matrix *w, int row, float *out) {
             out[c] = scale * (float)*q8_weight(panel, row - first, c);
         }
     }
+    for (int c = w->cols; c < pad4(w->cols); c++) out[c] = 0;
 }
 
 /* ---- activations ------------------------------------------------------------------------------------------------ */

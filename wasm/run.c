@@ -530,25 +530,30 @@ static f32x4 four_weights(const Model *m, int id, float largest, float inverse_t
     return weight;
 }
 
+/* The sum of e^((logit - largest) / temperature) over the vocabulary; 0 without any finite logit. */
+static double sum_of_weights(const Model *m, double temperature, float *largest) {
+    double sum = 0;
+    if (!(temperature > 0) || !largest_logit(m, largest)) return 0;
+    for (int id = 0; id < m->config.vocab_size; id += 4) {
+        f32x4 weight = four_weights(m, id, *largest, (float)(1 / temperature));
+        for (int lane = 0; lane < 4; lane++) sum += weight[lane];
+    }
+    return sum;
+}
+
 /* log(sum of e^(logit / temperature)), by which logit / temperature becomes a true probability. NaN without any. */
 EXPORT(log_sum_exp) double log_sum_exp(const Model *m, double temperature) {
     float largest = 0;
-    if (!largest_logit(m, &largest) || !(temperature > 0)) return __builtin_nan("");
-    double sum = 0;
-    for (int id = 0; id < m->config.vocab_size; id += 4) {
-        f32x4 weight = four_weights(m, id, largest, (float)(1 / temperature));
-        for (int lane = 0; lane < 4; lane++) sum += weight[lane];
-    }
-    return largest / temperature + log_double(sum);
+    double sum = sum_of_weights(m, temperature, &largest);
+    return sum > 0 ? largest / temperature + log_double(sum) : __builtin_nan("");
 }
 
 /* The first token, in the order of ids, up to which the probabilities add up to more than `coin` (0 <= coin < 1). */
 EXPORT(draw) int draw(const Model *m, double temperature, double coin) {
-    double total = log_sum_exp(m, temperature);
     float largest = 0;
-    if (!largest_logit(m, &largest) || !(temperature > 0)) return E_LOGITS;
-    double remaining = coin * exp_double(total - largest / temperature);
+    double sum = sum_of_weights(m, temperature, &largest), remaining = coin * sum;
     int last = E_LOGITS;
+    if (sum == 0) return E_LOGITS;
     for (int id = 0; id < m->config.vocab_size; id += 4) {
         f32x4 weight = four_weights(m, id, largest, (float)(1 / temperature));
         for (int lane = 0; lane < 4; lane++) {

@@ -6,8 +6,10 @@ The story goes to standard output, everything else to standard error.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 
 from fabella import __version__
@@ -51,7 +53,8 @@ def open_model(source: BytesSource, path: Path, tokenizer: Path | None) -> Model
         return read_gguf(source)
     if tokenizer is None:
         raise FabellaError(f"{path}: not a GGUF file; a llama2.c .bin needs its tokenizer as well: -z tokenizer.bin")
-    return read_llama2c(source, FileSource(tokenizer))
+    with FileSource(tokenizer) as vocabulary:
+        return read_llama2c(source, vocabulary)
 
 
 def tell(arguments: argparse.Namespace) -> None:
@@ -90,8 +93,12 @@ def tell(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 1 after an error in words, 130 after Ctrl-C."""
     arguments = parser().parse_args(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # whatever the terminal's: a story may hold any character
     try:
         tell(arguments)
+    except BrokenPipeError:  # whoever reads has had enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (FabellaError, OSError) as error:
         print(f"fabella: {error}", file=sys.stderr)
         return 1

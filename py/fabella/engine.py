@@ -1,7 +1,9 @@
 """The engine: one loaded model inside ``run.wasm``. It knows tokens and logits, and nothing of text.
 
+An example::
+
 engine = Engine(host, model, region)
-logits = engine.prefill([1, 403, 407])     # the whole prompt in one call
+logits = engine.prefill([1, 403, 407])     # the whole prompt at once
 logits = engine.forward(263)               # then token by token
 engine.rewind(2)                           # forget all but the first two positions
 """
@@ -29,6 +31,7 @@ ERRORS = {
     -8: "no logit is a finite number: the model's weights are broken",
 }
 E_NOT_FINITE = -4
+TOKENS_AT_ONCE = 512  # tokens that there is room for where C reads them
 TENSORS = """
     token_embd output_norm output
     attn_norm attn_q attn_k attn_v attn_output
@@ -82,10 +85,15 @@ class Engine:
         self._log_sum_exp = host.function("log_sum_exp")
         self._draw = host.function("draw")
 
-        self._tokens = host.allocate(4 * self.context)
-        self._model = self._new_model(tied="output.weight" not in model.tensors)
-        for tensor in model.tensors.values():
-            self._load(tensor, file)
+        self._model = 0
+        self._tokens = host.allocate(4 * TOKENS_AT_ONCE)
+        try:
+            self._model = self._new_model(tied="output.weight" not in model.tensors)
+            for tensor in model.tensors.values():
+                self._load(tensor, file)
+        except BaseException:
+            self.close()
+            raise
         self._candidates = host.function("model_candidates")(self._model) & 0xFFFFFFFF
 
     def _new_model(self, tied: bool) -> int:
@@ -97,10 +105,11 @@ class Engine:
         )
         config = self.host.put(packed + bytes(4))  # the last four bytes are the place for the new model's pointer
         out = config.pointer + len(packed)
-        _check(self.host.function("model_new")(config.pointer, out), "making room for the model")
-        (pointer,) = struct.unpack("<I", self.host.read(out, 4))
-        self.host.release(config.pointer)
-        return int(pointer)
+        try:
+            _check(self.host.function("model_new")(config.pointer, out), "making room for the model")
+            return int.from_bytes(self.host.read(out, 4), "little")
+        finally:
+            self.host.release(config.pointer)
 
     def _load(self, tensor: Tensor, file: Region) -> None:
         """Has C pack one tensor. ``blk.3.attn_q.weight`` is tensor ``attn_q`` of layer 3."""
@@ -121,7 +130,7 @@ class Engine:
         _check(code, f"loading {tensor.name}")
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
-        """Computes `tokens` at the next positions, all in one call, and returns the logits after the last.
+        """Computes `tokens` at the next positions, many in one call, and returns the logits after the last.
 
         Raises
         ------
@@ -132,10 +141,15 @@ class Engine:
             raise EngineError(
                 f"{len(tokens)} tokens do not fit: {self.position} of {self.context} positions are in use"
             )
-        self.host.write(self._tokens, array("i", tokens).tobytes())
-        code = self._forward(self._model, self._tokens, len(tokens), self.position)
-        _check(code, f"computing position {self.position}")
-        self.position += len(tokens)
+        for start in range(0, len(tokens), TOKENS_AT_ONCE):
+            part = tokens[start : start + TOKENS_AT_ONCE]
+            try:
+                self.host.write(self._tokens, struct.pack(f"<{len(part)}i", *part))
+            except struct.error:
+                raise EngineError(f"computing position {self.position}: {ERRORS[-6]}") from None
+            code = self._forward(self._model, self._tokens, len(part), self.position)
+            _check(code, f"computing position {self.position}")
+            self.position += len(part)
         return Logits(self)
 
     def forward(self, token: int) -> Logits:
@@ -167,7 +181,7 @@ class Logits:
     def shortlist(self, k: int) -> list[tuple[int, float]]:
         """The `k` best candidates as (token, logit), best first; of equals the smaller token first."""
         engine = self._engine
-        count = _check(engine._shortlist(engine._model, k), "choosing a token")
+        count = _check(engine._shortlist(engine._model, min(k, self.vocab_size)), "choosing a token")
         ids = array("i", engine.host.read(engine._candidates, 4 * count))
         values = array("f", engine.host.read(engine._candidates + 4 * self.vocab_size, 4 * count))
         return list(zip(ids, values, strict=True))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from fabella.engine import Engine
-from fabella.errors import PromptError
+from fabella.errors import EngineError, PromptError
 from fabella.sampler import Sampler, Settings
 from fabella.tokenizer import Tokenizer
 
@@ -46,20 +46,26 @@ def generate(
 
     Parameters
     ----------
+    engine
+        The loaded model. The story starts at its position 0 and needs it alone until the last step.
+    tokenizer
+        The model's own.
     prompt
         How the story begins. May be empty.
     settings
         Temperature, top-p, top-k and seed. The same settings tell the same story on every machine.
     length
-        How many positions to compute, the prompt's included, as llama2.c's ``-n``; at most, and by default, the
+        How many positions to compute, the prompt's included, as llama2.c's ``-n``; at most, and with None or 0, the
         context.
 
     Raises
     ------
     PromptError
         Before the first step, if the prompt leaves no room for a token of the model's own.
+    SettingsError
+        If a token is to be drawn without a seed (0).
     EngineError
-        If memory runs out or the model's logits are broken.
+        If memory runs out, the model's logits are broken, or the engine was used for something else in between.
     """
     tokens = tokenizer.encode(prompt) or [tokenizer.bos_id]  # there must be something to go on from
     limit = min(length or engine.context, engine.context)
@@ -90,5 +96,8 @@ def _steps(engine: Engine, tokenizer: Tokenizer, tokens: list[int], sampler: Sam
             end: Reason = "context" if limit == engine.context else "length"
             yield Step(token, text + decoder.flush(), from_prompt=False, end=end)
             return
+        position = engine.position
         yield Step(token, text, from_prompt=False)
+        if engine.position != position:
+            raise EngineError("another story was begun with this engine: this one cannot go on")
         logits = engine.forward(token)

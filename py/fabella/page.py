@@ -50,7 +50,6 @@ class Page:
                 "name": model.name,
                 "bytes": self._size,
                 "parameters": parameter_count(model.tensors),
-                "types": sorted({tensor.type for tensor in model.tensors.values()}),
                 "context": config.seq_len,
                 "vocab_size": config.vocab_size,
                 "layers": config.n_layers,

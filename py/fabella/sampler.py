@@ -186,16 +186,16 @@ def _scaled(candidates: list[Candidate]) -> list[Candidate]:
 class Xorshift:
     """Marsaglia's xorshift64*, as in llama2.c (https://doi.org/10.18637/jss.v008.i14, https://arxiv.org/abs/1402.6246).
 
-    Raises SettingsError for the seed 0, from which the generator would never get away.
+    The seed, from 1 to 2⁶⁴-1, is its first state. From 0 it would never get away.
     """
 
     def __init__(self, seed: int) -> None:
-        if not 1 <= seed <= MASK64:
-            raise SettingsError("seed", f"the generator needs one from 1 to {MASK64}, not {seed}; choose one")
         self.state = seed
 
     def coin(self) -> float:
-        """Return the next random number, from 0 to just below 1 in steps of 2⁻²⁴."""
+        """Return the next random number, from 0 to just below 1 in steps of 2⁻²⁴. Raises SettingsError for seed 0."""
+        if not 1 <= self.state <= MASK64:
+            raise SettingsError("seed", f"must be from 1 to {MASK64} for a draw, not {self.state}; choose one")
         x = self.state
         x ^= x >> 12
         x ^= (x << 25) & MASK64
