@@ -41,7 +41,7 @@ from train.export import (
 from train.model import Llama, ModelConfig, rope_table, rotate
 from train.sample import TorchLogits
 from train.sample import main as sample
-from train.tokenizer import BOS, EOS, load_tokenizer, train_tokenizer
+from train.tokenizer import BOS, EOS, LONGEST_LINE, lines_of, load_tokenizer, train_tokenizer
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other
@@ -271,11 +271,31 @@ def test_what_cannot_be_trained_on_is_said(
     assert "holds no text" in refused(empty)
     assert "not a complete .xz" in refused(broken)
     assert "--vocab-size" in refused(short, "--vocab-size", "3000")
-    assert "train on more text" in refused(short, "--vocab-size", "290", "--batch-tokens", "100000")
+    assert "train on more text" in refused(short, "--vocab-size", "300", "--batch-tokens", "100000")
+    assert "from 300 to 65536" in refused(text, "--vocab-size", "65537")
     assert "multiple of 32" in refused(text, "--context", "50")
     assert "does not hold one --context" in refused(text, "--batch-tokens", "32")
     assert "no such checkpoint" in refused(text, "--resume")
     assert "dim: 30 must be" in refused(text, "--dim", "30")
+
+
+def test_a_gradient_that_is_no_number_changes_nothing() -> None:
+    model = Llama(TINY)
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizers = training.make_optimizers(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    next(model.parameters()).grad[0, 0] = float("nan")  # type: ignore[index]
+    assert not training.update(model, optimizers, 0.1)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_no_line_is_too_long_for_the_tokenizer() -> None:
+    book = " ".join(tell(2000)).replace("\n", " ")
+    lines = list(lines_of(["a line\n\nand one more", book, "x" * 25_000]))
+    assert lines[:2] == ["a line", "and one more"]
+    assert "".join(lines[2:]) == book + "x" * 25_000
+    assert max(map(len, lines)) == LONGEST_LINE
 
 
 def test_what_cannot_be_resumed_is_said(

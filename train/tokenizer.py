@@ -8,12 +8,26 @@ can be encoded. Ids: 0 = unknown, 1 = BOS (begins a document), 2 = EOS (ends it)
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
 
 BOS, EOS = 1, 2
+LONGEST_LINE = 10_000  # in characters; SentencePiece leaves out lines longer than its limit, and does not say so
+
+
+def lines_of(documents: Iterable[str]) -> Iterator[str]:
+    """The documents' lines, the longer ones cut at a space."""
+    for document in documents:
+        for line in document.split("\n"):
+            while len(line) > LONGEST_LINE:
+                cut = line.rfind(" ", 1, LONGEST_LINE)
+                cut = cut if cut > 0 else LONGEST_LINE
+                yield line[:cut]
+                line = line[cut:]
+            if line:
+                yield line
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int, path: Path) -> None:
@@ -22,10 +36,9 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, path: Path) -> No
     Raises ``ValueError`` if the text cannot fill (or is too varied for) a vocabulary of ``vocab_size`` tokens.
     """
     model = io.BytesIO()
-    lines = (line for document in documents for line in document.split("\n") if line)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=lines_of(documents),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -35,7 +48,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, path: Path) -> No
             normalization_rule_name="identity",
             add_dummy_prefix=True,
             remove_extra_whitespaces=False,
-            max_sentence_length=1 << 20,
+            max_sentence_length=8 * LONGEST_LINE,  # in bytes
             unk_id=0,
             bos_id=BOS,
             eos_id=EOS,

@@ -57,7 +57,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="folder for this run's files")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--tokens", type=int, default=20_000_000, help="how many tokens to train on, in all")
-    add("--vocab-size", type=int, default=4096, help="tokens in the tokenizer's vocabulary")
+    add("--vocab-size", type=int, default=4096, help="tokens in the vocabulary; a short text needs a smaller one")
     add("--dim", type=int, default=256, help="width of the model")
     add("--hidden-dim", type=int, default=576, help="width of the feed-forward")
     add("--layers", type=int, default=4)
@@ -72,6 +72,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.context % 32 or options.context < 32:
         parser.error(f"--context: must be a multiple of 32, not {options.context}")
+    if not 300 <= options.vocab_size <= 65536:
+        parser.error(f"--vocab-size: must be from 300 to 65536, not {options.vocab_size}")
     if options.batch_tokens < options.context:
         parser.error(f"--batch-tokens: {options.batch_tokens} does not hold one --context of {options.context}")
     return options
@@ -143,12 +145,11 @@ def train(options: argparse.Namespace) -> Checkpoint:
             with precision:
                 loss = loss_of(inputs.to(device), targets.to(device))
             loss.backward()
-            update(model, optimizers, rate)
-
             value = loss.item()
-            if not math.isfinite(value):
+            if not math.isfinite(value) or not update(model, optimizers, rate):
                 raise FloatingPointError(
-                    f"the loss is {value} at step {run.step}; try a lower --learning-rate (also with --resume)"
+                    f"loss {value}, or its gradient, is out of bounds at step {run.step}; the last checkpoint is good: "
+                    "--resume with a lower --learning-rate"
                 )
             learned = int((targets != PADDING).sum())
             run.losses.append(value)
@@ -259,14 +260,17 @@ def make_optimizers(model: Llama) -> list[torch.optim.Optimizer]:
     ]
 
 
-def update(model: Llama, optimizers: list[torch.optim.Optimizer], rate: float) -> None:
-    """Take one step against the gradients, with learning rate ``rate``, and clear them."""
-    torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+def update(model: Llama, optimizers: list[torch.optim.Optimizer], rate: float) -> bool:
+    """Step against the gradients at learning rate ``rate``; False, without a step, if one of them is not finite."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+    if not norm.isfinite():
+        return False
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
+    return True
 
 
 def learning_rate(peak: float, step: int, progress: float) -> float:
