@@ -14,6 +14,7 @@ has not changed since the last run is reused. The same inputs make the same dist
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import http.server
 import importlib.util
@@ -21,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -39,7 +41,11 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 NODE_MODULES = ROOT / "node_modules"
 PYODIDE_FILES = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm")
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+NODE_VERSION = 20
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
 EMCC_FLAGS = (
     *("-std=c11", "-O3", "-msimd128", "-Wall", "-Wextra", "-Werror"),
@@ -74,17 +80,21 @@ def say(message: str) -> None:
     print(message, flush=True)
 
 
-def run(*command: str | Path, quiet: bool = True) -> str:
-    """Run a command in the repository and return what it printed; a quiet one is heard only when it fails."""
-    pipe = subprocess.PIPE if quiet else None
+def run(*command: str | Path, **variables: str) -> str:
+    """Run a command in the repository, silently unless it fails, and return what it printed.
+
+    The keywords are environment variables for it, on top of our own.
+    """
+    environment = {**os.environ, **variables}
+    pipe, out = subprocess.PIPE, subprocess.STDOUT
     try:
-        done = subprocess.run(command, cwd=ROOT, stdout=pipe, stderr=pipe and subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=pipe, stderr=out, text=True, check=False)
     except FileNotFoundError:
         raise BuildError(f"{command[0]} is not installed") from None
     if done.returncode:
-        printed = (done.stdout or "").rstrip()[-10_000:]  # Node quotes a whole line, and some have megabytes
+        printed = done.stdout.rstrip()[-10_000:]  # Node quotes a whole line, and some have megabytes
         raise BuildError(f"this command failed:\n{' '.join(map(str, command))}\n{printed}".rstrip())
-    return done.stdout or ""
+    return done.stdout
 
 
 def digest(*inputs: str | bytes | Path) -> str:
@@ -112,12 +122,18 @@ def scratch(parent: Path) -> Iterator[Path]:
 
 
 def cached(name: str, key: str, make: Callable[[Path], object]) -> Path:
-    """Return build/NAME-KEY; `make` writes it unless an earlier run has. The key hashes all that it depends on."""
-    path = CACHE / f"{Path(name).stem}-{key}{Path(name).suffix}"
+    """Return build/NAME-KEY; `make` writes it unless an earlier run has. The key hashes all that it depends on.
+
+    A new one takes the place of those with other keys.
+    """
+    stem, suffix = Path(name).stem, Path(name).suffix
+    path = CACHE / f"{stem}-{key}{suffix}"
     if not path.exists():
         with scratch(CACHE) as folder:
             make(folder / name)
             (folder / name).replace(path)
+        for old in set(CACHE.glob(f"{stem}-*{suffix}")) - {path}:
+            old.unlink(missing_ok=True)
     return path
 
 
@@ -146,20 +162,44 @@ def ensure_python(lock: str) -> None:
     wanted = digest(*(ROOT / name for name in ("requirements.txt", lock)))
     if not stamp.exists() or stamp.read_text() != wanted:
         say(f"Installing Python packages with pip ({lock}) ...")
-        run(PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", lock)
-        # The package itself, as it stands in py/: what is edited there is what runs.
-        packages = Path(run(PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-        (packages / "fabella.pth").write_text(f"{ROOT / 'py'}\n", encoding="utf-8")
+        if torch := re.search(r"^torch==\S+", (ROOT / lock).read_text(encoding="utf-8"), re.MULTILINE):
+            install_torch(torch[0])
+        pip_install("-r", lock)
         stamp.write_text(wanted)
+    # The package itself, as it stands in py/: what is edited there is what runs.
+    packages = run(PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    link = Path(packages) / "fabella.pth"
+    if not link.exists():
+        link.write_text(f"{ROOT / 'py'}\n", encoding="utf-8")
+
+
+def pip_install(*arguments: str) -> None:
+    """Let pip install something into .venv."""
+    run(PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *arguments)
+
+
+def install_torch(requirement: str) -> None:
+    """Install PyTorch alone: on Linux the packages on PyPI are made for CUDA, ten times as large as those for the CPU.
+
+    Where PyTorch's own index cannot be reached, pip passes over it and takes what it finds elsewhere.
+    """
+    say(f"    {requirement} is large: about 200 MB (3 GB, with CUDA, if {TORCH_CPU_INDEX} cannot be reached)")
+    index = ("--extra-index-url", TORCH_CPU_INDEX) if sys.platform == "linux" else ()
+    pip_install("--no-deps", "--retries", "1", *index, requirement)
 
 
 def ensure_node_packages() -> None:
     """Install the pinned npm packages, unless that is done already. None of their install scripts is run."""
+    advice = f"install version {NODE_VERSION} or later (https://nodejs.org) and try again"
+    for program, name in {"node": "Node.js", "npm": "Node.js's npm"}.items():
+        if not shutil.which(program):
+            raise BuildError(f"{name} is missing: {advice}")
+    version = run("node", "--version").strip()
+    if int(version.removeprefix("v").split(".")[0]) < NODE_VERSION:
+        raise BuildError(f"Node.js {version} is too old: {advice}")
     stamp = NODE_MODULES / "package-lock.installed"
     wanted = digest(ROOT / "package-lock.json")
     if not stamp.exists() or stamp.read_text() != wanted:
-        if not shutil.which("npm"):
-            raise BuildError("Node.js is missing: install version 20 or later (https://nodejs.org) and try again")
         say("Installing npm packages (package-lock.json) ...")
         run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
         stamp.write_text(wanted)
@@ -214,7 +254,8 @@ def build_wheel() -> Path:
     """Build the Python package, run.wasm inside."""
 
     def make(target: Path) -> None:
-        run(PYTHON, "-m", "hatchling", "build", "-t", "wheel", "-d", target.parent)
+        date = "1580601600"  # the files in it are dated 2020-02-02, whatever the environment says
+        run(PYTHON, "-m", "hatchling", "build", "-t", "wheel", "-d", target.parent, SOURCE_DATE_EPOCH=date)
         next(target.parent.glob("*.whl")).rename(target)
 
     sources = [path for path in sorted((ROOT / "py/fabella").rglob("*")) if path.suffix in (".py", ".typed", ".wasm")]
@@ -281,7 +322,10 @@ def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
 
     try:
         with FileSource(model) as source:
-            if source.read(0, 4) == b"GGUF" or tokenizer is None:
+            is_gguf = source.read(0, 4) == b"GGUF"
+            if is_gguf and tokenizer:
+                raise BuildError(f"{model}: a GGUF file has its own tokenizer; leave --tokenizer out")
+            if is_gguf or not tokenizer:
                 read_gguf(source)
                 return model
         converted = folder / f"{model.stem}.gguf"
@@ -344,15 +388,19 @@ def bundle_scripts(out: Path) -> dict[str, str]:
     return urls
 
 
-def copy_pyodide(out: Path) -> str:
-    """Copy the few files of Pyodide that the page loads; return their folder's URL within the page."""
+def copy_pyodide(out: Path) -> tuple[str, dict[str, str]]:
+    """Copy the few files of Pyodide that the page loads; return their folder's URL within the page, and its versions.
+
+    The versions are those in pyodide-lock.json, which is not copied: the page has no use for its packages.
+    """
     package = NODE_MODULES / "pyodide"
     version = json.loads((package / "package.json").read_text())["version"]
+    info = json.loads((package / "pyodide-lock.json").read_text())["info"]
     folder = out / f"pyodide-{version}"
     folder.mkdir()
     for name in PYODIDE_FILES:
         shutil.copyfile(package / name, folder / name)
-    return f"{folder.name}/"
+    return f"{folder.name}/", info
 
 
 def write_index(out: Path, scripts: dict[str, str], assets: dict[str, Any]) -> None:
@@ -364,18 +412,31 @@ def write_index(out: Path, scripts: dict[str, str], assets: dict[str, Any]) -> N
 
     page = (WEB / "index.html").read_text(encoding="utf-8")
     page = re.sub(r'\b(href|src)="([\w-]+\.\w+)"', url, page)
-    block = '<script type="application/json" id="assets">'
     data = json.dumps(assets).replace("<", "\\u003c")
-    page, found = re.subn(f"{block}.*?</script>", lambda _: f"{block}{data}</script>", page, flags=re.DOTALL)
+    filled = f"{ASSETS_BLOCK}{data}</script>"
+    page, found = re.subn(f"{ASSETS_BLOCK}.*?</script>", lambda _: filled, page, flags=re.DOTALL)
     if found != 1:
-        raise BuildError(f"web/index.html: expected one {block}, found {found}")
+        raise BuildError(f"web/index.html: expected one {ASSETS_BLOCK}, found {found}")
     (out / "index.html").write_text(page, encoding="utf-8")
+
+
+def check_out(out: Path) -> None:
+    """Refuse to put the page where anything but an earlier page is: it would be deleted."""
+    existing = next(place for place in (out, *out.parents) if place.exists())
+    if not existing.is_dir():
+        raise BuildError(f"{existing} is a file: name a folder with --out")
+    names = {path.name for path in out.iterdir()} - {".DS_Store"} if existing == out else set()
+    index = out / "index.html"
+    ours = index.is_file() and f'{ASSETS_BLOCK}{{"' in index.read_text(encoding="utf-8", errors="replace")
+    strangers = {name for name in names if not re.fullmatch(r"index\.html|LICENSES\.txt|assets|pyodide-.+", name)}
+    if names and not (ours and not strangers):
+        some = ", ".join(sorted(strangers or names)[:3])
+        raise BuildError(f"{out} holds other files ({some}): name a new folder with --out")
 
 
 def swap(new: Path, out: Path) -> None:
     """Put a finished folder in the place of an older one, which is never seen half written."""
-    if out.exists() and any(out.iterdir()) and not (out / "index.html").exists():
-        raise BuildError(f"{out} holds other files: name a new folder with --out")
+    check_out(out)
     new.chmod(0o755)
     old = new.with_name(f"{new.name}-old")
     if out.exists():
@@ -386,6 +447,8 @@ def swap(new: Path, out: Path) -> None:
 
 def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
     """Build everything that has changed and write the static page into `out`."""
+    out = out.resolve()
+    check_out(out)
     ensure_python("requirements.txt")
     ensure_node_packages()
     engine, stdlib = build_engine(), build_stdlib()
@@ -395,10 +458,11 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
         (new / "assets").mkdir(parents=True)
         gguf = model_as_gguf(model, tokenizer, folder)
         scripts = bundle_scripts(new)
-        python = copy_pyodide(new)
+        python, python_info = copy_pyodide(new)
         assets = {
             "worker": scripts["worker.js"],
             "python": python,
+            "python_info": python_info,
             "stdlib": publish(stdlib, new, "python-stdlib-{hash}.zip"),
             "wheel": publish(wheel, new, f"fabella-{project_version()}-0{{hash}}-py3-none-any.whl"),
             "run": publish(engine, new),
@@ -424,13 +488,28 @@ class PageHandler(http.server.SimpleHTTPRequestHandler):
         **{".gguf": "application/octet-stream", ".whl": "application/zip"},
     }
 
+    def __init__(self, *arguments: Any, directory: str, policy: str) -> None:
+        self.policy = policy
+        self.status = 0
+        super().__init__(*arguments, directory=directory)
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """Begin an answer, and note its status for the headers."""
+        self.status = int(code)
+        super().send_response(code, message)
+
     def end_headers(self) -> None:
         """Add the page's own Content-Security-Policy as a header, so that the worker is under it as well."""
-        index = (Path(self.directory) / "index.html").read_text(encoding="utf-8")
-        self.send_header("Content-Security-Policy", content_security_policy(index))
-        forever = re.search(r"/assets/|/pyodide-", self.path)
-        self.send_header("Cache-Control", "max-age=31536000, immutable" if forever else "no-cache")
+        self.send_header("Content-Security-Policy", self.policy)
+        self.send_header("Cache-Control", "max-age=31536000, immutable" if self.sends_hashed_file() else "no-cache")
         super().end_headers()
+
+    def sends_hashed_file(self) -> bool:
+        """Whether the answer is a file that changes its name with its content: no listing, and no error."""
+        if self.status not in (200, 304):
+            return False
+        file = Path(self.translate_path(self.path))
+        return file.is_file() and re.match(r"assets$|pyodide-", file.relative_to(self.directory).parts[0]) is not None
 
     def handle(self) -> None:
         """Answer one connection; that the browser closes it when it likes is no error."""
@@ -449,19 +528,24 @@ def content_security_policy(index: str) -> str:
     return " ".join(found[1].split())
 
 
-def listen(directory: Path, port: int | None) -> http.server.ThreadingHTTPServer:
-    """Open the given port on this machine, or the first free one from 8000 on."""
-    handler = partial(PageHandler, directory=str(directory))
+def listen(directory: Path, port: int | None, host: str = "127.0.0.1") -> http.server.ThreadingHTTPServer:
+    """Open the given port of this machine, or the first free one from 8000 on."""
+    policy = content_security_policy((directory / "index.html").read_text(encoding="utf-8"))
+    handler = partial(PageHandler, directory=str(directory), policy=policy)
     for candidate in [port] if port is not None else range(8000, 8100):
-        with suppress(OSError):
-            return http.server.ThreadingHTTPServer(("127.0.0.1", candidate), handler)
+        try:
+            return http.server.ThreadingHTTPServer((host, candidate), handler)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise BuildError(f"cannot serve at {host}, port {candidate}: {error.strerror}") from error
     raise BuildError(f"port {port} is taken: choose another with --port" if port else "ports 8000 to 8099 are taken")
 
 
-def serve(directory: Path, port: int | None) -> None:
+def serve(directory: Path, port: int | None, host: str) -> None:
     """Serve the built page until Ctrl-C."""
-    with listen(directory, port) as server:
-        say(f"Serving at http://localhost:{server.server_port}/ (Ctrl-C stops)")
+    with listen(directory, port, host) as server:
+        name = {"127.0.0.1": "localhost", "0.0.0.0": socket.gethostname()}.get(host, host)
+        say(f"Serving at http://{name}:{server.server_port}/ (Ctrl-C stops)")
         with suppress(KeyboardInterrupt):
             server.serve_forever()
     say("")
@@ -508,6 +592,11 @@ def parser() -> argparse.ArgumentParser:
     text = "bundle the page, then serve it on this machine"
     serving = commands.add_parser("serve", help=text, description=text.capitalize() + ".", parents=[page])
     serving.set_defaults(command="serve")
+    serving.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at (default 127.0.0.1; 0.0.0.0 lets other machines visit)",
+    )
     serving.add_argument("--port", type=int, help="port to listen on (default: the first free one from 8000 on)")
     text = "install what training, the command line and the tests need into .venv/, and compile the engine"
     commands.add_parser("setup", help=text, description=text.capitalize() + ".").set_defaults(command="setup")
@@ -533,7 +622,7 @@ def main() -> int:
             return 0
         bundle(arguments.model, arguments.tokenizer, arguments.out)
         if arguments.command == "serve":
-            serve(arguments.out, arguments.port)
+            serve(arguments.out, arguments.port, arguments.host)
         if arguments.command == "test":
             return test(others)
     except BuildError as error:

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -25,6 +27,7 @@ from .random_models import load
 from .test_llama2c import model_bin, tokenizer_bin
 
 SHARED = build.ROOT.parent / "shared"
+OLD_PAGE = b'<script type="application/json" id="assets">{"model": {}}</script> the old page'
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,8 @@ def test_names_every_part_by_its_content(dist: Path, random_model: Path) -> None
     assert (dist / model["url"]).read_bytes() == random_model.read_bytes()
     assert build.digest(random_model) in model["url"]
     bytes_of_python = parts.pop("python_bytes")
+    lock = json.loads((build.NODE_MODULES / "pyodide/pyodide-lock.json").read_text())
+    assert parts.pop("python_info") == lock["info"]
     assert all((dist / str(url)).exists() for url in parts.values())
     parts.pop("worker")
     assert bytes_of_python == sum(build.size(dist / str(url)) for url in parts.values())
@@ -152,6 +157,15 @@ def test_the_wheel_holds_the_package_and_the_engine(dist: Path) -> None:
     assert re.search(r"Requires-Dist: wasmtime.*; sys_platform != .emscripten.", metadata)
 
 
+def test_the_wheel_does_not_depend_on_the_environment(
+    dist: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(build, "CACHE", tmp_path)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    (published,) = (dist / "assets").glob("*.whl")
+    assert build.build_wheel().read_bytes() == published.read_bytes()
+
+
 @pytest.mark.parametrize("source", ["wheel", "repository"])
 def test_pip_installs_it(dist: Path, random_model: Path, tmp_path: Path, source: str) -> None:
     what = next((dist / "assets").glob("*.whl")) if source == "wheel" else build.ROOT
@@ -177,14 +191,14 @@ def test_pip_installs_it(dist: Path, random_model: Path, tmp_path: Path, source:
 def test_a_bad_model_leaves_the_old_page_alone(tmp_path: Path, data: bytes | None, said: str) -> None:
     out = tmp_path / "dist"
     out.mkdir()
-    (out / "index.html").write_text("the old page")
+    (out / "index.html").write_bytes(OLD_PAGE)
     model = tmp_path / "bad.gguf"
     if data is not None:
         model.write_bytes(data)
     printed = run_build("--model", model, "--out", out, status=1)
     assert str(model) in printed
     assert said in printed
-    assert contents(out) == {"index.html": b"the old page"}
+    assert contents(out) == {"index.html": OLD_PAGE}
     assert not list(tmp_path.glob(".building-*"))
 
 
@@ -192,6 +206,13 @@ def test_a_llama2c_model_without_its_tokenizer(tmp_path: Path) -> None:
     model = tmp_path / "model.bin"
     model.write_bytes(model_bin())
     assert "needs --tokenizer" in run_build("--model", model, "--out", tmp_path / "dist", status=1)
+
+
+def test_a_tokenizer_beside_a_model_that_has_one(random_model: Path, tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer.bin"
+    tokenizer.write_bytes(tokenizer_bin())
+    with pytest.raises(build.BuildError, match="leave --tokenizer out"):
+        build.model_as_gguf(random_model, tokenizer, tmp_path)
 
 
 def test_a_llama2c_model_becomes_the_same_model_as_gguf(tmp_path: Path) -> None:
@@ -266,6 +287,44 @@ def test_serves_until_ctrl_c(random_model: Path, tmp_path: Path) -> None:
         server.kill()
 
 
+def test_only_files_named_by_their_content_are_kept_for_ever(dist: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page"
+    shutil.copytree(dist, page)
+    with build.listen(page, 0) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+
+        def cache_control(path: str) -> tuple[int, str | None]:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            response.read()
+            assert response.headers["Content-Security-Policy"]
+            return response.status, response.headers["Cache-Control"]
+
+        forever = "max-age=31536000, immutable"
+        engine = next(page.glob("assets/run-*.wasm")).name
+        pyodide = next(page.glob("pyodide-*")).name
+        assert cache_control(f"/assets/{engine}") == (200, forever)
+        assert cache_control(f"/{pyodide}/pyodide.mjs") == (200, forever)
+        assert cache_control("/") == (200, "no-cache")
+        assert cache_control("/?/assets/") == (200, "no-cache")
+        assert cache_control("/assets/") == (200, "no-cache"), "a listing"
+        assert cache_control("/assets/run-0.wasm") == (404, "no-cache")
+        (page / "index.html").unlink()  # as while a new page is put in the place of the old one
+        assert cache_control("/index.html") == (404, "no-cache")
+        assert cache_control(f"/assets/{engine}") == (200, forever)
+        server.shutdown()
+
+
+def test_serves_at_another_address(dist: Path) -> None:
+    arguments = build.parser().parse_args(["serve", "--host", "0.0.0.0"])
+    with build.listen(dist, 0, arguments.host) as server:
+        assert server.server_address[0] == "0.0.0.0"
+    assert build.parser().parse_args(["serve"]).host == "127.0.0.1"
+    with pytest.raises(build.BuildError, match=r"cannot serve at 192\.0\.2\.1, port 8000: "):
+        build.listen(dist, None, "192.0.2.1")  # an address that no machine has
+
+
 def test_a_port_that_is_taken(dist: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -298,6 +357,78 @@ def test_a_folder_with_other_files_is_not_replaced(random_model: Path, tmp_path:
     (tmp_path / "letter.txt").write_text("Dear ...")
     assert "holds other files" in run_build("--model", random_model, "--out", tmp_path, status=1)
     assert contents(tmp_path) == {"letter.txt": b"Dear ..."}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"index.html": b"<h1>My own page</h1>"},
+        {"index.html": (build.WEB / "index.html").read_bytes(), "app.js": b""},
+        {"index.html": OLD_PAGE, "CNAME": b"example.org"},
+    ],
+    ids=["another page", "the page's source", "a file beside the page"],
+)
+def test_what_it_has_not_built_is_not_replaced(
+    random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]
+) -> None:
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    monkeypatch.setattr(build, "ensure_python", lambda lock: pytest.fail("the work has begun"))
+    with pytest.raises(build.BuildError, match=r"holds other files \(.*\): name a new folder with --out"):
+        build.bundle(random_model, None, tmp_path)
+    assert contents(tmp_path) == files
+
+
+def test_an_older_page_is_replaced(tmp_path: Path) -> None:
+    for name in ("dist", "new"):
+        (tmp_path / name / "assets").mkdir(parents=True)
+        (tmp_path / name / "index.html").write_bytes(OLD_PAGE)
+    (tmp_path / "dist/assets/old.js").write_text("")
+    build.swap(tmp_path / "new", tmp_path / "dist")
+    assert contents(tmp_path) == {"dist/index.html": OLD_PAGE}
+
+
+@pytest.mark.parametrize("out", ["letter.txt", "letter.txt/dist"])
+def test_a_file_is_no_folder_for_the_page(random_model: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "letter.txt").write_text("Dear ...")
+    assert "letter.txt is a file: name a folder" in run_build(
+        "--model", random_model, "--out", tmp_path / out, status=1
+    )
+    assert contents(tmp_path) == {"letter.txt": b"Dear ..."}
+
+
+def test_torch_comes_without_cuda_and_its_size_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """On Linux, PyTorch's own index is asked first; the package itself is linked whenever that is missing."""
+    commands: list[str] = []
+
+    def run(*command: str | Path) -> str:
+        commands.append(shlex.join(map(str, command)))
+        return f"{tmp_path}\n"
+
+    monkeypatch.setattr(build, "VENV", tmp_path)
+    monkeypatch.setattr(build, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(build, "run", run)
+    monkeypatch.setattr(sys, "platform", "linux")
+    build.ensure_python("requirements-dev.txt")
+    torch, everything = (command for command in commands if "pip" in command)
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu torch==" in torch
+    assert everything.endswith("-r requirements-dev.txt")
+    assert "about 200 MB" in capsys.readouterr().out
+
+    link = tmp_path / "fabella.pth"
+    assert link.read_text() == f"{build.ROOT / 'py'}\n"
+    link.unlink()
+    build.ensure_python("requirements-dev.txt")
+    assert len([command for command in commands if "pip" in command]) == 2, "nothing is installed again"
+    assert link.exists()
+
+
+def test_an_old_node_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "run", lambda *command: "v18.20.4\n")
+    with pytest.raises(build.BuildError, match=r"Node.js v18.20.4 is too old: install version 20"):
+        build.ensure_node_packages()
 
 
 def test_says_what_to_install_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +474,7 @@ def test_makes_again_only_what_has_changed(monkeypatch: pytest.MonkeyPatch, tmp_
 
     with pytest.raises(build.BuildError):
         build.cached("thing.txt", "3", fail)
-    assert {path.name for path in tmp_path.iterdir()} == {"thing-1.txt", "thing-2.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"thing-2.txt"}, "the older one is gone"
 
 
 def test_a_command_that_fails_is_shown_with_its_words() -> None:

@@ -5,6 +5,7 @@
  * @typedef {object} Assets  where build.py put the parts; every URL is relative to the page
  * @property {string} worker
  * @property {string} python  Pyodide's folder, with "/" at its end
+ * @property {Record<string, string>} python_info  Pyodide's versions: "info" in its pyodide-lock.json
  * @property {string} stdlib  Python's standard library, a zip
  * @property {string} wheel  the fabella wheel
  * @property {string} run  run.wasm

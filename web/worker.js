@@ -10,12 +10,6 @@ import { DownloadError, download, instantiate, notStarted, streamInto, watchLoad
 /** Milliseconds between messages to the page, and between looks at those from it: one frame. */
 const FRAME = 16;
 
-/** What Pyodide would otherwise fetch as pyodide-lock.json: its own version, and no packages. */
-const PYODIDE_LOCK = {
-  info: { abi_version: "2026_0", arch: "wasm32", platform: "emscripten_5_0_3", version: "314.0.7", python: "3.14.2" },
-  packages: {},
-};
-
 const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));
 
 /**
@@ -128,7 +122,7 @@ async function load(assets, base) {
   const engine = counter("python", assets.python_bytes);
   const [model, python] = await Promise.all([
     loadModel(at(assets.run), at(assets.model.url), assets.model.bytes, engine.add),
-    loadPython(at(assets.python), at(assets.stdlib), at(assets.wheel), engine.add),
+    loadPython(at(assets.python), assets.python_info, at(assets.stdlib), at(assets.wheel), engine.add),
   ]);
   engine.finish(); // with the modules, which import() loads unseen
 
@@ -166,15 +160,17 @@ async function loadModel(runUrl, modelUrl, size, count) {
 /**
  * Starts Python and unpacks the driver.
  * @param {string} indexURL
+ * @param {Record<string, string>} info
  * @param {string} stdLibURL
  * @param {string} wheelUrl
  * @param {(bytes: number) => void} count
  */
-async function loadPython(indexURL, stdLibURL, wheelUrl, count) {
+async function loadPython(indexURL, info, stdLibURL, wheelUrl, count) {
   const what = "The Python engine";
   const watch = watchLoader(what, count);
   try {
-    const options = { indexURL, stdLibURL, packageBaseUrl: indexURL, lockFileContents: PYODIDE_LOCK };
+    const lockFileContents = { info, packages: {} }; // what Pyodide would otherwise fetch as pyodide-lock.json
+    const options = { indexURL, stdLibURL, packageBaseUrl: indexURL, lockFileContents };
     const pyodide = import(`${indexURL}pyodide.mjs`)
       .then(({ loadPyodide }) => loadPyodide(options))
       .catch((error) => Promise.reject(notStarted(what, error)));
