@@ -141,7 +141,7 @@ function tell() {
     top_p: topP.valueAsNumber,
     top_k: topK.valueAsNumber,
     length: length.valueAsNumber,
-    seed: seed.value || String(crypto.getRandomValues(new Uint32Array(1))[0]),
+    seed: seed.value || String(crypto.getRandomValues(new Uint32Array(1))[0] || 1),
   };
   requests += 1;
   request = { id: requests, prompt: promptBox.value, settings, begun: false, stopped: false, told: 0 };
@@ -190,8 +190,9 @@ function draw({ steps, tokens_per_second }, request) {
  * @param {Done} message
  * @param {Request} finished
  */
-function finish({ reason, seconds, tokens_per_second }, { begun, told, settings }) {
+function finish({ reason: end, seconds, tokens_per_second }, { begun, stopped, told, settings }) {
   request = null;
+  const reason = stopped ? "stopped" : end; // a story may end while Stop is on its way; its end is not shown then
   const [short, long] = ending(reason, context);
   ended = short;
   if (begun) {
