@@ -342,7 +342,9 @@ def test_without_a_port_it_takes_the_next_free_one(dist: Path) -> None:
 # ---- What build.py says and does on the way --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("command", "word"), [("", "--model"), ("serve", "--port"), ("test", "pytest")])
+@pytest.mark.parametrize(
+    ("command", "word"), [("", "--model"), ("serve", "--port"), ("setup", "training"), ("test", "pytest")]
+)
 def test_help(command: str, word: str) -> None:
     printed = run_build(*command.split(), "--help")
     assert printed.startswith("usage: build.py")
