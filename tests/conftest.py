@@ -183,6 +183,7 @@ addEventListener("click", (event) => {
 window.Worker = class extends Worker {
   constructor(...parameters) {
     super(...parameters);
+    notebook.worker = this;
     this.addEventListener("message", ({ data }) => {
       if (data.type !== "progress") notebook.received.push({ ...data, at: performance.now() });
     });

@@ -16,9 +16,23 @@ from fabella.sampler import Settings
 
 from .conftest import RANDOM_CONFIG, SUBPATH, Handler, Site, Visit
 from .random_models import load
-from .test_shipped import PROMPTS
 
 PROMPT = "Once upon a time"
+# Some of these make the shipped model tell long stories.
+PROMPTS = [
+    "Once upon a time, there was a little fox",
+    "Lily and her mom went to",
+    'The dragon said, "I',
+    "One day, a boy named Tim found a",
+    "Sara and Ben were playing in the",
+    "There was a big tree with a secret",
+    "Tom had a red ball. He liked to",
+    "The sun was hot and the old cat",
+    "Mia wanted to bake a cake for her",
+    "In a small house by the sea lived",
+    "A brave mouse looked at the moon and",
+    "Grandma gave Anna a box. Inside was",
+]
 AXE = build.NODE_MODULES / "axe-core/axe.min.js"
 
 
@@ -47,6 +61,18 @@ def held_back(until: Event) -> Callable[[Handler, Path], None]:
 # ---- The story -------------------------------------------------------------------------------------------------------
 
 
+def long_stories(model: Path, count: int, tokens: int) -> dict[str, list[Step]]:
+    """The first prompts with greedy stories of at least so many sampled tokens, and these stories."""
+    stories = {}
+    for prompt in PROMPTS:
+        story = reference(model, prompt, 300, temperature=0.0)
+        if sum(not step.from_prompt for step in story) >= tokens:
+            stories[prompt] = story
+        if len(stories) == count:
+            return stories
+    pytest.fail(f"only {len(stories)} of the prompts lead to {tokens} tokens: add others to PROMPTS")
+
+
 @pytest.mark.parametrize("kind", ["shipped_model", "shipped_model_f32"])
 def test_the_shipped_model_tells_the_same_greedy_stories_as_under_wasmtime(
     visit: Visit, built: Callable[[Path], Path], request: pytest.FixtureRequest, kind: str
@@ -55,9 +81,11 @@ def test_the_shipped_model_tells_the_same_greedy_stories_as_under_wasmtime(
     site = Site(built(model))
     try:
         visit.open(site)
-        for prompt in PROMPTS:
-            visit.tell(prompt, temperature=0, length=260)
-            assert_told(visit, reference(model, prompt, 260, temperature=0.0))
+        for prompt, expected in long_stories(model, count=3, tokens=200).items():
+            visit.tell(prompt, temperature=0, length=300)
+            assert_told(visit, expected)
+            sampled = [step for step in visit.steps() if not step["from_prompt"]]
+            assert len(sampled) >= 200
     finally:
         site.close()
 
@@ -74,6 +102,28 @@ def test_tells_the_same_story_as_under_wasmtime_with_any_settings(visit: Visit, 
     for settings in all_settings:
         visit.tell(PROMPT, **{"top_p": 0.9, "top_k": 0, "seed": 1, "length": 150, **settings})
         assert_told(visit, reference(random_model, PROMPT, 150, **settings))
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_words_fade_in_and_become_plain_text(visit: Visit, site: Site, random_model: Path, motion: Any) -> None:
+    expected = reference(random_model, PROMPT, 150, temperature=0.0)
+    visit.page.emulate_media(reduced_motion=motion)
+    visit.open(site)
+    visit.page.evaluate("""() => {
+        notebook.fresh = 0;
+        const count = (node) => (notebook.fresh += node.className === "fresh");
+        const watch = new MutationObserver((records) => records.forEach((each) => each.addedNodes.forEach(count)));
+        watch.observe(document.querySelector("#story"), { childList: true, subtree: true });
+    }""")
+    visit.tell(PROMPT, temperature=0, length=150)
+    expect(visit.story.locator(".fresh")).to_have_count(0)
+    assert_told(visit, expected)
+    fresh = visit.page.evaluate("notebook.fresh")
+    if motion == "reduce":
+        assert fresh == 0
+    else:
+        lines = (visit.story.text_content() or "").count("\n")
+        assert 0 < fresh <= len(visit.received("steps")) + lines, "one a message, not one a token"
 
 
 def test_the_worker_reads_the_prompt_without_sampling_it(visit: Visit, site: Site) -> None:
@@ -117,11 +167,33 @@ def test_without_a_seed_every_story_is_another(visit: Visit, site: Site) -> None
     assert visit.tell(PROMPT) == second
 
 
-def test_wrong_settings_are_refused_in_words(visit: Visit, site: Site) -> None:
+def test_a_wrong_seed_is_not_sent(visit: Visit, site: Site) -> None:
     visit.open(site)
-    visit.ask(PROMPT, seed="many", length=20)
-    assert not visit.received("steps")
+    for seed in ("many", "0", "-1", "1234567890123456789"):
+        visit.ask(PROMPT, seed=seed, length=20)
+        expect(visit.page.locator("#seed:invalid")).to_be_focused()
+    assert [message["type"] for message in visit.page.evaluate("notebook.sent")] == ["load"]
     assert visit.tell(PROMPT, seed="5")
+
+
+def test_a_drawn_seed_is_never_0(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    visit.page.evaluate("() => { crypto.getRandomValues = (numbers) => numbers.fill(0); }")
+    visit.tell(PROMPT, length=20)
+    assert visit.page.evaluate("notebook.sent.at(-1).settings.seed") == "1"
+
+
+def test_wrong_settings_are_refused_in_words(visit: Visit, site: Site) -> None:
+    """The controls allow no wrong setting; should one come through all the same, Python's words are shown."""
+    visit.open(site)
+    visit.page.evaluate("document.querySelector('#top_p').min = -1")
+    visit.ask(PROMPT, top_p=-1, length=20)
+    expect(visit.alert).to_contain_text("from 0 to 1")
+    expect(visit.setting("Top-p")).to_have_attribute("aria-invalid", "true")
+    expect(visit.tell_button).to_be_visible()
+    assert visit.tell(PROMPT, top_p=0.9)
+    expect(visit.alert).to_be_empty()
+    expect(visit.setting("Top-p")).to_have_attribute("aria-invalid", "false")
 
 
 # ---- Tell and Stop ---------------------------------------------------------------------------------------------------
@@ -147,6 +219,19 @@ def test_stop_stops_within_one_token(visit: Visit, site: Site) -> None:
     visit.page.wait_for_timeout(200)
     assert visit.story.text_content() == at_stop
     assert visit.tell(PROMPT, length=30), "and the next story can be told"
+
+
+def test_a_story_that_ends_while_stop_is_on_its_way_is_stopped(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    visit.ask(PROMPT, temperature=0, length=RANDOM_CONFIG.seq_len)
+    expect(visit.page.locator("#meter")).to_contain_text("a second")
+    visit.page.evaluate("""() => {
+        document.querySelector("#tell").click();
+        const done = { reason: "end", tokens: 9, seconds: 1, tokens_per_second: 9, id: notebook.sent.at(-1).id };
+        notebook.worker.dispatchEvent(new MessageEvent("message", { data: { type: "done", ...done } }));
+    }""")
+    expect(visit.status).to_have_text("Stopped.")
+    expect(visit.page.get_by_text("You stopped the story here.")).to_be_visible()
 
 
 def test_tell_pressed_twice_tells_one_story(visit: Visit, site: Site) -> None:
@@ -340,6 +425,8 @@ def test_a_long_prompt_can_be_stopped(visit: Visit, site: Site) -> None:
     visit.ask("word " * 500, temperature=0, length=RANDOM_CONFIG.seq_len)
     visit.stop_button.click()
     expect(visit.tell_button).to_be_visible()
+    (done,) = visit.received("done")
+    assert done["reason"] == "stopped"
 
 
 def test_html_in_the_prompt_stays_text(visit: Visit, site: Site) -> None:

@@ -176,10 +176,10 @@ function draw({ steps, tokens_per_second }, request) {
     endingBox.hidden = true;
     bringIntoView();
   }
-  for (const { text, from_prompt } of steps) {
-    story.add(text, from_prompt);
-    if (!from_prompt) request.told += 1;
-  }
+  const own = steps.filter((step) => !step.from_prompt);
+  story.add(steps.slice(0, steps.length - own.length).map(({ text }) => text).join(""), true); // the prompt comes first
+  story.add(own.map(({ text }) => text).join(""), false);
+  request.told += own.length;
   if (request.told > 0) {
     if (performance.getEntriesByName("first-token").length === 0) performance.mark("first-token");
     meter.textContent = `${tokens(request.told)}, ${Math.round(tokens_per_second)} a second`;

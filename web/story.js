@@ -24,7 +24,7 @@ export class Story {
    * @param {boolean} given  whether the text is the visitor's own
    */
   add(text, given) {
-    for (const line of text.split(/(?<=\n)/)) {
+    for (const line of text.match(/[^\n]*\n|[^\n]+/g) ?? []) {
       let paragraph = this.element.lastElementChild;
       if (!paragraph || paragraph.textContent?.endsWith("\n")) {
         paragraph = this.element.appendChild(document.createElement("p"));
