@@ -530,6 +530,24 @@ def test_fits_a_narrow_screen(visit: Visit, site: Site) -> None:
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
+def test_the_initial_lies_over_no_other_words(visit: Visit, site: Site) -> None:
+    visit.page.set_viewport_size({"width": 375, "height": 700})
+    visit.open(site).tell("Once upon a time, a little fox found a tiny door in an old tree.", length=100)
+    lefts = visit.page.evaluate("""() => {
+        const text = document.querySelector("#story .given").firstChild;
+        const words = [...text.data.matchAll(/\\S+/g)].slice(1).map(({ index }) => {
+            const range = document.createRange();
+            range.setStart(text, index);
+            range.setEnd(text, index + 1);
+            return range.getBoundingClientRect();
+        });
+        const edge = document.querySelector("#story").getBoundingClientRect();
+        return words.filter(({ top }) => top < edge.top + 60).map(({ left }) => left - edge.left);
+    }""")
+    assert len(lefts) > 6, "two lines of words"
+    assert min(lefts) > 30, "beside the initial"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("device", "width", "height"), [("desktop", 1200, 900), ("phone", 375, 800)])
 def test_pictures_for_people(
