@@ -224,6 +224,7 @@ def test_closing_gives_the_memory_back(tmp_path: Path) -> None:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     config = replace(BASE, vocab_size=1003)
     engine, _ = load(write_random_model(tmp_path_factory.mktemp("models") / "model.gguf", config))
+    engine.forward(1)
     return engine
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fabella.errors import EngineError, FabellaError, SettingsError
-from fabella.sampler import Candidate, Sampler, Settings, Xorshift, draw
+from fabella.sampler import SHORTLIST, Candidate, Sampler, Settings, Xorshift, draw
 
 NAN, INF = math.nan, math.inf
 
@@ -166,12 +166,12 @@ def test_top_p_smaller_than_any_probability() -> None:
 def test_top_p_asks_for_more_until_the_nucleus_fits() -> None:
     logits = ListLogits([0.0] * 5000)
     picked = {Sampler(Settings(top_p=0.95, seed=seed)).sample(logits) for seed in range(1, 20)}
-    assert set(logits.asked) == {64, 256, 1024, 4096, 16384}
+    assert set(logits.asked) == {SHORTLIST * 4**i for i in range(6)}
     assert max(picked) < math.ceil(0.95 * 5000) + 1
     assert max(picked) > 4096
     easy = ListLogits([10.0] * 3 + [0.0] * 5000)
     Sampler(Settings(top_p=0.5, seed=1)).sample(easy)
-    assert easy.asked == [64]
+    assert easy.asked == [SHORTLIST]
 
 
 def test_draw() -> None:

@@ -87,7 +87,7 @@ typedef struct {
     float *q;           /* (BATCH, dim) */
     float *k, *v;       /* (BATCH, kv_dim) */
     float *h1, *h3;     /* (BATCH, hidden_dim) */
-    float *logits;      /* (vocab_size) */
+    float *logits;      /* (vocab_size), padded with -inf */
     int16_t *quantized; /* a q8 matmul's input (BATCH, max(dim, hidden_dim)) */
     float *scales;      /* (BATCH, max(dim, hidden_dim) / GROUP) */
 
@@ -452,6 +452,7 @@ EXPORT(forward) int forward(Model *m, const int32_t *tokens, int n, int position
     rmsnorm(m->xb, last, m->output_norm, c->dim, c->norm_eps, 1);
     Activations in = activations(m, m->xb, c->dim, 1);
     matmul(m->logits, &m->output, &in, 1);
+    for (int id = c->vocab_size; id < pad4(c->vocab_size); id++) m->logits[id] = -__builtin_inff(); /* no tokens */
     return OK;
 }
 
@@ -519,15 +520,11 @@ static bool largest_logit(const Model *m, float *largest) {
     return found;
 }
 
-/* e^((logits[id .. id + 3] - largest) / temperature); 0 where there is no finite logit or no id. */
+/* e^((logits[id .. id + 3] - largest) / temperature); 0 where there is no finite logit. */
 static f32x4 four_weights(const Model *m, int id, float largest, float inverse_temperature) {
-    f32x4 logit = f32x4_load(m->logits + id); /* padded to a multiple of four */
-    for (int lane = 0; lane < 4; lane++)
-        if (id + lane >= m->config.vocab_size || !is_finite(logit[lane])) logit[lane] = -3e38f;
-    f32x4 weight = f32x4_exp((logit - largest) * inverse_temperature);
-    for (int lane = 0; lane < 4; lane++)
-        if (logit[lane] <= -3e38f) weight[lane] = 0;
-    return weight;
+    f32x4 logit = f32x4_load(m->logits + id);
+    i32x4 finite = logit - logit == 0;
+    return (f32x4)((i32x4)f32x4_exp((logit - largest) * inverse_temperature) & finite);
 }
 
 /* The sum of e^((logit - largest) / temperature) over the vocabulary; 0 without any finite logit. */
