@@ -530,22 +530,29 @@ def test_fits_a_narrow_screen(visit: Visit, site: Site) -> None:
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
-def test_the_initial_lies_over_no_other_words(visit: Visit, site: Site) -> None:
-    visit.page.set_viewport_size({"width": 375, "height": 700})
-    visit.open(site).tell("Once upon a time, a little fox found a tiny door in an old tree.", length=100)
-    lefts = visit.page.evaluate("""() => {
-        const text = document.querySelector("#story .given").firstChild;
-        const words = [...text.data.matchAll(/\\S+/g)].slice(1).map(({ index }) => {
-            const range = document.createRange();
-            range.setStart(text, index);
-            range.setEnd(text, index + 1);
-            return range.getBoundingClientRect();
-        });
-        const edge = document.querySelector("#story").getBoundingClientRect();
-        return words.filter(({ top }) => top < edge.top + 60).map(({ left }) => left - edge.left);
-    }""")
-    assert len(lefts) > 6, "two lines of words"
-    assert min(lefts) > 30, "beside the initial"
+def test_the_initial_lies_over_no_other_words(visit: Visit, built: Callable[[Path], Path], shipped_model: Path) -> None:
+    """Each time: `initial-letter` fails in Chromium now and then when a paragraph grows."""
+    visit.page.set_viewport_size({"width": 375, "height": 800})
+    site = Site(built(shipped_model))
+    try:
+        visit.open(site)
+        for seed in range(1, 7):
+            visit.tell("Once upon a time, a little fox found a tiny door in an old tree.", seed=seed)
+            lefts = visit.page.evaluate("""() => {
+                const text = document.querySelector("#story .given").firstChild;
+                const words = [...text.data.matchAll(/\\S+/g)].slice(1).map(({ index }) => {
+                    const range = document.createRange();
+                    range.setStart(text, index);
+                    range.setEnd(text, index + 1);
+                    return range.getBoundingClientRect();
+                });
+                const edge = document.querySelector("#story").getBoundingClientRect();
+                return words.filter(({ top }) => top < edge.top + 60).map(({ left }) => left - edge.left);
+            }""")
+            assert len(lefts) > 6, "two lines of words"
+            assert min(lefts) > 30, "beside the initial"
+    finally:
+        site.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
