@@ -137,7 +137,7 @@ def test_stories260k() -> None:
         ("seq_len", "from 1", model_bin(seq_len=0)),
         ("size", "asks for", model_bin(seq_len=6)),
         ("size", "asks for", model_bin(hidden_dim=13)),
-        ("size", "asks for", model_bin(n_layers=1000, seq_len=1 << 24)),
+        ("size", "asks for", model_bin(n_layers=1000, seq_len=1 << 20)),
         ("dim", "from 1", b"GGUF" + bytes(100)),
     ],
 )
@@ -216,7 +216,7 @@ def test_garbage(garbage: bytes) -> None:
 @pytest.mark.parametrize(
     "sizes",
     [
-        {"n_layers": 1024, "dim": 65536, "hidden_dim": 1 << 18, "n_heads": 512, "n_kv_heads": 512, "seq_len": 1 << 24},
+        {"n_layers": 1024, "dim": 65536, "hidden_dim": 1 << 18, "n_heads": 512, "n_kv_heads": 512, "seq_len": 1 << 20},
         {"vocab_size": 1 << 20},
         {"vocab_size": -(1 << 20), "n_layers": 1024},
     ],
