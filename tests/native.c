@@ -2,7 +2,8 @@
  *
  *   native MODEL TOKENS BATCH ALLOCATIONS
  *
- * MODEL: the Config, then for each tensor int32 {tensor, layer, type, size, rows, cols} and its bytes.
+ * MODEL: the Config, then for each tensor int32 {tensor, layer, type, rows, cols, group, bytes, scales}, its bytes and
+ * its float scales (of type I8). The first row is loaded by itself, if there are more.
  * TOKENS: int32 token ids, computed BATCH at a time. Prints the logits' bits after each batch, then a shortlist.
  * A tensor that is refused is printed as `tensor CODE`; so is a refused model or batch.
  * ALLOCATIONS: how many succeed before one fails; what it was for is printed with its code and then tried again. -1: all.
@@ -50,18 +51,30 @@ int main(int argc, char **argv) {
         printf("model %d\n", code);
     } else {
         for (size_t at = sizeof config; at < model_size;) {
-            int32_t head[6];
+            int32_t head[8];
             memcpy(head, file + at, sizeof head);
             at += sizeof head;
-            char *data = malloc((size_t)head[3]); /* a block of its own, for the same reason */
-            if (!data && head[3]) return 2;
-            memcpy(data, file + at, (size_t)head[3]);
-            at += (size_t)head[3];
+            const size_t size = (size_t)head[6], scales_size = (size_t)head[7] * sizeof(float);
+            char *data = malloc(size); /* a block of its own, for the same reason */
+            float *scales = malloc(scales_size);
+            if ((!data && size) || (!scales && scales_size)) return 2;
+            memcpy(data, file + at, size);
+            memcpy(scales, file + at + size, scales_size);
+            at += size + scales_size;
+            const size_t first = head[3] > 1 ? size / (size_t)head[3] : size;
             do {
-                code = model_tensor(model, head[0], head[1], head[2], data, (uint32_t)head[3], head[4], head[5]);
+                code = tensor_begin(model, head[0], head[1], head[2], head[3], head[4], head[5]);
                 if (code) printf("tensor %d\n", code);
             } while (code == E_MEMORY);
+            if (!code) {
+                const float *all_scales = scales_size ? scales : NULL;
+                code = tensor_rows(model, data, (uint32_t)first, all_scales);
+                if (!code && first < size)
+                    code = tensor_rows(model, data + first, (uint32_t)(size - first), all_scales);
+                if (code) printf("rows %d\n", code);
+            }
             free(data);
+            free(scales);
         }
         for (int at = 0; at < n; at += batch) {
             int count = n - at < batch ? n - at : batch;

@@ -55,20 +55,20 @@ def config_bytes(config: Config, is_tied: bool, **changes: float) -> bytes:
 
 
 def tensor_records(path: Path) -> list[tuple[list[int], bytes]]:
-    """What the engine passes to model_tensor, for every tensor of a GGUF file: the numbers and the bytes."""
+    """What the engine passes to tensor_begin and tensor_rows, for every tensor of a GGUF file: the numbers, the bytes."""
     data = path.read_bytes()
     records = []
     for tensor in read_gguf(BytesSource(data)).tensors.values():
         *block, name, _ = tensor.name.split(".")
         rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
         layer = int(block[1]) if block else 0
-        head = [TENSOR_NUMBERS[name], layer, TYPE_NUMBERS[tensor.type], tensor.size, rows, columns]
+        head = [TENSOR_NUMBERS[name], layer, TYPE_NUMBERS[tensor.type], rows, columns, 0, tensor.size, 0]
         records.append((head, data[tensor.offset : tensor.offset + tensor.size]))
     return records
 
 
 def joined(config: bytes, records: list[tuple[list[int], bytes]]) -> bytes:
-    return config + b"".join(struct.pack("<6i", *head) + data for head, data in records)
+    return config + b"".join(struct.pack("<8i", *head) + data for head, data in records)
 
 
 @pytest.mark.parametrize(
@@ -123,16 +123,21 @@ def test_wrong_tensors_are_refused_and_the_right_ones_still_load(native: Run, tm
     records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG, type="Q8_0"))
     norm, (head, data) = records[1], records[2]
     wrong = []
-    for index, value in [(0, -1), (0, 12), (0, TENSOR_NUMBERS["output"]), (1, -1), (1, 2), (2, 1), (2, 99)]:
-        wrong.append(([*head[:index], value, *head[index + 1 :]], data))  # no such tensor, layer or type
-    wrong.append(([*head[:3], head[3] - 1, *head[4:]], data[:-1]))  # a byte too few
-    wrong.append(([*head[:3], 0, *head[4:]], b""))
-    wrong.append(([*head[:4], head[4] + 1, head[5]], data))  # a row too many
-    wrong.append(([*head[:4], -head[4], -head[5]], data))
+    for index, value in [
+        *((0, -1), (0, 12), (0, TENSOR_NUMBERS["output"])),  # no such tensor
+        *((1, -1), (1, 2), (2, 9), (2, 99), (5, 32)),  # layer, type; a group that only I8 has
+        *((3, head[3] + 1), (3, -head[3]), (4, head[4] + 32), (4, -head[4]), (4, 0)),  # rows, columns
+    ]:
+        wrong.append(([*head[:index], value, *head[index + 1 :]], data))
     wrong.append(([*norm[0][:2], 8, *norm[0][3:]], norm[1]))  # a norm in Q8_0
+    wrong_rows = [([*head[:6], head[6] - 1, 0], data[:-1]), ([*head[:6], 0, 0], b"")]
+    refusals = ["tensor -3"] * len(wrong) + ["rows -3"] * len(wrong_rows)
+    wrong += wrong_rows
     right = config_bytes(CONFIG, True)
-    assert native(joined(right, wrong), []) == ["tensor -3"] * len(wrong)
-    assert native(joined(right, [*wrong, *records]), [1])[: len(wrong)] == ["tensor -3"] * len(wrong)
+    assert native(joined(right, wrong), []) == refusals
+    lines = native(joined(right, [*wrong, *records]), [1])
+    assert lines[: len(wrong)] == refusals
+    assert "shortlist" in lines[len(wrong) + 1]
     assert native(joined(right, [*records, records[0]]), []) == ["tensor -3"]  # twice
     assert native(joined(right, records[:-1]), [1]) == ["forward -5"]  # one is missing
 
@@ -149,20 +154,20 @@ def test_tokens_and_positions_out_of_range_are_refused(native: Run, tmp_path: Pa
 def test_broken_numbers_are_refused(native: Run, tmp_path: Path) -> None:
     records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG, type="Q8_0"))
     head, data = records[0]
-    assert native(joined(config_bytes(CONFIG, True), [(head, b"\xff\xff" + data[2:])]), []) == ["tensor -4"]
+    assert native(joined(config_bytes(CONFIG, True), [(head, b"\xff\xff" + data[2:])]), []) == ["rows -4"]
     head, data = records[1]
-    assert native(joined(config_bytes(CONFIG, True), [(head, b"\xff" * 4 + data[4:])]), []) == ["tensor -4"]
+    assert native(joined(config_bytes(CONFIG, True), [(head, b"\xff" * 4 + data[4:])]), []) == ["rows -4"]
 
 
 def test_weights_at_their_extremes_stay_within_the_numbers(native: Run, tmp_path: Path) -> None:
-    """Blocks of ±127 and -128, scales of 0, the smallest and the largest f16."""
+    """Blocks of ±127, scales of 0, the smallest and the largest f16."""
     records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG, type="Q8_0"))
     scales = [0.0, 6e-8, -65504.0, 65504.0]
     extreme = []
     for head, data in records:
         if head[2] == TYPE_NUMBERS["Q8_0"]:
             blocks = range(len(data) // 34)
-            data = b"".join(struct.pack("<e32b", scales[i % 4], *([127, -128, -127, 0] * 8)) for i in blocks)
+            data = b"".join(struct.pack("<e32b", scales[i % 4], *([127, -126, -127, 0] * 8)) for i in blocks)
         extreme.append((head, data))
     lines = native(joined(config_bytes(CONFIG, True), extreme), [1, 2, 3], 3)
     assert len(lines[0].split()) == CONFIG.vocab_size

@@ -1,30 +1,37 @@
-/* Weight matrices in the two layouts the kernels like, f32 and q8, and y = W x.
+/* Weight matrices in the layouts that the kernels like, and y = W x.
  *
- * A lane is a row. A matrix is cut into panels of rows (32 rows in f32, 16 in q8; the rows left over go in panels of
- * 4, the last one filled up with zero rows), and a panel's bytes lie in the order in which the kernel reads them:
+ * A lane is a row. A matrix is cut into panels of rows (32 or 16 rows; the rows left over go in panels of 4, the last
+ * one filled up with zero rows), and a panel's bytes lie in the order in which the kernel reads them:
  *
- *     f32 panel   for each column:    the panel's rows, one float each
- *     q8 panel    for each group of 32 columns:
- *                     the panel's rows, one float scale each
- *                     for each pair of columns: the panel's rows, two int8 each
+ *     f32    for each column:            the panel's rows, one float each
+ *     q8     for each group of 32 columns:
+ *                the panel's rows, one float scale each
+ *                for each DOT_COLS columns: the panel's rows, DOT_COLS int8 each
+ *     q4     for each group of 32 columns:
+ *                the panel's rows, one float scale each
+ *                for each 8 columns:        the panel's rows, 4 bytes of two nibbles each
+ *     q4m    as q4, but after the scales: the panel's rows, one float minimum each
  *
- * So a kernel walks one pointer, needs no sum across lanes, and every row of the result is summed in column order,
- * by the same operations, whether one token is computed or many: prefill and decode give the same bits.
+ * DOT_COLS depends on the build (simd.h), so the order of the integers does; they are summed exactly. What is rounded
+ * is the same in every build: floats are added once per group, in the order of the columns.
+ *
+ * So a kernel walks one pointer, needs no sum across lanes, and every row of the result is summed by the same
+ * operations, whether one token is computed or many: prefill and decode give the same bits.
  */
 #ifndef FABELLA_MATRIX_H
 #define FABELLA_MATRIX_H
 
+#include "formats.h"
+#include "parallel.h"
 #include "simd.h"
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
 
-enum { TYPE_F32 = 0, TYPE_Q8_0 = 8 }; /* GGUF's own numbers */
-enum { GROUP = 32 };                  /* columns that share a scale in q8 */
-enum { Q8_0_BLOCK = 2 + GROUP };      /* in a file: the scale as f16, then 32 int8 */
+typedef enum { F32, Q8, Q4, Q4M } Layout;
 
 typedef struct {
-    int type, rows, cols;
+    Layout layout;
+    int rows, cols;
     char *panels;
 } Matrix;
 
@@ -33,88 +40,128 @@ typedef struct {
     char *data; /* the panel's first byte */
 } Panel;
 
+#ifdef RELAXED
+enum { WIDE_F32 = 32, WIDE = 32 }; /* rows of a panel in f32, and in the other layouts */
+#else
+enum { WIDE_F32 = 32, WIDE = 16 };
+#endif
+
 /* Floats in buffers that a kernel writes: rows come four at a time. */
 INLINE int pad4(int n) { return (n + 3) & ~3; }
 
-static uint64_t matrix_row_bytes(int type, int cols) {
-    return type == TYPE_F32 ? 4 * (uint64_t)cols : (uint64_t)(cols / GROUP) * (4 + GROUP);
+/* How a file's weights are packed. Those that do not fit groups of 32 become floats. */
+static Layout layout_for(int type, int cols, int file_group) {
+    switch (type) {
+    case TYPE_Q8_0: return Q8;
+    case TYPE_Q4_0: return Q4;
+    case TYPE_Q4_1: return Q4M;
+    case TYPE_I8: return cols % GROUP == 0 && file_group % GROUP == 0 ? Q8 : F32;
+    default: return F32;
+    }
+}
+
+/* Bytes before a group's integers, per row. */
+INLINE int group_head(Layout layout) { return layout == Q4M ? 8 : 4; }
+
+INLINE int group_bytes(Layout layout) { return group_head(layout) + (layout == Q8 ? GROUP : GROUP / 2); }
+
+static uint64_t matrix_row_bytes(Layout layout, int cols) {
+    return layout == F32 ? 4 * (uint64_t)cols : (uint64_t)(cols / GROUP) * group_bytes(layout);
 }
 
 /* The panel that starts at this row. Before it lie `row` whole rows, whatever their panels were. */
 INLINE Panel matrix_panel(const Matrix *w, int row) {
-    int wide = w->type == TYPE_F32 ? 32 : 16;
-    return (Panel){w->rows - row >= wide ? wide : 4, w->panels + (size_t)row * matrix_row_bytes(w->type, w->cols)};
+    int wide = w->layout == F32 ? WIDE_F32 : WIDE;
+    return (Panel){w->rows - row >= wide ? wide : 4, w->panels + (size_t)row * matrix_row_bytes(w->layout, w->cols)};
 }
 
-/* The first byte of group g's block in a q8 panel. */
-INLINE char *q8_block(Panel panel, int g) { return panel.data + (size_t)g * panel.rows * (4 + GROUP); }
-
-INLINE int8_t *q8_weight(Panel panel, int row, int col) {
-    int in_group = col % GROUP;
-    char *pairs = q8_block(panel, col / GROUP) + 4 * panel.rows;
-    return (int8_t *)pairs + ((in_group / 2) * panel.rows + row) * 2 + in_group % 2;
+/* The first row of the panel that this row is in. */
+INLINE int panel_start(const Matrix *w, int row) {
+    int wide = w->layout == F32 ? WIDE_F32 : WIDE, in_wide = w->rows / wide * wide;
+    return row < in_wide ? row / wide * wide : in_wide + (row - in_wide) / 4 * 4;
 }
 
-INLINE float f32_from_f16(const char *p) {
-    uint16_t h;
-    memcpy(&h, p, sizeof h);
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023, bits;
-    if (exponent == 31) {
-        bits = 0x7f800000 | mantissa << 13;
-    } else if (exponent) {
-        bits = (exponent + 112) << 23 | mantissa << 13;
-    } else {
-        float value = (float)mantissa * 5.9604644775390625e-8f; /* subnormal: mantissa * 2^-24 */
-        memcpy(&bits, &value, sizeof bits);
-    }
-    bits |= sign;
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
+/* Where things lie in a panel: a float weight, a group's scale (its minimum is panel.rows floats further), the byte of
+ * a q8 weight, the byte of a q4 weight and how far its nibble is shifted there. */
+INLINE char *f32_place(Panel panel, int row, int col) { return panel.data + ((size_t)col * panel.rows + row) * 4; }
+
+INLINE char *group_place(Panel panel, Layout layout, int g, int row) {
+    return panel.data + (size_t)g * panel.rows * group_bytes(layout) + 4 * row;
 }
 
-INLINE bool is_finite(float f) { return f - f == 0; }
+INLINE int8_t *integers(Panel panel, Layout layout, int g) {
+    return (int8_t *)group_place(panel, layout, g, 0) + panel.rows * group_head(layout);
+}
 
-/* Packs `source`, a row-major matrix as it lies in the file. False if a weight or a scale is not a finite number. */
-static bool matrix_pack(Matrix *w, const char *source) {
-    bool finite = true;
-    for (int first = 0; first < w->rows; first += matrix_panel(w, first).rows) {
-        Panel panel = matrix_panel(w, first);
-        int rows = w->rows - first < panel.rows ? w->rows - first : panel.rows;
-        memset(panel.data, 0, (size_t)panel.rows * matrix_row_bytes(w->type, w->cols));
-        for (int r = 0; r < rows; r++) {
-            if (w->type == TYPE_F32) {
-                for (int c = 0; c < w->cols; c++, source += 4) {
-                    float f;
-                    memcpy(&f, source, sizeof f);
-                    finite &= is_finite(f);
-                    memcpy(panel.data + ((size_t)c * panel.rows + r) * 4, &f, sizeof f);
-                }
-            } else {
-                for (int g = 0; g < w->cols / GROUP; g++, source += Q8_0_BLOCK) {
-                    float scale = f32_from_f16(source);
-                    finite &= is_finite(scale);
-                    memcpy(q8_block(panel, g) + 4 * r, &scale, sizeof scale);
-                    for (int i = 0; i < GROUP; i++) *q8_weight(panel, r, g * GROUP + i) = (int8_t)source[2 + i];
-                }
-            }
+INLINE int8_t *q8_place(Panel panel, int g, int row, int i) {
+    return integers(panel, Q8, g) + (i / DOT_COLS * panel.rows + row) * DOT_COLS + i % DOT_COLS;
+}
+
+/* A lane of weights_of_nibbles holds one nibble of every part of DOT_COLS columns. */
+INLINE uint8_t *q4_place(Panel panel, Layout layout, int g, int row, int i) {
+    const int part = i % 8 / DOT_COLS, lane_bytes = 4 / DOT_COLS;
+    return (uint8_t *)integers(panel, layout, g) + (i / 8 * panel.rows + row) * 4 + i % DOT_COLS * lane_bytes +
+           part / 2;
+}
+
+INLINE int q4_shift(int i) { return i % 8 / DOT_COLS % 2 * 4; }
+
+/* Puts 32 weights in their places, which are zero before. */
+static void pack_group(Panel panel, Layout layout, int g, int row, const Group *group) {
+    memcpy(group_place(panel, layout, g, row), &group->scale, 4);
+    if (layout == Q4M) memcpy(group_place(panel, layout, g, row + panel.rows), &group->minimum, 4);
+    for (int i = 0; i < GROUP; i++) {
+        if (layout == Q8) {
+            *q8_place(panel, g, row, i) = group->values[i];
+        } else {
+            const int nibble = group->values[i] + (layout == Q4 ? 8 : 0);
+            *q4_place(panel, layout, g, row, i) |= (uint8_t)(nibble << q4_shift(i));
         }
     }
-    return finite;
+}
+
+/* Packs a row as it lies in the file. Scales are those of an I8 tensor, one for each `file_group` weights of it. */
+static int pack_row(Matrix *w, int row, int type, const char *source, const float *scales, int file_group) {
+    const int first = panel_start(w, row);
+    const Panel panel = matrix_panel(w, first);
+    const uint64_t before = (uint64_t)row * w->cols; /* weights of the rows before */
+    if (w->layout == F32) {
+        for (int c = 0; c < w->cols; c++) {
+            float f = type == TYPE_I8 ? scales[(before + c) / file_group] * (float)(int8_t)source[c]
+                                      : read_float(type, source, c);
+            if (!is_finite(f)) return E_NOT_FINITE;
+            memcpy(f32_place(panel, row - first, c), &f, 4);
+        }
+        return OK;
+    }
+    for (int g = 0; g < w->cols / GROUP; g++) {
+        Group group;
+        if (type == TYPE_I8) group.scale = scales[(before + g * GROUP) / file_group];
+        int error = read_group(type, source, g, &group);
+        if (error) return error;
+        pack_group(panel, w->layout, g, row - first, &group);
+    }
+    return OK;
 }
 
 /* Unpacks one row into out[cols], with zeros up to pad4(cols): the token embedding. */
 static void matrix_row(const Matrix *w, int row, float *out) {
-    int wide = w->type == TYPE_F32 ? 32 : 16, in_wide = w->rows / wide * wide;
-    int first = row < in_wide ? row / wide * wide : in_wide + (row - in_wide) / 4 * 4;
-    Panel panel = matrix_panel(w, first);
+    const int first = panel_start(w, row), r = row - first;
+    const Panel panel = matrix_panel(w, first);
     for (int c = 0; c < w->cols; c++) {
-        if (w->type == TYPE_F32) {
-            memcpy(&out[c], panel.data + ((size_t)c * panel.rows + row - first) * 4, 4);
+        const int g = c / GROUP, i = c % GROUP;
+        float scale, minimum = 0;
+        if (w->layout == F32) {
+            memcpy(&out[c], f32_place(panel, r, c), 4);
+            continue;
+        }
+        memcpy(&scale, group_place(panel, w->layout, g, r), 4);
+        if (w->layout == Q8) {
+            out[c] = scale * (float)*q8_place(panel, g, r, i);
         } else {
-            float scale;
-            memcpy(&scale, q8_block(panel, c / GROUP) + 4 * (row - first), sizeof scale);
-            out[c] = scale * (float)*q8_weight(panel, row - first, c);
+            const int nibble = *q4_place(panel, w->layout, g, r, i) >> q4_shift(i) & 15;
+            if (w->layout == Q4M) memcpy(&minimum, group_place(panel, Q4M, g, r + panel.rows), 4);
+            out[c] = scale * (float)(nibble - (w->layout == Q4 ? 8 : 0)) + minimum;
         }
     }
     for (int c = w->cols; c < pad4(w->cols); c++) out[c] = 0;
@@ -122,42 +169,47 @@ static void matrix_row(const Matrix *w, int row, float *out) {
 
 /* ---- activations ------------------------------------------------------------------------------------------------ */
 
-/* One matmul's input: n rows of activations, in f32 and, if a q8 matrix is to read them, in int8 range with a scale a
- * group. The integers are stored as int16, which is what the SIMD128 dot product multiplies. */
+/* One matmul's input: n rows of activations, in f32 and, if a quantised matrix is to read them, as integers of -127 ..
+ * 127 with a scale a group: activation = scale * q. */
 typedef struct {
     const float *f32; /* (n, stride) */
     int stride;
-    int16_t *q;    /* (n, cols) */
+    Quantized *q;  /* (n, cols) */
     float *scales; /* (n, cols / GROUP) */
+    int32_t *sums; /* (n, cols / GROUP): of the group's integers */
 } Activations;
 
 static void quantize(const Activations *x, int cols, int n) {
     for (int t = 0; t < n; t++) {
         for (int g = 0; g < cols / GROUP; g++) {
+            const size_t at = (size_t)t * (cols / GROUP) + g;
             const float *in = x->f32 + (size_t)t * x->stride + g * GROUP;
-            int16_t *out = x->q + (size_t)t * cols + g * GROUP;
             f32x4 max4 = f32x4_splat(0);
             for (int i = 0; i < GROUP; i += 4) max4 = f32x4_max(f32x4_abs(f32x4_load(in + i)), max4);
             float max = max4[0];
             for (int i = 1; i < 4; i++) max = max4[i] > max ? max4[i] : max;
             float inverse = max > 1e-30f ? 127.0f / max : 0; /* smaller ones would overflow the quotient */
-            x->scales[(size_t)t * (cols / GROUP) + g] = inverse > 0 ? max / 127.0f : 0;
+            x->scales[at] = inverse > 0 ? max / 127.0f : 0;
+            i32x4 sum = {0};
             for (int i = 0; i < GROUP; i += 4) {
                 i32x4 q = i32x4_round_f32x4(f32x4_load(in + i) * inverse);
-                for (int j = 0; j < 4; j++) out[i + j] = (int16_t)q[j];
+                sum += q;
+                for (int j = 0; j < 4; j++) x->q[at * GROUP + i + j] = (Quantized)q[j];
             }
+            x->sums[at] = sum[0] + sum[1] + sum[2] + sum[3];
         }
     }
 }
 
-/* ---- kernels: NV vectors of four rows x NT tokens. Both are constants after inlining, so the sums live
- * in registers. NV * NT is at most 8. */
+/* ---- kernels: NV vectors of four rows x NT tokens. Both are constants after inlining, so the sums live in registers.
+ * NV * NT is at most 8. `first` is the first of the kernel's rows within the panel. */
 
-INLINE void f32_kernel(const float *w, int panel_rows, const float *x, int x_stride, float *y, int y_stride, int cols,
+INLINE void f32_kernel(Panel panel, int first, const float *x, int x_stride, float *y, int y_stride, int cols,
                        const int NV, const int NT) {
+    const float *w = (const float *)panel.data + first;
     f32x4 sum[8];
     for (int i = 0; i < NV * NT; i++) sum[i] = f32x4_splat(0);
-    for (int c = 0; c < cols; c++, w += panel_rows) {
+    for (int c = 0; c < cols; c++, w += panel.rows) {
         for (int v = 0; v < NV; v++) {
             f32x4 weight = f32x4_load(w + 4 * v);
             for (int t = 0; t < NT; t++) sum[v * NT + t] += weight * x[t * x_stride + c];
@@ -167,27 +219,62 @@ INLINE void f32_kernel(const float *w, int panel_rows, const float *x, int x_str
         for (int t = 0; t < NT; t++) f32x4_store(y + t * y_stride + 4 * v, sum[v * NT + t]);
 }
 
-/* `first` is the first of the kernel's rows within the panel. */
-INLINE void q8_kernel(Panel panel, int first, const int16_t *x, const float *scales, float *y, int y_stride, int cols,
-                      const int NV, const int NT) {
-    f32x4 sum[8];
-    for (int i = 0; i < NV * NT; i++) sum[i] = f32x4_splat(0);
-    for (int g = 0; g < cols / GROUP; g++) {
-        const float *weight_scales = (const float *)q8_block(panel, g) + first;
-        const int8_t *w = q8_weight(panel, first, g * GROUP);
-        i32x4 dot[8];
-        for (int i = 0; i < NV * NT; i++) dot[i] = (i32x4){0, 0, 0, 0};
-        for (int pair = 0; pair < GROUP / 2; pair++, w += 2 * panel.rows) {
+/* dot[v, t] += the integer products of 32 columns. */
+INLINE void q8_dots(const int8_t *w, int panel_rows, const Quantized *x, int cols, i32x4 *dot, const int NV,
+                    const int NT) {
+    for (int i = 0; i < GROUP; i += DOT_COLS, w += DOT_COLS * panel_rows) {
+        Inputs in[4];
+        for (int t = 0; t < NT; t++) in[t] = inputs_splat(x + t * cols + i);
+        for (int v = 0; v < NV; v++) {
+            Weights weights = weights_load(w + 4 * DOT_COLS * v);
+            for (int t = 0; t < NT; t++) dot[v * NT + t] = dot_q8(dot[v * NT + t], weights, in[t]);
+        }
+    }
+}
+
+INLINE void q4_dots(const int8_t *w, int panel_rows, const Quantized *x, int cols, i32x4 *dot, const int NV,
+                    const int NT) {
+    for (int i = 0; i < GROUP; i += 8, w += 4 * panel_rows) {
+        for (int part = 0; part < 8 / DOT_COLS; part++) {
+            Inputs in[4];
+            for (int t = 0; t < NT; t++) in[t] = inputs_splat(x + t * cols + i + part * DOT_COLS);
             for (int v = 0; v < NV; v++) {
-                i16x8 weights = i16x8_load8x8(w + 8 * v);
-                for (int t = 0; t < NT; t++)
-                    dot[v * NT + t] += i32x4_dot_i16x8(weights, i16x8_splat_pair(x + t * cols + g * GROUP + 2 * pair));
+                u8x16 bytes;
+                memcpy(&bytes, w + 16 * v, sizeof bytes);
+                Weights weights = weights_of_nibbles(bytes, part);
+                for (int t = 0; t < NT; t++) dot[v * NT + t] = dot_q4(dot[v * NT + t], weights, in[t]);
             }
         }
-        for (int v = 0; v < NV; v++)
-            for (int t = 0; t < NT; t++)
-                sum[v * NT + t] += (f32x4_load(weight_scales + 4 * v) * scales[t * (cols / GROUP) + g]) *
-                                   f32x4_from_i32x4(dot[v * NT + t]);
+    }
+}
+
+/* The three quantised layouts; `token` is the first of the kernel's tokens. */
+INLINE void q_kernel(const Layout layout, Panel panel, int first, const Activations *x, int token, float *y,
+                     int y_stride, int cols, const int NV, const int NT) {
+    const int groups = cols / GROUP;
+    const Quantized *q = x->q + (size_t)token * cols;
+    const float *scales = x->scales + token * groups;
+    const int32_t *sums = x->sums + token * groups;
+    f32x4 sum[8];
+    for (int i = 0; i < NV * NT; i++) sum[i] = f32x4_splat(0);
+    for (int g = 0; g < groups; g++) {
+        i32x4 dot[8];
+        for (int i = 0; i < NV * NT; i++) /* q4: nibble - 8, summed */
+            dot[i] = layout == Q4 ? i32x4_splat(-8 * sums[i % NT * groups + g]) : i32x4_splat(0);
+        if (layout == Q8)
+            q8_dots(integers(panel, layout, g) + DOT_COLS * first, panel.rows, q + g * GROUP, cols, dot, NV, NT);
+        else
+            q4_dots(integers(panel, layout, g) + 4 * first, panel.rows, q + g * GROUP, cols, dot, NV, NT);
+        const float *weight_scales = (const float *)group_place(panel, layout, g, first);
+        for (int v = 0; v < NV; v++) {
+            for (int t = 0; t < NT; t++) {
+                const float scale = scales[t * groups + g];
+                sum[v * NT + t] += (f32x4_load(weight_scales + 4 * v) * scale) * f32x4_from_i32x4(dot[v * NT + t]);
+                if (layout == Q4M)
+                    sum[v * NT + t] +=
+                        f32x4_load(weight_scales + panel.rows + 4 * v) * (scale * (float)sums[t * groups + g]);
+            }
+        }
     }
     for (int v = 0; v < NV; v++)
         for (int t = 0; t < NT; t++) f32x4_store(y + t * y_stride + 4 * v, sum[v * NT + t]);
@@ -196,38 +283,80 @@ INLINE void q8_kernel(Panel panel, int first, const int16_t *x, const float *sca
 /* One panel times n tokens, which is read once for all of them while it is in the cache. y is the panel's first row of
  * the first token. Several tokens go at a time as long as there are that many; the narrow panels take one by one. */
 static void f32_panel(Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
-    const float *w = (const float *)panel.data, *in = x->f32;
-    const int wide = panel.rows == 32, stride = x->stride;
+    const int wide = panel.rows == WIDE_F32, stride = x->stride;
     int t = 0;
     for (; wide && t + 2 <= n; t += 2)
-        for (int r = 0; r < 32; r += 16)
-            f32_kernel(w + r, 32, in + t * stride, stride, y + t * y_stride + r, y_stride, cols, 4, 2);
-    for (; wide && t < n; t++) f32_kernel(w, 32, in + t * stride, stride, y + t * y_stride, y_stride, cols, 8, 1);
-    for (; t < n; t++) f32_kernel(w, 4, in + t * stride, stride, y + t * y_stride, y_stride, cols, 1, 1);
+        for (int r = 0; r < WIDE_F32; r += 16)
+            f32_kernel(panel, r, x->f32 + t * stride, stride, y + t * y_stride + r, y_stride, cols, 4, 2);
+    for (; wide && t < n; t++)
+        f32_kernel(panel, 0, x->f32 + t * stride, stride, y + t * y_stride, y_stride, cols, WIDE_F32 / 4, 1);
+    for (; t < n; t++) f32_kernel(panel, 0, x->f32 + t * stride, stride, y + t * y_stride, y_stride, cols, 1, 1);
+}
+
+INLINE void q_panel(const Layout layout, Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
+    enum { NT = WIDE == 32 ? 2 : 4, NV = 8 / NT }; /* for several tokens */
+    const int wide = panel.rows == WIDE;
+    int t = 0;
+    for (; wide && t + NT <= n; t += NT)
+        for (int r = 0; r < WIDE; r += 4 * NV)
+            q_kernel(layout, panel, r, x, t, y + t * y_stride + r, y_stride, cols, NV, NT);
+    for (; wide && t < n; t++) q_kernel(layout, panel, 0, x, t, y + t * y_stride, y_stride, cols, WIDE / 4, 1);
+    for (; t < n; t++) q_kernel(layout, panel, 0, x, t, y + t * y_stride, y_stride, cols, 1, 1);
 }
 
 static void q8_panel(Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
-    const int wide = panel.rows == 16, groups = cols / GROUP;
-    int t = 0;
-    for (; wide && t + 4 <= n; t += 4)
-        for (int r = 0; r < 16; r += 8)
-            q8_kernel(panel, r, x->q + t * cols, x->scales + t * groups, y + t * y_stride + r, y_stride, cols, 2, 4);
-    for (; wide && t < n; t++)
-        q8_kernel(panel, 0, x->q + t * cols, x->scales + t * groups, y + t * y_stride, y_stride, cols, 4, 1);
-    for (; t < n; t++)
-        q8_kernel(panel, 0, x->q + t * cols, x->scales + t * groups, y + t * y_stride, y_stride, cols, 1, 1);
+    q_panel(Q8, panel, x, cols, y, y_stride, n);
 }
 
-/* y[t, :] = W x[t, :] for n tokens; y has pad4(rows) floats a token. */
-static void matmul(float *y, const Matrix *w, const Activations *x, int n) {
-    for (int row = 0; row < w->rows;) {
+static void q4_panel(Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
+    q_panel(Q4, panel, x, cols, y, y_stride, n);
+}
+
+static void q4m_panel(Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
+    q_panel(Q4M, panel, x, cols, y, y_stride, n);
+}
+
+/* ---- y = W x, for several matrices that read the same input ------------------------------------------------------- */
+
+typedef struct {
+    const Matrix *w;
+    float *y; /* (n, pad4(w->rows)) */
+} Product;
+
+typedef struct {
+    const Product *products;
+    const Activations *x;
+    int n;
+} MatmulJob;
+
+/* Rows that a thread takes at a time: whole panels, at most 32 times per matrix. */
+INLINE int rows_at_once(const Matrix *w) { return ((w->rows + 31) / 32 + 31) / 32 * 32; }
+
+INLINE int parts(const Matrix *w) { return (w->rows + rows_at_once(w) - 1) / rows_at_once(w); }
+
+static void matmul_part(void *context, int part, int thread) {
+    static void (*const panel_functions[])(Panel, const Activations *, int, float *, int, int) = {
+        [F32] = f32_panel, [Q8] = q8_panel, [Q4] = q4_panel, [Q4M] = q4m_panel};
+    (void)thread;
+    const MatmulJob *job = context;
+    const Product *product = job->products;
+    for (; part >= parts(product->w); product++) part -= parts(product->w);
+    const Matrix *w = product->w;
+    const int first = part * rows_at_once(w),
+              end = first + rows_at_once(w) < w->rows ? first + rows_at_once(w) : w->rows;
+    for (int row = first; row < end;) {
         Panel panel = matrix_panel(w, row);
-        if (w->type == TYPE_F32)
-            f32_panel(panel, x, w->cols, y + row, pad4(w->rows), n);
-        else
-            q8_panel(panel, x, w->cols, y + row, pad4(w->rows), n);
+        panel_functions[w->layout](panel, job->x, w->cols, product->y + row, pad4(w->rows), job->n);
         row += panel.rows;
     }
+}
+
+/* For every product: y[t, :] = W x[t, :] for n tokens. */
+static void matmul(const Product *products, int count, const Activations *x, int n) {
+    int all = 0;
+    for (int i = 0; i < count; i++) all += parts(products[i].w);
+    MatmulJob job = {products, x, n};
+    parallel(matmul_part, &job, all);
 }
 
 #endif

@@ -5,32 +5,17 @@
  *   State     activations and the KV cache
  *   forward   tokens in, logits out: read this function to know how the model works
  *
- * The host (py/fabella/engine.py) calls, in this order: model_new, model_tensor for every tensor of the file, then
- * forward for the prompt and for each further token, and after each forward shortlist, log_sum_exp or draw.
+ * The host (py/fabella/engine.py) calls, in this order: model_new; for every tensor of the file tensor_begin and then
+ * tensor_rows until it has all rows; forward for the prompt and for each further token, and after each forward
+ * shortlist, log_sum_exp or draw.
  *
  * There is no stdio and no exit: what can fail returns a negative error code. Arithmetic is the same, operation by
  * operation, for a token alone and for a token in a batch, and in every build of this file: the same bits everywhere.
  */
+#include "abi.h"
 #include "maths.h"
 #include "matrix.h"
-
-#ifdef __wasm__
-#define EXPORT(name) __attribute__((used, export_name(#name)))
-#else
-#define EXPORT(name)
-#endif
-
-enum {
-    OK = 0,
-    E_MEMORY = -1,     /* out of memory */
-    E_CONFIG = -2,     /* sizes that no model can have */
-    E_TENSOR = -3,     /* no such tensor, a wrong size or type, or loaded twice */
-    E_NOT_FINITE = -4, /* a weight or a scale is not a finite number */
-    E_INCOMPLETE = -5, /* forward before every tensor is loaded */
-    E_TOKEN = -6,      /* a token outside the vocabulary */
-    E_POSITION = -7,   /* a position outside the context, or one that leaves a gap */
-    E_LOGITS = -8,     /* no logit is a finite number */
-};
+#include "parallel.h"
 
 enum { BATCH = 32 };         /* tokens that go through a layer together in prefill */
 enum { TILE = 16 };          /* positions that lie side by side in the key cache */
@@ -68,6 +53,14 @@ typedef struct {
     float *values; /* (capacity, n_kv_heads, pad4(head_size)) */
 } Layer;
 
+/* The tensor whose rows are being packed. */
+typedef struct {
+    Matrix *matrix; /* or NULL, for a norm */
+    float **norm;
+    int type, group; /* as in the file */
+    int rows, cols, done;
+} Loading;
+
 typedef struct {
     Config config;
     int head_size, kv_dim;
@@ -78,25 +71,27 @@ typedef struct {
     float *output_norm; /* (dim) */
     Matrix output;      /* (vocab_size, dim); shares token_embd's panels when tied */
     int64_t missing;    /* tensors still to be loaded */
-    bool has_q8;
+    bool has_integers;  /* some matrix is quantised */
+    Loading loading;
 
     /* State: buffers of BATCH tokens, each row padded to a multiple of four */
-    float *x;           /* residual stream (BATCH, dim) */
-    float *xb;          /* normed input, and what attention returns (BATCH, dim) */
-    float *xb2;         /* what a block adds to the stream (BATCH, dim) */
-    float *q;           /* (BATCH, dim) */
-    float *k, *v;       /* (BATCH, kv_dim) */
-    float *h1, *h3;     /* (BATCH, hidden_dim) */
-    float *logits;      /* (vocab_size), padded with -inf */
-    int16_t *quantized; /* a q8 matmul's input (BATCH, max(dim, hidden_dim)) */
-    float *scales;      /* (BATCH, max(dim, hidden_dim) / GROUP) */
+    float *x;             /* residual stream (BATCH, dim) */
+    float *xb;            /* normed input, and what attention returns (BATCH, dim) */
+    float *xb2;           /* what a block adds to the stream (BATCH, dim) */
+    float *q;             /* (BATCH, dim) */
+    float *k, *v;         /* (BATCH, kv_dim) */
+    float *h1, *h3;       /* (BATCH, hidden_dim) */
+    float *logits;        /* (vocab_size), padded with -inf */
+    Quantized *quantized; /* a quantised matmul's input (BATCH, max(dim, hidden_dim)) */
+    float *scales;        /* (BATCH, max(dim, hidden_dim) / GROUP) */
+    int32_t *sums;        /* as many: the sums of a group's integers */
 
     int capacity;      /* positions there is room for: grows to seq_len as the text does */
     int filled;        /* positions computed so far */
     float *rope;       /* (capacity, head_size / 2, 2): cosine and sine */
     double *frequency; /* (head_size / 2): RoPE's angle per position */
-    float *scores;     /* (capacity) of one head */
-    float *head;       /* (pad4(head_size)) one head's result */
+    float *scores;     /* (MAX_THREADS, capacity) of one head */
+    float *head;       /* (MAX_THREADS, pad4(head_size)) one head's result */
 
     /* Result of shortlist: ids, then their logits */
     int32_t *candidates; /* (2 * vocab_size) */
@@ -134,7 +129,7 @@ static int reserve(Model *m, int positions) {
         if (!grow(&layer->keys, old * key_size, new * key_size)) return E_MEMORY;
         if (!grow(&layer->values, old * value_size, new * value_size)) return E_MEMORY;
     }
-    if (!grow(&m->scores, old, new)) return E_MEMORY;
+    if (!grow(&m->scores, old * MAX_THREADS, new * MAX_THREADS)) return E_MEMORY;
     if (!grow(&m->rope, old * m->head_size, new * m->head_size)) return E_MEMORY;
     for (uint64_t position = old; position < new; position++) {
         for (int i = 0; i < m->head_size / 2; i++) {
@@ -164,7 +159,7 @@ EXPORT(model_free) void model_free(Model *m) {
     // clang-format off
     void *owned[] = {
         m->token_embd.panels, m->output_norm, m->x, m->xb, m->xb2, m->q, m->k, m->v, m->h1, m->h3, m->logits,
-        m->quantized, m->scales, m->rope, m->frequency, m->scores, m->head, m->candidates, m->layers, m,
+        m->quantized, m->scales, m->sums, m->rope, m->frequency, m->scores, m->head, m->candidates, m->layers, m,
     };
     // clang-format on
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
@@ -198,11 +193,12 @@ EXPORT(model_new) int model_new(const Config *config, Model **out) {
                   (m->k = allocate_floats(BATCH, m->kv_dim)) && (m->v = allocate_floats(BATCH, m->kv_dim)) &&
                   (m->h1 = allocate_floats(BATCH, c->hidden_dim)) && (m->h3 = allocate_floats(BATCH, c->hidden_dim)) &&
                   (m->logits = allocate_floats(1, c->vocab_size)) &&
-                  (m->quantized = allocate_zeroed(BATCH * (uint64_t)widest, sizeof(int16_t))) &&
+                  (m->quantized = allocate_zeroed(BATCH * (uint64_t)widest, sizeof(Quantized))) &&
                   (m->scales = allocate_floats(BATCH, widest / GROUP)) &&
+                  (m->sums = allocate_zeroed(BATCH * (uint64_t)(widest / GROUP), sizeof(int32_t))) &&
                   (m->candidates = allocate_zeroed(2 * (uint64_t)c->vocab_size, sizeof(int32_t))) &&
                   (m->frequency = allocate_zeroed((uint64_t)m->head_size / 2, sizeof(double))) &&
-                  (m->head = allocate_floats(1, m->head_size));
+                  (m->head = allocate_floats(MAX_THREADS, m->head_size));
     if (!enough) {
         model_free(m);
         return E_MEMORY;
@@ -210,44 +206,6 @@ EXPORT(model_new) int model_new(const Config *config, Model **out) {
     for (int i = 0; i < m->head_size / 2; i++)
         m->frequency[i] = exp_double(-2.0 * i / m->head_size * log_double(c->rope_base));
     *out = m;
-    return OK;
-}
-
-static int load_norm(float **norm, int n, int type, const char *data, uint64_t size, int64_t rows, int64_t cols) {
-    if (*norm || type != TYPE_F32 || rows != 1 || cols != n || size != 4 * (uint64_t)n) return E_TENSOR;
-    float *loaded = allocate_floats(1, n);
-    if (!loaded) return E_MEMORY;
-    memcpy(loaded, data, size);
-    for (int i = 0; i < n; i++) {
-        if (!is_finite(loaded[i])) {
-            free(loaded);
-            return E_NOT_FINITE;
-        }
-    }
-    *norm = loaded;
-    return OK;
-}
-
-static int load_matrix(Matrix *w, int want_rows, int want_cols, int type, const char *data, uint64_t size, int64_t rows,
-                       int64_t cols) {
-    if (w->panels || rows != want_rows || cols != want_cols) return E_TENSOR;
-    uint64_t file_row_bytes;
-    if (type == TYPE_F32) {
-        file_row_bytes = 4 * (uint64_t)cols;
-    } else if (type == TYPE_Q8_0 && cols % GROUP == 0) {
-        file_row_bytes = (uint64_t)cols / GROUP * Q8_0_BLOCK;
-    } else {
-        return E_TENSOR;
-    }
-    if (size != (uint64_t)rows * file_row_bytes) return E_TENSOR;
-    Matrix loaded = {type, want_rows, want_cols, NULL};
-    loaded.panels = allocate_zeroed(pad4(want_rows) * matrix_row_bytes(type, want_cols), 1);
-    if (!loaded.panels) return E_MEMORY;
-    if (!matrix_pack(&loaded, data)) {
-        free(loaded.panels);
-        return E_NOT_FINITE;
-    }
-    *w = loaded;
     return OK;
 }
 
@@ -260,15 +218,35 @@ enum {
 };
 // clang-format on
 
-/* Packs one tensor of the file: `size` bytes at `data`, (rows, cols) of a GGUF type. A norm has one row. */
-EXPORT(model_tensor)
-int model_tensor(Model *m, int tensor, int layer, int type, const char *data, uint32_t size, int rows, int cols) {
+static int begin_norm(Loading *loading, float **norm, int dim) {
+    const int type = loading->type;
+    if (*norm || loading->rows != 1 || loading->cols != dim) return E_TENSOR;
+    if (type != TYPE_F32 && type != TYPE_F16 && type != TYPE_BF16) return E_TENSOR;
+    loading->norm = norm;
+    return (*norm = allocate_floats(1, dim)) ? OK : E_MEMORY;
+}
+
+static int begin_matrix(Loading *loading, Matrix *w, int rows, int cols) {
+    if (w->panels || loading->rows != rows || loading->cols != cols) return E_TENSOR;
+    const Layout layout = layout_for(loading->type, cols, loading->group);
+    char *panels = allocate_zeroed(pad4(rows) * matrix_row_bytes(layout, cols), 1);
+    if (!panels) return E_MEMORY;
+    *w = (Matrix){layout, rows, cols, panels};
+    loading->matrix = w;
+    return OK;
+}
+
+/* Starts a tensor of (rows, cols) numbers of a GGUF type; a norm has one row. `group` is 0 but for I8, where so many
+ * weights, counted over the whole tensor, share a scale. */
+EXPORT(tensor_begin) int tensor_begin(Model *m, int tensor, int layer, int type, int rows, int cols, int group) {
     const Config *c = &m->config;
-    if (layer < 0 || layer >= c->n_layers) return E_TENSOR;
+    if (layer < 0 || layer >= c->n_layers || m->loading.rows || cols <= 0) return E_TENSOR;
+    if (file_row_bytes(type, cols) == 0 || (type == TYPE_I8 ? group <= 0 : group != 0)) return E_TENSOR;
     Layer *l = &m->layers[layer];
+    Loading loading = {.type = type, .group = group, .rows = rows, .cols = cols};
     int error;
-#define NORM(norm) load_norm(norm, c->dim, type, data, size, rows, cols)
-#define MATRIX(w, want_rows, want_cols) load_matrix(w, want_rows, want_cols, type, data, size, rows, cols)
+#define NORM(norm) begin_norm(&loading, norm, c->dim)
+#define MATRIX(w, rows, cols) begin_matrix(&loading, w, rows, cols)
     switch (tensor) {
     case TOKEN_EMBD: error = MATRIX(&m->token_embd, c->vocab_size, c->dim); break;
     case OUTPUT_NORM: error = NORM(&m->output_norm); break;
@@ -286,11 +264,46 @@ int model_tensor(Model *m, int tensor, int layer, int type, const char *data, ui
     }
 #undef NORM
 #undef MATRIX
-    if (error) return error;
-    m->missing--;
-    m->has_q8 |= type == TYPE_Q8_0;
-    if (c->tied) m->output = m->token_embd;
+    if (!error) m->loading = loading;
+    return error;
+}
+
+static int pack_rows(Loading *loading, const char *data, uint64_t rows, uint64_t row_bytes, const float *scales) {
+    for (; rows > 0; rows--, data += row_bytes, loading->done++) {
+        if (loading->matrix) {
+            int error = pack_row(loading->matrix, loading->done, loading->type, data, scales, loading->group);
+            if (error) return error;
+        } else {
+            for (int i = 0; i < loading->cols; i++)
+                if (!is_finite((*loading->norm)[i] = read_float(loading->type, data, i))) return E_NOT_FINITE;
+        }
+    }
     return OK;
+}
+
+/* Packs the next rows of the tensor: `size` bytes as they lie in the file, and all the scales of an I8 tensor. After
+ * the last row the next tensor may begin; after an error this one may begin anew. */
+EXPORT(tensor_rows) int tensor_rows(Model *m, const char *data, uint32_t size, const float *scales) {
+    Loading *loading = &m->loading;
+    if (!loading->rows) return E_TENSOR;
+    const uint64_t row_bytes = file_row_bytes(loading->type, loading->cols), rows = size / row_bytes;
+    const bool fits = rows > 0 && size % row_bytes == 0 && rows <= (uint64_t)(loading->rows - loading->done) &&
+                      (scales != NULL) == (loading->type == TYPE_I8);
+    int error = fits ? pack_rows(loading, data, rows, row_bytes, scales) : E_TENSOR;
+    if (!error && loading->done < loading->rows) return OK;
+    if (error && loading->matrix) {
+        free(loading->matrix->panels);
+        loading->matrix->panels = NULL;
+    } else if (error) {
+        free(*loading->norm);
+        *loading->norm = NULL;
+    } else {
+        m->missing--;
+        m->has_integers |= loading->matrix && loading->matrix->layout != F32;
+        if (m->config.tied) m->output = m->token_embd;
+    }
+    *loading = (Loading){0};
+    return error;
 }
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
@@ -326,7 +339,8 @@ static void cache_key_value(Layer *layer, const Model *m, const float *k, const 
 }
 
 /* scores[0 .. position] = softmax(q . k / sqrt(head_size)), not yet divided by its sum, which is returned. */
-static float attention_scores(const Model *m, const Layer *layer, int kv_head, const float *q, int position) {
+static float attention_scores(const Model *m, const Layer *layer, int kv_head, const float *q, int position,
+                              float *scores) {
     const int size = m->head_size;
     const f32x4 scale = f32x4_splat(1.0f / __builtin_sqrtf((float)size));
     const float *keys = layer->keys + (size_t)kv_head * size * TILE;
@@ -340,33 +354,51 @@ static float attention_scores(const Model *m, const Layer *layer, int kv_head, c
             for (int lane = 0; lane < 4; lane++) /* the tile's later positions do not exist yet */
                 if (tile + 4 * j + lane > position) score[lane] = -3e38f;
             max4 = f32x4_max(score, max4);
-            f32x4_store(m->scores + tile + 4 * j, score);
+            f32x4_store(scores + tile + 4 * j, score);
         }
     }
     float max = max4[0];
     for (int lane = 1; lane < 4; lane++) max = max4[lane] > max ? max4[lane] : max;
     f32x4 total = f32x4_splat(0);
     for (int t = 0; t <= position; t += 4) {
-        f32x4 weight = f32x4_exp(f32x4_load(m->scores + t) - max);
+        f32x4 weight = f32x4_exp(f32x4_load(scores + t) - max);
         total += weight;
-        f32x4_store(m->scores + t, weight);
+        f32x4_store(scores + t, weight);
     }
     return f32x4_sum(total);
 }
 
 /* out[head_size] = sum over positions of softmax weight * value. */
-static void attention_head(const Model *m, const Layer *layer, int kv_head, const float *q, int position, float *out) {
+static void attention_head(const Model *m, const Layer *layer, int kv_head, const float *q, int position, float *out,
+                           int thread) {
     const int size = m->head_size, stride = m->config.n_kv_heads * pad4(size);
-    float inverse = 1.0f / attention_scores(m, layer, kv_head, q, position);
+    float *scores = m->scores + (size_t)thread * m->capacity, *head = m->head + thread * pad4(size);
+    float inverse = 1.0f / attention_scores(m, layer, kv_head, q, position, scores);
     for (int i = 0; i < pad4(size); i += 16) {
         const int vectors = pad4(size) - i >= 16 ? 4 : (pad4(size) - i) / 4;
         const float *values = layer->values + kv_head * pad4(size) + i;
         f32x4 sum[4] = {0};
         for (int t = 0; t <= position; t++, values += stride)
-            for (int j = 0; j < vectors; j++) sum[j] += f32x4_load(values + 4 * j) * m->scores[t];
-        for (int j = 0; j < vectors; j++) f32x4_store(m->head + i + 4 * j, sum[j] * inverse);
+            for (int j = 0; j < vectors; j++) sum[j] += f32x4_load(values + 4 * j) * scores[t];
+        for (int j = 0; j < vectors; j++) f32x4_store(head + i + 4 * j, sum[j] * inverse);
     }
-    memcpy(out, m->head, (size_t)size * 4);
+    memcpy(out, head, (size_t)size * 4);
+}
+
+typedef struct {
+    const Model *m;
+    const Layer *layer;
+    int position; /* of the batch's first token */
+} AttentionJob;
+
+/* One head of one token: the query at m->q, the result in m->xb. */
+static void attention_part(void *context, int part, int thread) {
+    const AttentionJob *job = context;
+    const Model *m = job->m;
+    const int n_heads = m->config.n_heads, token = part / n_heads, head = part % n_heads;
+    const size_t at = (size_t)token * pad4(m->config.dim) + (size_t)head * m->head_size;
+    const int kv_head = head / (n_heads / m->config.n_kv_heads);
+    attention_head(m, job->layer, kv_head, m->q + at, job->position + token, m->xb + at, thread);
 }
 
 /* h1 = silu(h1) * h3 */
@@ -383,15 +415,15 @@ static void add(float *x, const float *y, int count) {
 
 /* Wraps a buffer as matmul's input; quantises it once for all the matrices that read it. */
 static Activations activations(const Model *m, const float *x, int cols, int n) {
-    Activations a = {x, pad4(cols), m->quantized, m->scales};
-    if (m->has_q8 && cols % GROUP == 0) quantize(&a, cols, n);
+    Activations a = {x, pad4(cols), m->quantized, m->scales, m->sums};
+    if (m->has_integers && cols % GROUP == 0) quantize(&a, cols, n);
     return a;
 }
 
 /* Up to BATCH tokens through all layers: fills the KV cache at position .. position + n - 1, leaves the stream in x. */
 static void forward_batch(Model *m, const int32_t *tokens, int n, int position) {
     const Config *c = &m->config;
-    const int dim = pad4(c->dim), kv_dim = pad4(m->kv_dim), group = c->n_heads / c->n_kv_heads;
+    const int dim = pad4(c->dim), kv_dim = pad4(m->kv_dim);
 
     for (int t = 0; t < n; t++) matrix_row(&m->token_embd, tokens[t], m->x + (size_t)t * dim);
 
@@ -401,33 +433,25 @@ static void forward_batch(Model *m, const int32_t *tokens, int n, int position) 
         /* attention: x += wo * attend(wq * norm(x), wk * norm(x), wv * norm(x)) */
         rmsnorm(m->xb, m->x, layer->attn_norm, c->dim, c->norm_eps, n);
         Activations in = activations(m, m->xb, c->dim, n);
-        matmul(m->q, &layer->wq, &in, n);
-        matmul(m->k, &layer->wk, &in, n);
-        matmul(m->v, &layer->wv, &in, n);
+        matmul((Product[]){{&layer->wq, m->q}, {&layer->wk, m->k}, {&layer->wv, m->v}}, 3, &in, n);
         for (int t = 0; t < n; t++) {
             const float *angles = m->rope + (size_t)(position + t) * m->head_size;
             rope(m->q + (size_t)t * dim, angles, c->n_heads, m->head_size);
             rope(m->k + (size_t)t * kv_dim, angles, c->n_kv_heads, m->head_size);
             cache_key_value(layer, m, m->k + (size_t)t * kv_dim, m->v + (size_t)t * kv_dim, position + t);
         }
-        for (int t = 0; t < n; t++) {
-            for (int h = 0; h < c->n_heads; h++) {
-                size_t at = (size_t)t * dim + (size_t)h * m->head_size;
-                attention_head(m, layer, h / group, m->q + at, position + t, m->xb + at);
-            }
-        }
+        parallel(attention_part, &(AttentionJob){m, layer, position}, n * c->n_heads);
         in = activations(m, m->xb, c->dim, n);
-        matmul(m->xb2, &layer->wo, &in, n);
+        matmul(&(Product){&layer->wo, m->xb2}, 1, &in, n);
         add(m->x, m->xb2, n * dim);
 
         /* feed-forward: x += w2 * (silu(w1 * norm(x)) * (w3 * norm(x))) */
         rmsnorm(m->xb, m->x, layer->ffn_norm, c->dim, c->norm_eps, n);
         in = activations(m, m->xb, c->dim, n);
-        matmul(m->h1, &layer->w1, &in, n);
-        matmul(m->h3, &layer->w3, &in, n);
+        matmul((Product[]){{&layer->w1, m->h1}, {&layer->w3, m->h3}}, 2, &in, n);
         swiglu(m->h1, m->h3, n * pad4(c->hidden_dim));
         in = activations(m, m->h1, c->hidden_dim, n);
-        matmul(m->xb2, &layer->w2, &in, n);
+        matmul(&(Product){&layer->w2, m->xb2}, 1, &in, n);
         add(m->x, m->xb2, n * dim);
     }
 }
@@ -451,7 +475,7 @@ EXPORT(forward) int forward(Model *m, const int32_t *tokens, int n, int position
     const float *last = m->x + (size_t)((n - 1) % BATCH) * pad4(c->dim);
     rmsnorm(m->xb, last, m->output_norm, c->dim, c->norm_eps, 1);
     Activations in = activations(m, m->xb, c->dim, 1);
-    matmul(m->logits, &m->output, &in, 1);
+    matmul(&(Product){&m->output, m->logits}, 1, &in, 1);
     for (int id = c->vocab_size; id < pad4(c->vocab_size); id++) m->logits[id] = -__builtin_inff(); /* no tokens */
     return OK;
 }

@@ -1,8 +1,8 @@
-/* The vector vocabulary: four floats, four int32 or eight int16 in 128 bits.
+/* The vector vocabulary: four floats, four int32, eight int16 or sixteen int8 in 128 bits.
  *
- * The types are GCC/Clang vector extensions, so + - * work lane by lane and the same source compiles to wasm SIMD128
- * and to native code. Only what the extensions cannot say is a function here. Every operation is exact or correctly
- * rounded IEEE arithmetic: the bits are the same in every build (compile with -ffp-contract=off).
+ * The types are GCC/Clang vector extensions, so + - * work lane by lane and the same source compiles to wasm SIMD128,
+ * to wasm relaxed SIMD and to native code. Only what the extensions cannot say is a function here. Every operation is
+ * exact or correctly rounded IEEE arithmetic: the bits are the same in every build (compile with -ffp-contract=off).
  */
 #ifndef FABELLA_SIMD_H
 #define FABELLA_SIMD_H
@@ -13,11 +13,19 @@
 #include <wasm_simd128.h>
 #endif
 
+/* The relaxed build multiplies int8 by int8. Natively it can be imitated (-DRELAXED), so that tests reach its code. */
+#if defined(__wasm_relaxed_simd__) && __clang_major__ >= 19
+#define RELAXED
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float f32x4 __attribute__((vector_size(16)));
 typedef int32_t i32x4 __attribute__((vector_size(16)));
 typedef int16_t i16x8 __attribute__((vector_size(16)));
+typedef uint16_t u16x8 __attribute__((vector_size(16)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
 
 INLINE f32x4 f32x4_load(const float *p) {
     f32x4 v;
@@ -29,12 +37,18 @@ INLINE void f32x4_store(float *p, f32x4 v) { memcpy(p, &v, sizeof v); }
 
 INLINE f32x4 f32x4_splat(float a) { return (f32x4){a, a, a, a}; }
 
+INLINE i32x4 i32x4_splat(int32_t a) { return (i32x4){a, a, a, a}; }
+
 /* Always in this order: sums over lanes are part of what "same bits" means. */
 INLINE float f32x4_sum(f32x4 v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 
 INLINE f32x4 f32x4_max(f32x4 a, f32x4 b) {
+#ifdef __wasm_simd128__
+    return (f32x4)wasm_f32x4_pmax((v128_t)b, (v128_t)a);
+#else
     i32x4 greater = a > b;
     return (f32x4)(((i32x4)a & greater) | ((i32x4)b & ~greater));
+#endif
 }
 
 INLINE f32x4 f32x4_abs(f32x4 a) { return (f32x4)((i32x4)a & 0x7fffffff); }
@@ -66,34 +80,90 @@ INLINE f32x4 f32x4_exp(f32x4 a) {
     return (f32x4)((i32x4)(p * power) & kept);
 }
 
-/* Eight int8 weights, widened to int16. */
-INLINE i16x8 i16x8_load8x8(const int8_t *p) {
+/* ---- integer dot products ----------------------------------------------------------------------------------------
+ *
+ * A lane of a dot product is a row of the matrix, so one vector of weights holds four rows, DOT_COLS columns of each.
+ * The activations of these columns are repeated for the four rows. Weights are -127 .. 127 or, of four bits, 0 .. 15;
+ * activations are -127 .. 127. The sums are exact in both builds.
+ */
+
+#ifdef RELAXED
+
+enum { DOT_COLS = 4 };
+typedef int8_t Quantized; /* an activation */
+typedef i8x16 Weights, Inputs;
+
+INLINE Inputs inputs_splat(const Quantized *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return (Inputs)(i32x4){four, four, four, four};
+}
+
+INLINE Weights weights_load(const int8_t *p) {
+    Weights w;
+    memcpy(&w, p, sizeof w);
+    return w;
+}
+
+/* sum + the products of four neighbours a[i] * b[i], where b is 0 .. 127: machines differ outside. */
+INLINE i32x4 dot_i8_u7(i8x16 a, i8x16 b, i32x4 sum) {
+#ifdef __wasm__
+    return (i32x4)wasm_i32x4_relaxed_dot_i8x16_i7x16_add((v128_t)a, (v128_t)b, (v128_t)sum);
+#else
+    for (int i = 0; i < 16; i++) sum[i / 4] += a[i] * b[i];
+    return sum;
+#endif
+}
+
+/* w * x = (w with the sign of x) * |x| */
+INLINE i32x4 dot_q8(i32x4 sum, Weights w, Inputs x) {
+    i8x16 negative = x >> 7;
+    return dot_i8_u7((w ^ negative) - negative, (x ^ negative) - negative, sum);
+}
+
+INLINE i32x4 dot_q4(i32x4 sum, Weights w, Inputs x) { return dot_i8_u7(x, w, sum); }
+
+/* Nibble k of every byte. */
+INLINE Weights weights_of_nibbles(u8x16 bytes, int k) { return (Weights)(k ? bytes >> 4 : bytes & 15); }
+
+#else
+
+enum { DOT_COLS = 2 };
+typedef int16_t Quantized; /* an activation, -127 .. 127 as well: as wide as what it is multiplied by */
+typedef i16x8 Weights, Inputs;
+
+INLINE Inputs inputs_splat(const Quantized *p) {
+    int32_t pair;
+    memcpy(&pair, p, sizeof pair);
+    return (Inputs)(i32x4){pair, pair, pair, pair};
+}
+
+INLINE Weights weights_load(const int8_t *p) {
 #ifdef __wasm_simd128__
-    return (i16x8)wasm_i16x8_load8x8(p);
+    return (Weights)wasm_i16x8_load8x8(p);
 #else
     typedef int8_t i8x8 __attribute__((vector_size(8)));
     i8x8 v;
     memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, i16x8);
+    return __builtin_convertvector(v, Weights);
 #endif
 }
 
-/* Two int16 activations, repeated in all four pairs of lanes. */
-INLINE i16x8 i16x8_splat_pair(const int16_t *p) {
-    int32_t pair;
-    memcpy(&pair, p, sizeof pair);
-    return (i16x8)(i32x4){pair, pair, pair, pair};
-}
-
-/* Lane i is a[2i] * b[2i] + a[2i + 1] * b[2i + 1], exactly. */
-INLINE i32x4 i32x4_dot_i16x8(i16x8 a, i16x8 b) {
+/* sum + the products of two neighbours */
+INLINE i32x4 dot_q8(i32x4 sum, Weights w, Inputs x) {
 #ifdef __wasm_simd128__
-    return (i32x4)wasm_i32x4_dot_i16x8((v128_t)a, (v128_t)b);
+    return sum + (i32x4)wasm_i32x4_dot_i16x8((v128_t)w, (v128_t)x);
 #else
-    i32x4 sum;
-    for (int i = 0; i < 4; i++) sum[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+    for (int i = 0; i < 8; i++) sum[i / 2] += w[i] * x[i];
     return sum;
 #endif
 }
+
+INLINE i32x4 dot_q4(i32x4 sum, Weights w, Inputs x) { return dot_q8(sum, w, x); }
+
+/* Nibble k of every 16 bits. */
+INLINE Weights weights_of_nibbles(u8x16 bytes, int k) { return (Weights)(((u16x8)bytes >> (4 * k)) & 15); }
+
+#endif
 
 #endif
