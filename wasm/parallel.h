@@ -1,0 +1,142 @@
+/* One job on several threads.
+ *
+ * A job is cut into chunks, and every thread claims one chunk after the other until none is left. The caller works
+ * like the others: a helper that the machine does not run at the moment takes no chunk, and nobody waits for it.
+ * Which thread computes a chunk never matters to the result.
+ *
+ * Helpers wait in two steps: for a moment they spin, because the next job of a forward pass mostly comes at once; then
+ * they sleep, because on a busy machine the core is needed by others.
+ *
+ * Builds without threads (no WebAssembly atomics, natively no -pthread) have the same functions and one thread.
+ */
+#ifndef FABELLA_PARALLEL_H
+#define FABELLA_PARALLEL_H
+
+#include <stdint.h>
+
+enum { MAX_THREADS = 8 };
+
+/* Computes one chunk. `thread` is below the number of threads, and nobody else's while the chunk is computed. */
+typedef void Job(void *context, int chunk, int thread);
+
+#if defined(__wasm_atomics__) || defined(_REENTRANT)
+
+#include <stdatomic.h>
+
+enum { SPIN_TURNS = 2000 };               /* looks at a word before going to sleep: a few microseconds */
+enum { LEFT = 0xffffff, TOP_SHIFT = 24 }; /* of the claims' word: chunks left, below the number of threads */
+
+/* A number that threads wait for. On a cache line of its own: the others are written all the time as well. */
+typedef struct {
+    _Alignas(64) _Atomic uint32_t value;
+    _Atomic uint32_t sleepers;
+} Word;
+
+static Word claims = {.value = 1u << TOP_SHIFT};
+static Word unfinished; /* chunks of the job that are not computed yet */
+
+/* The job. Written only while no chunk is unfinished, read only by those who have claimed one. */
+static struct {
+    Job *run;
+    void *context;
+    uint32_t chunks;
+} job;
+
+#ifdef __wasm__
+/* Sleeps, unless the word has another value already. */
+static void sleep_while(Word *word, uint32_t value) {
+    __builtin_wasm_memory_atomic_wait32((int32_t *)&word->value, (int32_t)value, -1);
+}
+
+static void wake_all(Word *word) { __builtin_wasm_memory_atomic_notify((int32_t *)&word->value, UINT32_MAX); }
+#else
+#include <pthread.h>
+
+static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t awake = PTHREAD_COND_INITIALIZER;
+
+static void sleep_while(Word *word, uint32_t value) {
+    pthread_mutex_lock(&sleep_lock);
+    if (word->value == value) pthread_cond_wait(&awake, &sleep_lock);
+    pthread_mutex_unlock(&sleep_lock);
+}
+
+static void wake_all(Word *word) {
+    (void)word;
+    pthread_mutex_lock(&sleep_lock);
+    pthread_cond_broadcast(&awake);
+    pthread_mutex_unlock(&sleep_lock);
+}
+#endif
+
+/* Waits for the word to have another value; may return early. */
+static void await_change(Word *word, uint32_t value) {
+    for (int i = 0; i < SPIN_TURNS; i++)
+        if (word->value != value) return;
+    word->sleepers++;
+    sleep_while(word, value);
+    word->sleepers--;
+}
+
+/* To be called after each change that is waited for. A sleeper counts itself before it looks at the value for the last
+ * time, and here the value is written before they are counted: one of the two sees the other. */
+static void announce(Word *word) {
+    if (word->sleepers) wake_all(word);
+}
+
+/* Claims a chunk, if `seen` is still what the word of claims says, and computes it. */
+static void work(uint32_t seen, int thread) {
+    if (!atomic_compare_exchange_strong(&claims.value, &seen, seen - 1)) return;
+    job.run(job.context, (int)(job.chunks - (seen & LEFT)), thread);
+    if (--unfinished.value == 0) announce(&unfinished);
+}
+
+/* Calls the job for every chunk, 0 .. chunks - 1 (below 2^24), once each, and returns when all are computed. */
+static void parallel(Job *run, void *context, int chunks) {
+    uint32_t threads = claims.value >> TOP_SHIFT, seen;
+    if (threads == 1 || chunks == 1) {
+        for (int chunk = 0; chunk < chunks; chunk++) run(context, chunk, 0);
+        return;
+    }
+    job.run = run;
+    job.context = context;
+    job.chunks = (uint32_t)chunks;
+    unfinished.value = (uint32_t)chunks;
+    claims.value = threads << TOP_SHIFT | (uint32_t)chunks;
+    announce(&claims);
+    while ((seen = claims.value) & LEFT) work(seen, 0);
+    while ((seen = unfinished.value)) await_change(&unfinished, seen);
+}
+
+/* What a helper does, as thread 1, 2, ...: its share of all jobs, until set_threads wants fewer threads. */
+EXPORT(thread_main) void thread_main(int thread) {
+    for (uint32_t seen; (uint32_t)thread < (seen = claims.value) >> TOP_SHIFT;) {
+        if (seen & LEFT)
+            work(seen, thread);
+        else
+            await_change(&claims, seen);
+    }
+}
+
+/* Lets parallel use n threads from now on, 1 at first, as many as there may be at most; returns how many. The host
+ * starts a helper, which calls thread_main, for each but the first; one that it does not start is not waited for. */
+EXPORT(set_threads) int set_threads(int n) {
+    n = n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
+    claims.value = (uint32_t)n << TOP_SHIFT;
+    announce(&claims);
+    return n;
+}
+
+#else
+
+static void parallel(Job *run, void *context, int chunks) {
+    for (int chunk = 0; chunk < chunks; chunk++) run(context, chunk, 0);
+}
+
+EXPORT(set_threads) int set_threads(int n) {
+    (void)n;
+    return 1;
+}
+
+#endif
+#endif
