@@ -47,12 +47,32 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
-EMCC_FLAGS = (
+# The builds of wasm/run.c, and what each is compiled with on top of COMPILE_FLAGS. No name begins with another's.
+RELAXED = ("-mrelaxed-simd", "-mbulk-memory")
+THREADS = ("-matomics", "-mbulk-memory", "-mmutable-globals")
+ENGINES = {
+    "simd": (),
+    "relaxed": RELAXED,
+    "threads-simd": THREADS,
+    "threads-relaxed": (*RELAXED, *THREADS),
+}
+PACKAGED_ENGINES = ("simd", "relaxed")  # those in the Python package: wasmtime has no use for the others
+RELAXED_CLANG = 19  # the first one whose relaxed SIMD is the standard's
+COMPILE_FLAGS = (
     *("-std=c11", "-O3", "-msimd128", "-Wall", "-Wextra", "-Werror"),
     "-ffp-contract=off",  # the same bits everywhere: a*b+c is never fused
-    *("-sSTANDALONE_WASM", "--no-entry"),  # a .wasm without JavaScript, for wasmtime and browsers alike
-    *("-sALLOW_MEMORY_GROWTH", "-sMAXIMUM_MEMORY=4GB"),
 )
+# A .wasm without JavaScript, for wasmtime and browsers alike, whose memory grows up to 4 GB.
+EMCC_LINK = ("-sSTANDALONE_WASM", "--no-entry", "-sALLOW_MEMORY_GROWTH", "-sMAXIMUM_MEMORY=4GB")
+# What an older emcc passes to its own linker for these; that linker does not know relaxed SIMD.
+WASM_LD_LINK = (
+    *("-lstandalonewasm-memgrow", "-lstubs", "-lnoexit", "-lc", "-ldlmalloc", "-lcompiler_rt"),
+    *("--entry=_initialize", "--import-undefined", "--strip-all", "--initial-memory=16777216"),
+    *("--max-memory=4294967296", "--global-base=1024", "-z", "stack-size=65536"),
+)
+# Threads have one memory, which JavaScript makes and hands to each, and a stack each (web/threads.js).
+EMCC_LINK_THREADS = ("-sIMPORTED_MEMORY", "-Wl,--shared-memory,--export=__stack_pointer")
+WASM_LD_LINK_THREADS = ("--import-memory", "--shared-memory", "--export=__stack_pointer")
 
 # Modules of Python's standard library that a page has no use for: half of its bytes. "/*" takes the whole package.
 UNUSED_STDLIB = """
@@ -140,14 +160,14 @@ def cached(name: str, key: str, make: Callable[[Path], object]) -> Path:
 # ---- Installing what is missing --------------------------------------------------------------------------------------
 
 
-def apt_install(what: str, package: str) -> bool:
-    """Install a Debian package where that is possible: on Debian and its kin, as root."""
+def apt_install(what: str, *packages: str) -> bool:
+    """Install Debian packages where that is possible: on Debian and its kin, as root."""
     if not shutil.which("apt-get") or os.geteuid() != 0:
         return False
-    say(f"Installing {what} with apt-get ({package}) ...")
+    say(f"Installing {what} with apt-get ({' '.join(packages)}) ...")
     os.environ["DEBIAN_FRONTEND"] = "noninteractive"
     run("apt-get", "update", "-q")
-    run("apt-get", "install", "-q", "-y", "--no-install-recommends", package)
+    run("apt-get", "install", "-q", "-y", "--no-install-recommends", *packages)
     return True
 
 
@@ -219,6 +239,23 @@ def ensure_emcc() -> str:
     return found
 
 
+def ensure_clang() -> str:
+    """Return the path of a clang that knows relaxed SIMD, for an emcc that does not; its linker is there as well."""
+    packages = (f"clang-{RELAXED_CLANG}", f"lld-{RELAXED_CLANG}")
+    programs = (f"clang-{RELAXED_CLANG}", f"wasm-ld-{RELAXED_CLANG}")
+    if not all(map(shutil.which, programs)):
+        apt_install(f"Clang {RELAXED_CLANG}, which knows relaxed SIMD,", *packages)
+    found, linker = map(shutil.which, programs)
+    if not found or not linker:
+        raise BuildError(
+            f"this emcc is older than LLVM {RELAXED_CLANG} and cannot compile relaxed SIMD, and "
+            f"{' and '.join(programs)} are missing.\n"
+            f"On Debian: sudo apt-get install --no-install-recommends {' '.join(packages)}\n"
+            "Elsewhere: install a newer Emscripten (https://emscripten.org/docs/getting_started)"
+        )
+    return found
+
+
 def find_browser() -> str | None:
     """Return the path of the machine's own Chromium or Chrome, or else of the one that Playwright installed."""
     if found := next(filter(None, map(shutil.which, BROWSERS)), None):
@@ -237,21 +274,48 @@ def ensure_browser() -> None:
 # ---- The parts of the page -------------------------------------------------------------------------------------------
 
 
-def build_engine() -> Path:
-    """Compile wasm/run.c and put run.wasm where the Python package has it."""
+def build_engines() -> dict[str, Path]:
+    """Compile wasm/run.c in all builds; return the module of each, and put those in the Python package that it has."""
     emcc = ensure_emcc()
-    source = ROOT / "wasm/run.c"
-    key = digest(run(emcc, "--version"), " ".join(EMCC_FLAGS), *sorted((ROOT / "wasm").glob("*.[ch]")))
-    built = cached("run.wasm", key, lambda target: run(emcc, *EMCC_FLAGS, source, "-o", target))
-    installed = ROOT / "py/fabella/run.wasm"
-    if not installed.exists() or installed.read_bytes() != built.read_bytes():
-        shutil.copyfile(built, installed)
-    installed.chmod(0o644)  # the wheel keeps it
-    return installed
+    macros = run(emcc, "-dM", "-E", "-x", "c", os.devnull)
+    emcc_knows_relaxed = int(re.findall(r"__clang_major__ (\d+)", macros)[0]) >= RELAXED_CLANG
+    clang = None if emcc_knows_relaxed else ensure_clang()
+    versions = run(emcc, "--version") + (run(clang, "--version") if clang else "")
+    key = digest(versions, Path(__file__), *sorted((ROOT / "wasm").glob("*.[ch]")))
+    engines = {}
+    for name, flags in ENGINES.items():
+        make = partial(compile_with_emcc, emcc, flags)
+        if clang and "-mrelaxed-simd" in flags:
+            make = partial(compile_with_clang, clang, emcc, flags)
+        engines[name] = cached(f"run-{name}.wasm", key, make)
+    for name in PACKAGED_ENGINES:
+        installed = ROOT / f"py/fabella/run-{name}.wasm"
+        if not installed.exists() or installed.read_bytes() != engines[name].read_bytes():
+            shutil.copyfile(engines[name], installed)
+        installed.chmod(0o644)  # the wheel keeps it
+    return engines
+
+
+def compile_with_emcc(emcc: str, flags: tuple[str, ...], target: Path) -> None:
+    """Compile and link one build of the engine."""
+    link = (*EMCC_LINK, *(EMCC_LINK_THREADS if "-matomics" in flags else ()))
+    run(emcc, *COMPILE_FLAGS, *flags, ROOT / "wasm/run.c", *link, "-o", target)
+
+
+def compile_with_clang(clang: str, emcc: str, flags: tuple[str, ...], target: Path) -> None:
+    """Compile and link one build of the engine with a newer LLVM than emcc's, against the C library of emcc."""
+    sysroot = Path(run(Path(emcc).with_name("em-config"), "CACHE").strip()) / "sysroot"
+    library = sysroot / "lib/wasm32-emscripten"
+    with scratch(target.parent) as folder:
+        compiled = folder / "run.o"
+        platform = ("--target=wasm32-unknown-emscripten", f"--sysroot={sysroot}")
+        run(clang, *platform, *COMPILE_FLAGS, *flags, "-c", ROOT / "wasm/run.c", "-o", compiled)
+        link = (*WASM_LD_LINK, *(WASM_LD_LINK_THREADS if "-matomics" in flags else ()))
+        run(f"wasm-ld-{RELAXED_CLANG}", compiled, library / "crt1_reactor.o", f"-L{library}", *link, "-o", target)
 
 
 def build_wheel() -> Path:
-    """Build the Python package, run.wasm inside."""
+    """Build the Python package, the engine inside."""
 
     def make(target: Path) -> None:
         date = "1580601600"  # the files in it are dated 2020-02-02, whatever the environment says
@@ -376,7 +440,7 @@ def publish(path: Path, out: Path, name: str = "{stem}-{hash}{suffix}") -> str:
 
 def bundle_scripts(out: Path) -> dict[str, str]:
     """Bundle the page's scripts and style with esbuild; return the URL of each by its name in web/."""
-    names = ("app.js", "worker.js", "style.css")
+    names = ("app.js", "worker.js", "helper.js", "style.css")
     esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--format=esm")
     output = ("--target=es2022", "--entry-names=[name]-[hash]", f"--outdir={out / 'assets'}")
     run(*esbuild, *output, *(f"web/{name}" for name in names))
@@ -451,7 +515,7 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
     check_out(out)
     ensure_python("requirements.txt")
     ensure_node_packages()
-    engine, stdlib = build_engine(), build_stdlib()
+    engines, stdlib = build_engines(), build_stdlib()
     wheel = build_wheel()
     with scratch(out.parent) as folder:
         new = folder / "dist"
@@ -461,12 +525,16 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
         python, python_info = copy_pyodide(new)
         assets = {
             "worker": scripts["worker.js"],
+            "helper": scripts["helper.js"],
             "python": python,
             "python_info": python_info,
             "stdlib": publish(stdlib, new, "python-stdlib-{hash}.zip"),
             "wheel": publish(wheel, new, f"fabella-{project_version()}-0{{hash}}-py3-none-any.whl"),
-            "run": publish(engine, new),
-            "python_bytes": sum(size(path) for path in (new / python, stdlib, wheel, engine)),
+            "python_bytes": sum(size(path) for path in (new / python, stdlib, wheel)),
+            "engines": {
+                name: {"url": publish(path, new, f"run-{name}-{{hash}}.wasm"), "bytes": size(path)}
+                for name, path in engines.items()
+            },
             "model": {"url": publish(gguf, new), "bytes": size(gguf), "name": gguf.name},
         }
         write_index(new, scripts, assets)
@@ -501,6 +569,8 @@ class PageHandler(http.server.SimpleHTTPRequestHandler):
     def end_headers(self) -> None:
         """Add the page's own Content-Security-Policy as a header, so that the worker is under it as well."""
         self.send_header("Content-Security-Policy", self.policy)
+        self.send_header("Cross-Origin-Opener-Policy", "same-origin")  # this one and the next allow threads
+        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
         self.send_header("Cache-Control", "max-age=31536000, immutable" if self.sends_hashed_file() else "no-cache")
         super().end_headers()
 
@@ -617,7 +687,7 @@ def main() -> int:
     try:
         if arguments.command == "setup":
             ensure_python("requirements-dev.txt")
-            build_engine()
+            build_engines()
             say("Ready: source .venv/bin/activate")
             return 0
         bundle(arguments.model, arguments.tokenizer, arguments.out)

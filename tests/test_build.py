@@ -64,7 +64,9 @@ def assets(dist: Path) -> dict[str, object]:
 def test_the_same_inputs_make_the_same_bytes(dist: Path, random_model: Path, tmp_path: Path) -> None:
     """A copy of the repository elsewhere, which reuses only the installed packages, builds the very same page."""
     copy = tmp_path / "copy"
-    made = shutil.ignore_patterns(".git", ".venv", "build", "dist", "out", "run.wasm", "__pycache__", "*_cache", ".bu*")
+    made = shutil.ignore_patterns(
+        ".git", ".venv", "build", "dist", "out", "run-*.wasm", "__pycache__", "*_cache", ".bu*"
+    )
     shutil.copytree(build.ROOT, copy, ignore=made, symlinks=True)
     (copy / ".venv").symlink_to(build.VENV)
     run_build("--model", random_model, "--out", tmp_path / "again", root=copy)
@@ -77,8 +79,10 @@ def test_has_exactly_the_files_that_the_page_needs(dist: Path, random_model: Pat
     patterns = [
         *("index.html", "LICENSES.txt"),
         *(rf"pyodide-{version}/{name}" for name in build.PYODIDE_FILES),
-        *(r"assets/app-\w+\.js", r"assets/worker-\w+\.js", r"assets/style-\w+\.css", r"assets/favicon-\w+\.svg"),
-        *(r"assets/run-\w+\.wasm", r"assets/python-stdlib-\w+\.zip", r"assets/fabella-[\d.]+-0\w+-py3-none-any\.whl"),
+        *(rf"assets/{name}-\w+\.js" for name in ("app", "worker", "helper")),
+        *(rf"assets/run-{name}-\w+\.wasm" for name in build.ENGINES),
+        *(r"assets/style-\w+\.css", r"assets/favicon-\w+\.svg", r"assets/python-stdlib-\w+\.zip"),
+        r"assets/fabella-[\d.]+-0\w+-py3-none-any\.whl",
         r"assets/random-\w+\.gguf",
     ]
     names = set(contents(dist))
@@ -96,11 +100,18 @@ def test_names_every_part_by_its_content(dist: Path, random_model: Path) -> None
     assert model["bytes"] == random_model.stat().st_size
     assert (dist / model["url"]).read_bytes() == random_model.read_bytes()
     assert build.digest(random_model) in model["url"]
+    engines = parts.pop("engines")
+    assert isinstance(engines, dict)
+    assert engines.keys() == build.ENGINES.keys()
+    for name, engine in engines.items():
+        file = dist / engine["url"]
+        assert engine["bytes"] == file.stat().st_size
+        assert file.name == f"run-{name}-{build.digest(file)}.wasm"
     bytes_of_python = parts.pop("python_bytes")
     lock = json.loads((build.NODE_MODULES / "pyodide/pyodide-lock.json").read_text())
     assert parts.pop("python_info") == lock["info"]
     assert all((dist / str(url)).exists() for url in parts.values())
-    parts.pop("worker")
+    del parts["worker"], parts["helper"]
     assert bytes_of_python == sum(build.size(dist / str(url)) for url in parts.values())
 
 
@@ -144,14 +155,14 @@ def test_stdlib_is_bytecode_that_python_takes_as_it_is(dist: Path) -> None:
 
 def test_the_wheel_holds_the_package_and_the_engine(dist: Path) -> None:
     (wheel,) = (dist / "assets").glob("*.whl")
-    (engine,) = (dist / "assets").glob("run-*.wasm")
     sources = {f"fabella/{path.name}" for path in (build.ROOT / "py/fabella").glob("*.py")}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        assert sources | {"fabella/py.typed", "fabella/run.wasm"} == {
-            name for name in names if name.startswith("fabella/")
-        }
-        assert archive.read("fabella/run.wasm") == engine.read_bytes()
+        others = {"fabella/py.typed", "fabella/run-simd.wasm", "fabella/run-relaxed.wasm"}
+        assert sources | others == {name for name in names if name.startswith("fabella/")}
+        for name in ("simd", "relaxed"):
+            (engine,) = (dist / "assets").glob(f"run-{name}-*.wasm")
+            assert archive.read(f"fabella/run-{name}.wasm") == engine.read_bytes()
         metadata = archive.read("fabella-0.1.0.dist-info/METADATA").decode()
     assert "License-Expression: MIT" in metadata
     assert re.search(r"Requires-Dist: wasmtime.*; sys_platform != .emscripten.", metadata)
@@ -276,6 +287,8 @@ def test_serves_until_ctrl_c(random_model: Path, tmp_path: Path) -> None:
             response, body = get(str(path))
             assert response.headers["Content-Type"] == type
             assert response.headers["Content-Security-Policy"]
+            assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+            assert response.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
             assert body == (tmp_path / "dist" / path).read_bytes()
         assert get("../build.py")[0].status == 404
 
@@ -437,6 +450,8 @@ def test_says_what_to_install_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(build.BuildError, match=r"emcc, is missing(.|\n)*emsdk install latest"):
         build.ensure_emcc()
+    with pytest.raises(build.BuildError, match=r"clang-19 and wasm-ld-19 are missing(.|\n)*install .* clang-19 lld-19"):
+        build.ensure_clang()
     monkeypatch.setattr(build, "NODE_MODULES", Path("/nowhere"))
     with pytest.raises(build.BuildError, match=r"Node.js is missing: install version 20"):
         build.ensure_node_packages()
@@ -449,9 +464,9 @@ def test_installs_from_apt_as_root_and_says_so(
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(build, "run", lambda *command: commands.append(" ".join(command)))
-    assert build.apt_install("Emscripten", "emscripten")
-    assert capsys.readouterr().out == "Installing Emscripten with apt-get (emscripten) ...\n"
-    assert commands == ["apt-get update -q", "apt-get install -q -y --no-install-recommends emscripten"]
+    assert build.apt_install("Clang", "clang-19", "lld-19")
+    assert capsys.readouterr().out == "Installing Clang with apt-get (clang-19 lld-19) ...\n"
+    assert commands == ["apt-get update -q", "apt-get install -q -y --no-install-recommends clang-19 lld-19"]
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert not build.apt_install("Emscripten", "emscripten")
 

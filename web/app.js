@@ -6,9 +6,9 @@
  */
 
 import { Story } from "./story.js";
-import { ending, megabytes, roughly, sentence, tokens } from "./words.js";
+import { ending, engineName, megabytes, roughly, sentence, tokens } from "./words.js";
 
-/** @import { Assets, Done, Failure, FromWorker, Model, Settings, Steps, ToWorker } from "./messages.js" */
+/** @import { Assets, Done, Failure, FromWorker, Ready, Settings, Steps, ToWorker } from "./messages.js" */
 
 /**
  * @typedef {object} Request  a story that the visitor asked for
@@ -100,7 +100,7 @@ function receive(message) {
     case "ready":
       performance.mark("ready");
       engine = "ready";
-      showModel(message.model);
+      showModel(message);
       if (request) sendRequest(request);
       render();
       break;
@@ -271,8 +271,8 @@ function renderSettings() {
   }
 }
 
-/** @param {Model} model */
-function showModel(model) {
+/** @param {Ready} message */
+function showModel({ model, simd, threads }) {
   context = model.context;
   length.max = String(context);
   renderSettings();
@@ -283,6 +283,7 @@ function showModel(model) {
     Shape: `${model.layers} layers, ${model.dim} wide`,
     Vocabulary: tokens(model.vocab_size),
     Context: tokens(context),
+    Engine: engineName(simd, threads),
     Licence: model.license ?? "not stated",
   });
 }

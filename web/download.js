@@ -30,36 +30,80 @@ export async function download(url, what, init) {
   return response;
 }
 
+/** A file in the pieces in which it arrived. They are given up from the front, as a loader takes them. */
+export class Chunks {
+  /** @type {Uint8Array[]} */
+  #chunks = [];
+  /** Bytes that have been given up. */
+  #gone = 0;
+  /** Bytes of the whole file. */
+  size = 0;
+
+  /** @param {Uint8Array} chunk */
+  append(chunk) {
+    this.#chunks.push(chunk);
+    this.size += chunk.length;
+  }
+
+  /**
+   * Fills an array with the file's bytes from `offset` on.
+   * @param {number} offset
+   * @param {Uint8Array} target
+   */
+  copy(offset, target) {
+    if (offset < this.#gone || offset + target.length > this.size) {
+      throw new RangeError(`bytes ${offset} to ${offset + target.length} of ${this.#gone} to ${this.size}`);
+    }
+    let start = this.#gone;
+    for (const chunk of this.#chunks) {
+      const from = Math.max(offset - start, 0);
+      const to = offset + target.length - start;
+      if (to <= 0) break;
+      if (from < chunk.length) target.set(chunk.subarray(from, to), start + from - offset);
+      start += chunk.length;
+    }
+  }
+
+  /**
+   * The same, and gives up what lies before the end of these bytes.
+   * @param {number} offset
+   * @param {Uint8Array} target
+   */
+  take(offset, target) {
+    this.copy(offset, target);
+    while (this.#chunks.length && this.#gone + this.#chunks[0].length <= offset + target.length) {
+      this.#gone += this.#chunks[0].length;
+      this.#chunks.shift();
+    }
+  }
+}
+
 /**
- * Streams a response straight into WebAssembly memory.
+ * Downloads the rest of a response.
  * @param {Response} response
  * @param {string} what
- * @param {WebAssembly.Memory} memory
- * @param {number} pointer  where `size` bytes are allocated
  * @param {number} size  how many bytes the file must have
  * @param {Count} count
  */
-export async function streamInto(response, what, memory, pointer, size, count) {
+export async function collect(response, what, size, count) {
   const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
-  let filled = 0;
+  const file = new Chunks();
   for (;;) {
     const { done, value } = await reader.read().catch(() => {
       throw halted(what);
     });
     if (done) break;
-    if (filled + value.length <= size) {
-      new Uint8Array(memory.buffer, pointer + filled, value.length).set(value);
-      count(value.length);
-    }
-    filled += value.length;
-    if (filled > size) reader.cancel().catch(() => {}); // the next read is the last
+    file.append(value);
+    count(value.length);
+    if (file.size > size) reader.cancel().catch(() => {}); // the next read is the last
   }
-  if (filled !== size) {
+  if (file.size !== size) {
     throw new DownloadError(
       `${what} is not the file that this page was built with: ${size} bytes were expected, and ` +
-        `${filled > size ? "more came" : `only ${filled} came`}. Reload the page; it may just have been renewed.`,
+        `${file.size > size ? "more came" : `only ${file.size} came`}. Reload the page; it may just have been renewed.`,
     );
   }
+  return file;
 }
 
 /**
@@ -68,13 +112,13 @@ export async function streamInto(response, what, memory, pointer, size, count) {
  * @param {string} what
  * @param {WebAssembly.Imports} imports
  * @param {Count} count
- * @returns {Promise<WebAssembly.Instance>}
+ * @returns {Promise<WebAssembly.WebAssemblyInstantiatedSource>}
  */
 export async function instantiate(url, what, imports, count) {
   const response = await download(url, what);
   countCopy(response, count).catch(() => {}); // whatever breaks the copy breaks the original, which is awaited
   try {
-    return (await instantiateStreaming.call(WebAssembly, asWasm(response), imports)).instance;
+    return await instantiateStreaming.call(WebAssembly, asWasm(response), imports);
   } catch (error) {
     throw notStarted(what, error);
   }

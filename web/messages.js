@@ -4,13 +4,16 @@
  *
  * @typedef {object} Assets  where build.py put the parts; every URL is relative to the page
  * @property {string} worker
+ * @property {string} helper  the script of a helper thread
  * @property {string} python  Pyodide's folder, with "/" at its end
  * @property {Record<string, string>} python_info  Pyodide's versions: "info" in its pyodide-lock.json
  * @property {string} stdlib  Python's standard library, a zip
  * @property {string} wheel  the fabella wheel
- * @property {string} run  run.wasm
- * @property {number} python_bytes  size of all of the above but the model and the worker
+ * @property {number} python_bytes  size of these three
+ * @property {Record<Build, {url: string, bytes: number}>} engines  run.wasm in every build
  * @property {{url: string, bytes: number, name: string}} model
+ *
+ * @typedef {"simd" | "relaxed" | "threads-simd" | "threads-relaxed"} Build
  *
  * @typedef {object} Settings
  * @property {number} temperature
@@ -40,7 +43,7 @@
  *
  * worker → page
  * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number}} Progress  bytes
- * @typedef {{type: "ready", model: Model}} Ready
+ * @typedef {{type: "ready", model: Model, simd: "simd" | "relaxed", threads: number}} Ready
  * @typedef {{type: "steps", id: number, steps: Step[], tokens_per_second: number}} Steps  at most one a frame
  * @typedef {{type: "done", id: number, reason: Reason, tokens: number, seconds: number,
  *            tokens_per_second: number}} Done

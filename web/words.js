@@ -19,6 +19,14 @@ export function roughly(number) {
 export const tokens = (count) => `${count.toLocaleString("en")} ${count === 1 ? "token" : "tokens"}`;
 
 /**
+ * @param {"simd" | "relaxed"} simd
+ * @param {number} threads
+ * @returns {string} as in "relaxed SIMD, 2 threads"
+ */
+export const engineName = (simd, threads) =>
+  `${simd === "relaxed" ? "relaxed SIMD" : "SIMD"}, ${threads} ${threads === 1 ? "thread" : "threads"}`;
+
+/**
  * Why a story is over: in short, and in a sentence below it.
  * @param {Reason} reason
  * @param {number} context  the model's, in tokens

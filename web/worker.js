@@ -1,9 +1,10 @@
 /**
- * The bridge between the page and Python: it loads the model, run.wasm and Pyodide side by side, hands each story to
+ * The bridge between the page and Python: it loads the model, the engine and Pyodide side by side, hands each story to
  * py/fabella/page.py and passes on what comes back. It decides nothing about the story.
  */
 
-import { DownloadError, download, instantiate, notStarted, streamInto, watchLoader } from "./download.js";
+import { DownloadError, collect, download, notStarted, watchLoader } from "./download.js";
+import { pickBuild, startEngine } from "./engine.js";
 
 /** @import { Assets, FromWorker, Settings, ToWorker } from "./messages.js" */
 
@@ -119,42 +120,36 @@ function fail(id, error) {
  */
 async function load(assets, base) {
   const at = (/** @type {string} */ path) => new URL(path, base).href;
-  const engine = counter("python", assets.python_bytes);
-  const [model, python] = await Promise.all([
-    loadModel(at(assets.run), at(assets.model.url), assets.model.bytes, engine.add),
-    loadPython(at(assets.python), assets.python_info, at(assets.stdlib), at(assets.wheel), engine.add),
+  const build = pickBuild();
+  const run = assets.engines[build.name];
+  const downloaded = counter("python", assets.python_bytes + run.bytes);
+  const [engine, file, python] = await Promise.all([
+    startEngine(build, at(run.url), at(assets.helper), downloaded.add),
+    loadModel(at(assets.model.url), assets.model.bytes),
+    loadPython(at(assets.python), assets.python_info, at(assets.stdlib), at(assets.wheel), downloaded.add),
   ]);
-  engine.finish(); // with the modules, which import() loads unseen
+  downloaded.finish(); // with the modules, which import() loads unseen
 
   explain = explainer(python);
   const { Page } = python.pyimport("fabella.page");
-  const page = Page(model.exports, model.pointer, model.size);
+  const page = Page(engine.exports, file);
+  await engine.chooseThreads(page.forward_time);
   storyteller = { info: page.info, tell: page.tell, advance: page.advance, stop: page.stop };
-  send({ type: "ready", model: JSON.parse(storyteller.info()) });
+  send({ type: "ready", model: JSON.parse(storyteller.info()), simd: engine.simd, threads: engine.threads });
 }
 
 /**
- * Starts run.wasm and streams the model into its memory.
- * @param {string} runUrl
- * @param {string} modelUrl
+ * Downloads the model. Its bytes stay here until Python has it packed, piece by piece.
+ * @param {string} url
  * @param {number} size
- * @param {(bytes: number) => void} count  counts run.wasm, which is part of the engine
  */
-async function loadModel(runUrl, modelUrl, size, count) {
+async function loadModel(url, size) {
   const what = "The model file";
-  const imports = { env: { emscripten_notify_memory_growth() {} } };
-  const [instance, response] = await Promise.all([
-    instantiate(runUrl, "The engine (run.wasm)", imports, count),
-    download(modelUrl, what),
-  ]);
-  const { memory, _initialize, allocate } = /** @type {Record<string, any>} */ (instance.exports);
-  _initialize();
-  const pointer = allocate(size) >>> 0;
-  if (pointer === 0) throw new DownloadError(`${what} (${Math.ceil(size / 1e6)} MB) does not fit into memory.`);
+  const response = await download(url, what);
   const model = counter("model", size);
-  await streamInto(response, what, memory, pointer, size, model.add);
+  const file = await collect(response, what, size, model.add);
   model.finish();
-  return { exports: instance.exports, pointer, size };
+  return file;
 }
 
 /**

@@ -1,0 +1,142 @@
+/**
+ * Starts run.wasm in the build that suits this browser, and finds out how many threads make it fastest.
+ *
+ * Threads need memory that workers share, and browsers have that only on pages whose host sends two headers
+ * (Cross-Origin-Opener-Policy and Cross-Origin-Embedder-Policy). Elsewhere there is one thread; all else is the same.
+ */
+
+import { instantiate } from "./download.js";
+
+/** As in wasm/parallel.h. */
+const MAX_THREADS = 8;
+
+/** Bytes of a helper's stack. */
+const STACK = 65536;
+
+/** Pages of 64 KiB, as build.py tells the linker. */
+const SHARED_MEMORY = { initial: 256, maximum: 65536, shared: true };
+
+/** Milliseconds that one measurement of a number of threads takes, and how many are made of each. */
+const MEASUREMENT = 5;
+const ROUNDS = 3;
+
+/** A further thread must make the engine at least this much faster: less may be chance. */
+const WORTHWHILE = 1.05;
+
+/** A module with the one instruction that the relaxed builds are for: i32x4.relaxed_dot_i8x16_i7x16_add_s. */
+// prettier-ignore
+const RELAXED_DOT = Uint8Array.of(
+  0, 0x61, 0x73, 0x6d, 1, 0, 0, 0,
+  1, 6, 1, 0x60, 1, 0x7b, 1, 0x7b, // a function from v128 to v128
+  3, 2, 1, 0,
+  10, 13, 1, 11, 0, 0x20, 0, 0x20, 0, 0x20, 0, 0xfd, 0x93, 2, 0x0b,
+);
+
+/** Picks the fastest build of run.wasm that works here. */
+export function pickBuild() {
+  /** @type {"simd" | "relaxed"} */
+  const simd = WebAssembly.validate(RELAXED_DOT) ? "relaxed" : "simd";
+  const memory = maxThreads() > 1 ? sharedMemory() : null;
+  return { simd, memory, name: memory ? /** @type {const} */ (`threads-${simd}`) : simd };
+}
+
+const maxThreads = () => Math.min(navigator.hardwareConcurrency, MAX_THREADS);
+
+/** @returns {WebAssembly.Memory | null} memory that several workers can use, if this page can have that */
+function sharedMemory() {
+  try {
+    return crossOriginIsolated ? new WebAssembly.Memory(SHARED_MEMORY) : null;
+  } catch (error) {
+    if (error instanceof RangeError) return null; // no room for so large a memory as it may grow to
+    throw error;
+  }
+}
+
+/**
+ * @param {ReturnType<typeof pickBuild>} build
+ * @param {string} url  run.wasm in that build
+ * @param {string} helperUrl  helper.js
+ * @param {(bytes: number) => void} count
+ */
+export async function startEngine({ simd, memory }, url, helperUrl, count) {
+  const imports = { env: { emscripten_notify_memory_growth() {}, ...(memory && { memory }) } };
+  const { instance, module } = await instantiate(url, "The engine (run.wasm)", imports, count);
+  const engine = new Engine(simd, { ...instance.exports, ...(memory && { memory }) });
+  engine.exports._initialize();
+  if (memory) engine.startHelpers(helperUrl, module, memory);
+  return engine;
+}
+
+/** An instance of run.wasm, with its helper threads. */
+export class Engine {
+  /** Thread 1, 2, ...: each becomes a worker that is ready to help, or null. @type {Promise<Worker | null>[]} */
+  #starting = [];
+  /** @type {Worker[]} */
+  #helpers = [];
+  threads = 1;
+
+  /**
+   * @param {"simd" | "relaxed"} simd
+   * @param {Record<string, any>} exports  the instance's, with the memory among them
+   */
+  constructor(simd, exports) {
+    this.simd = simd;
+    this.exports = exports;
+  }
+
+  /**
+   * Starts as many helpers as could be of use. They are idle until `chooseThreads`.
+   * @param {string} url  helper.js
+   * @param {WebAssembly.Module} module
+   * @param {WebAssembly.Memory} memory
+   */
+  startHelpers(url, module, memory) {
+    while (this.#starting.length < maxThreads() - 1) {
+      const stack = this.exports.allocate(STACK) >>> 0;
+      if (stack === 0) return;
+      const helper = new Worker(url, { type: "module" });
+      helper.postMessage({ module, memory, stackTop: ((stack + STACK) & ~15) >>> 0 });
+      const ready = new Promise((resolve) => {
+        helper.onmessage = () => resolve(helper);
+        helper.onerror = (event) => {
+          event.preventDefault(); // it is no error of the page's: there is a thread less
+          resolve(null);
+        };
+      });
+      this.#starting.push(ready);
+    }
+  }
+
+  /**
+   * Measures the engine with one thread, with two, and so on while that makes it faster.
+   * @param {(milliseconds: number) => number} measure  works for about this long and returns the time of one step
+   */
+  async chooseThreads(measure) {
+    for (const helper of await Promise.all(this.#starting)) if (helper) this.#helpers.push(helper);
+    let best = 1;
+    for (let more = 2; more <= this.#helpers.length + 1; more++) {
+      /** @type {[number, number[]][]} */
+      const both = [[best, []], [more, []]];
+      for (let round = 0; round < ROUNDS; round++) {
+        for (const [threads, times] of both) {
+          this.#setThreads(threads);
+          times.push(measure(MEASUREMENT));
+        }
+      }
+      const [before, after] = both.map(([, times]) => median(times));
+      if (before < WORTHWHILE * after) break;
+      best = more;
+    }
+    this.#setThreads(best);
+    for (const helper of this.#helpers.splice(best - 1)) helper.postMessage(0);
+  }
+
+  /** @param {number} threads */
+  #setThreads(threads) {
+    this.threads = this.exports.set_threads(threads);
+    for (let thread = 1; thread < threads; thread++) this.#helpers[thread - 1].postMessage(thread);
+  }
+}
+
+/** @param {number[]} values  an odd number of them */
+const median = (values) => values.sort((a, b) => a - b)[(values.length - 1) / 2];
