@@ -12,6 +12,7 @@
 #ifndef FABELLA_PARALLEL_H
 #define FABELLA_PARALLEL_H
 
+#include "abi.h"
 #include <stdint.h>
 
 enum { MAX_THREADS = 8 };
