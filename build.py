@@ -44,6 +44,9 @@ PYODIDE_FILES = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 NODE_VERSION = 20
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FIREFOXES = ("firefox-esr", "firefox")
+FIREFOX_PACKAGES = ("firefox-esr",)  # Debian's names
+WEBKIT_PACKAGES = ("webkit2gtk-driver", "xvfb")
 
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
@@ -265,10 +268,33 @@ def find_browser() -> str | None:
     return path if Path(path).exists() else None
 
 
-def ensure_browser() -> None:
-    """Make sure that there is a browser to test the page in."""
+def find_firefox() -> str | None:
+    """Return the path of the machine's own Firefox."""
+    return next(filter(None, map(shutil.which, FIREFOXES)), None)
+
+
+def find_webkit() -> tuple[str, str, str] | None:
+    """Return the paths of WebKitGTK's driver, of its browser, and of the X server that gives it a screen."""
+    driver, xvfb = shutil.which("WebKitWebDriver"), shutil.which("Xvfb")
+    browser = max(Path("/usr").glob("lib*/*/webkit2gtk-4.*/MiniBrowser"), default=None)
+    return (driver, str(browser), xvfb) if driver and browser and xvfb else None
+
+
+def ensure_browsers() -> None:
+    """Make sure that there is a browser to test the page in; install others to compare with where that is possible."""
     if not find_browser() and not apt_install("a browser for the tests", "chromium"):
         raise BuildError(f"no Chromium or Chrome to test the page in: {PYTHON} -m playwright install chromium")
+    for name, find, packages in (("Firefox", find_firefox, FIREFOX_PACKAGES), ("WebKit", find_webkit, WEBKIT_PACKAGES)):
+        try:
+            if not find() and not apt_install(f"{name} for the tests", *packages):
+                say(f"{name} is missing, and its tests will be skipped: {install_by_hand(packages)}")
+        except BuildError as error:  # kin of Debian need not have these packages
+            say(f"{name} cannot be installed, and its tests will be skipped: {error}")
+
+
+def install_by_hand(packages: tuple[str, ...]) -> str:
+    """Return what to do where `apt_install` does nothing."""
+    return f"on Debian, sudo apt-get install --no-install-recommends {' '.join(packages)}"
 
 
 # ---- The parts of the page -------------------------------------------------------------------------------------------
@@ -382,6 +408,7 @@ def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
     sys.path.insert(0, str(ROOT / "py"))
     from fabella.errors import FabellaError
     from fabella.gguf import read_gguf
+    from fabella.llama2c import convert_llama2c
     from fabella.modelfile import FileSource
 
     try:
@@ -400,31 +427,6 @@ def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
         raise BuildError(f"{model}: {error}{hint}") from error
     except OSError as error:
         raise BuildError(f"{error.filename}: {error.strerror}") from error
-
-
-def convert_llama2c(model: Path, tokenizer: Path, target: Path) -> None:
-    """Write llama2.c's model and tokenizer as GGUF; their numbers stay as they are."""
-    from fabella.gguf import KEYS, write_gguf
-    from fabella.llama2c import read_llama2c
-    from fabella.modelfile import FileSource
-
-    with FileSource(model) as weights, FileSource(tokenizer) as vocabulary:
-        read = read_llama2c(weights, vocabulary)
-        words = read.tokenizer
-        metadata = {
-            "general.architecture": "llama",
-            "general.name": model.stem,
-            **{key: getattr(read.config, field) for field, key in KEYS.items() if field != "vocab_size"},
-            "tokenizer.ggml.model": "llama",
-            "tokenizer.ggml.tokens": [piece.replace(words.space, "\u2581") for piece in words.pieces],
-            "tokenizer.ggml.scores": words.scores,
-            "tokenizer.ggml.token_type": words.types,
-            "tokenizer.ggml.bos_token_id": words.bos_id,
-            "tokenizer.ggml.eos_token_id": words.eos_id,
-            "tokenizer.ggml.add_space_prefix": words.add_space_prefix,
-        }
-        tensors = read.tensors.values()
-        write_gguf(target, metadata, ((t.name, t.type, t.shape, weights.read(t.offset, t.size)) for t in tensors))
 
 
 # ---- The page --------------------------------------------------------------------------------------------------------
@@ -634,7 +636,7 @@ def check() -> None:
 def test(pytest_arguments: list[str]) -> int:
     """Install what testing needs, check the sources and run the tests; return pytest's exit status."""
     ensure_python("requirements-dev.txt")
-    ensure_browser()
+    ensure_browsers()
     if not pytest_arguments:
         check()
     return subprocess.run([PYTHON, "-m", "pytest", *pytest_arguments], cwd=ROOT, check=False).returncode

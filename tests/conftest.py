@@ -12,16 +12,13 @@ from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 import build
-from fabella.gguf import read_gguf, write_gguf
-from fabella.modelfile import BytesSource, Config
-from train.export import dequantize_q8_0
+from fabella.modelfile import Config
 
-from .random_models import write_random_model
+from .random_models import write_as_f32, write_random_model
 
 find_browser = build.find_browser
 SUBPATH = "/some/sub/path/"
@@ -56,17 +53,7 @@ def shipped_model() -> Path:
 @pytest.fixture(scope="session")
 def shipped_model_f32(shipped_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model with its Q8_0 weights written out as F32."""
-    data = shipped_model.read_bytes()
-    model = read_gguf(BytesSource(data))
-    tensors = []
-    for tensor in model.tensors.values():
-        stored = data[tensor.offset : tensor.offset + tensor.size]
-        if tensor.type == "Q8_0":
-            stored = dequantize_q8_0(stored, tensor.shape).astype(np.float32).tobytes()
-        tensors.append((tensor.name, "F32", tensor.shape, stored))
-    path = tmp_path_factory.mktemp("shipped") / "stories-f32.gguf"
-    write_gguf(path, model.metadata, tensors)
-    return path
+    return write_as_f32(shipped_model, tmp_path_factory.mktemp("shipped") / "stories-f32.gguf")
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ import pytest
 
 import build
 from fabella.generate import generate
+from fabella.llama2c import convert_llama2c
 from fabella.sampler import Settings
 
 from .random_models import load
@@ -242,7 +243,7 @@ def test_stories260k_as_gguf_tells_the_story_in_its_readme(tmp_path: Path) -> No
     if not (models / "stories260K.bin").exists():
         pytest.skip("needs ../shared/models/stories260K.bin")
     gguf = tmp_path / "stories260K.gguf"
-    build.convert_llama2c(models / "stories260K.bin", models / "tok512.bin", gguf)
+    convert_llama2c(models / "stories260K.bin", models / "tok512.bin", gguf)
     engine, model = load(gguf)
     steps = list(generate(engine, model.tokenizer, "", Settings(temperature=0.0, seed=1), 200))
     text = "".join(step.text for step in steps).strip()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fabella.errors import FabellaError, ModelFileError
 from fabella.gguf import ALIGNMENT, WINDOW, Typed, read_gguf, write_gguf
-from fabella.modelfile import BytesSource, Config, FileSource, ModelFile, expected_shapes
+from fabella.modelfile import TENSOR_TYPES, BytesSource, Config, FileSource, ModelFile, expected_shapes
 
 WORDS = ["<unk>", "<s>", "</s>", "▁", "a", "▁a", "é"]
 CONFIG = Config(dim=32, hidden_dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=len(WORDS), seq_len=16)
@@ -42,14 +42,15 @@ METADATA: dict[str, Any] = {
 }
 
 Tensors = list[tuple[str, str, tuple[int, ...], bytes]]
+BYTES_OF_32 = {"F32": 128, "F16": 64, "BF16": 64, "Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
 
 
 def all_tensors(tied: bool = True, type: str = "F32", config: Config = CONFIG) -> Tensors:
-    """Every tensor of the model, each filled with a byte of its own."""
+    """Every tensor of the model, each filled with a byte of its own; norms are F32 if they cannot be of the type."""
     tensors: Tensors = []
     for number, (name, shape) in enumerate(expected_shapes(config, tied).items()):
-        this_type = type if len(shape) == 2 else "F32"
-        size = math.prod(shape) * 4 if this_type == "F32" else math.prod(shape) // 32 * 34
+        this_type = type if len(shape) == 2 or type in ("F16", "BF16") else "F32"
+        size = math.prod(shape) // 32 * BYTES_OF_32[this_type]
         tensors.append((name, this_type, shape, bytes([number]) * size))
     return tensors
 
@@ -76,7 +77,7 @@ def refused(data: bytes) -> ModelFileError:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("type", ["F32", "Q8_0"])
+@pytest.mark.parametrize("type", BYTES_OF_32)
 def test_write_and_read(tied: bool, type: str) -> None:
     tensors = all_tensors(tied, type)
     data = gguf(tensors=tensors)
@@ -90,6 +91,7 @@ def test_write_and_read(tied: bool, type: str) -> None:
         assert (tensor.name, tensor.type, tensor.shape, tensor.size) == (name, this_type, shape, len(content))
         assert tensor.offset % ALIGNMENT == 0
         assert data[tensor.offset : tensor.offset + tensor.size] == content
+        assert (tensor.group, tensor.scales_size) == (0, 0)
     tokenizer = model.tokenizer
     assert (tokenizer.pieces, tokenizer.types) == (WORDS, [2, 3, 3, 1, 1, 1, 1])
     assert (tokenizer.bos_id, tokenizer.eos_id, sorted(tokenizer.stop_ids)) == (1, 2, [1, 2])
@@ -370,11 +372,16 @@ def broken(tensor: str, /, **values: Any) -> bytes:
         ("output_norm.weight", "shape (1, 32)", broken("output_norm.weight", dims=(32, 1))),
         ("blk.0.attn_q.weight", "multiple of the alignment", broken("blk.0.attn_q.weight", offset=4)),
         ("output_norm.weight", "too short", broken("output_norm.weight", offset=(1 << 64) - 32)),
-        ("token_embd.weight", "type F16 is not", broken("token_embd.weight", type=1)),
+        ("token_embd.weight", "type Q5_1 is not", broken("token_embd.weight", type=7)),
         ("token_embd.weight", "type Q4_K is not", broken("token_embd.weight", type=12)),
         ("token_embd.weight", "type number 4 is not", broken("token_embd.weight", type=4)),
-        ("output_norm.weight", "must be F32", broken("output_norm.weight", type=8)),
-        ("token_embd.weight", "multiple of 32", broken("token_embd.weight", type=8, dims=(48, 1))),
+        ("output_norm.weight", "must be one of F32, F16, BF16", broken("output_norm.weight", type=8)),
+        *(
+            ("token_embd.weight", "multiple of 32", broken("token_embd.weight", type=t, dims=(48, 1)))
+            for t in (2, 3, 8)
+        ),
+        *(("output_norm.weight", "F32, F16, BF16", broken("output_norm.weight", type=type)) for type in (2, 3, 8)),
+        ("token_embd.weight", "scales (token_embd.scales) are missing", broken("token_embd.weight", type=24)),
         ("token_embd.weight", "missing", broken("token_embd.weight", name="output.weight")),
         ("blk.0.attn_q.bias", "bias terms", broken("blk.0.attn_q.weight", name="blk.0.attn_q.bias")),
         ("rope_freqs.weight", "rotary", broken("blk.0.attn_q.weight", name="rope_freqs.weight")),
@@ -456,6 +463,59 @@ T = "tokenizer.ggml."
 )
 def test_wrong_metadata(field: str, message: str, changes: dict[str, Any]) -> None:
     error = refused(gguf(changes))
+    assert error.field == field
+    assert message in str(error)
+
+
+# --- I8, whose scales are a tensor of their own ---
+
+
+def with_int8(scales: tuple[str, str, tuple[int, ...]] | None, before: bool = False) -> bytes:
+    """A file whose blk.1.ffn_down.weight, (32, 64), is I8; with such a tensor of scales behind it or before it."""
+    tensors: Tensors = []
+    for tensor in all_tensors():
+        if tensor[0] == "blk.1.ffn_down.weight":
+            pair: Tensors = [(tensor[0], "I8", tensor[2], bytes(2048))]
+            if scales:
+                name, type, shape = scales
+                size = TENSOR_TYPES[type].block_size * math.prod(shape) // TENSOR_TYPES[type].block
+                pair.insert(0 if before else 1, (name, type, shape, bytes(range(256)) * (size // 256)))
+            tensors += pair
+        else:
+            tensors.append(tensor)
+    return gguf(tensors=tensors)
+
+
+@pytest.mark.parametrize("group", [1, 4, 8, 32])
+def test_int8_and_its_scales(group: int) -> None:
+    count = 2048 // group
+    data = with_int8(("blk.1.ffn_down.scales", "F32", (count,)))
+    tensors = read(data).tensors
+    assert tensors.keys() == expected_shapes(CONFIG, tied=True).keys()
+    tensor = tensors["blk.1.ffn_down.weight"]
+    assert (tensor.type, tensor.size, tensor.group, tensor.scales_size) == ("I8", 2048, group, 4 * count)
+    assert data[tensor.scales : tensor.scales + tensor.scales_size] == bytes(range(256)) * (count // 64)
+
+
+@pytest.mark.parametrize(
+    ("field", "message", "data"),
+    [
+        ("blk.1.ffn_down.weight", "scales (blk.1.ffn_down.scales) are missing", with_int8(None)),
+        ("blk.1.ffn_down.weight", "are missing", with_int8(("blk.0.ffn_down.scales", "F32", (64,)))),
+        ("blk.1.ffn_down.scales", "F32 scales for 2048", with_int8(("blk.1.ffn_down.scales", "F16", (128,)))),
+        ("blk.1.ffn_down.scales", "F32 scales for 2048", with_int8(("blk.1.ffn_down.scales", "F32", (32, 2)))),
+        ("blk.1.ffn_down.scales", "equally many", with_int8(("blk.1.ffn_down.scales", "F32", (192,)))),
+        ("blk.1.ffn_down.scales", "equally many", with_int8(("blk.1.ffn_down.scales", "F32", (4096,)))),
+        ("blk.1.ffn_down.scales", "behind", with_int8(("blk.1.ffn_down.scales", "F32", (64,)), before=True)),
+        (
+            "token_embd.scales",
+            "not part of",
+            gguf(tensors=[*all_tensors(), ("token_embd.scales", "F32", (7,), bytes(28))]),
+        ),
+    ],
+)
+def test_wrong_scales(field: str, message: str, data: bytes) -> None:
+    error = refused(data)
     assert error.field == field
     assert message in str(error)
 
@@ -561,8 +621,9 @@ def test_header_has_a_limit() -> None:
     ("field", "metadata", "tensors"),
     [
         ("t", {}, [("t", "F32", (2,), bytes(4))]),
-        ("t", {}, [("t", "F16", (2,), bytes(4))]),
-        ("t", {}, [("t", "Q8_0", (2, 16), bytes(34))]),
+        ("t", {}, [("t", "Q4_K", (256,), bytes(144))]),
+        *(("t", {}, [("t", type, (32,), bytes(size - 1))]) for type, size in BYTES_OF_32.items()),
+        *(("t", {}, [("t", type, (2, 16), bytes(BYTES_OF_32[type]))]) for type in ("Q8_0", "Q4_0", "Q4_1")),
         ("t", {}, [("t", "F32", (1,), bytes(4)), ("t", "F32", (1,), bytes(4))]),
         ("k", {"k": None}, []),
         ("k", {"k": []}, []),

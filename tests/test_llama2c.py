@@ -48,6 +48,32 @@ def model_bin(tied: bool = True, **sizes: int) -> bytes:
     return struct.pack("<7i", *header.values()) + struct.pack(f"<{count}f", *range(count))
 
 
+# Versions 1 and 2 have the norms first, and no tables of cosines and sines.
+LATER_GROUPS = [group for group in GROUPS if len(group[2]) == 1] + [group for group in GROUPS if len(group[2]) == 2]
+MAGIC = 0x616B3432
+
+
+def later_bin(version: int, tied: bool = True, group: int = 8, flag: int | None = None, **sizes: int) -> bytes:
+    """A model file of version 1 or 2, in which the tensor number n holds n alone, and in version 2 the scales n / 2.
+
+    `sizes` and the `flag`, the shared classifier's, change the header alone.
+    """
+    header = struct.pack("<Ii7i", MAGIC, version, *(SIZES | sizes).values())
+    header += struct.pack("<B", tied if flag is None else flag) + (struct.pack("<i", group) if version == 2 else b"")
+    data = header + bytes(256 - len(header))
+    number = 0
+    for _, layers, shape in [*LATER_GROUPS, *([] if tied else [("output", 1, (7, 8))])]:
+        for _ in range(layers):
+            count = math.prod(shape)
+            if version == 2 and len(shape) == 2:
+                scales = count // group if group > 0 else 0
+                data += bytes([number]) * count + struct.pack(f"<{scales}f", *[number / 2] * scales)
+            else:
+                data += struct.pack(f"<{count}f", *[number] * count)
+            number += 1
+    return data
+
+
 def tokenizer_bin(pieces: list[bytes] | None = None, longest: int | None = None) -> bytes:
     pieces = [piece.encode() for piece in PIECES] if pieces is None else pieces
     data = struct.pack("<i", max(map(len, pieces)) if longest is None else longest)
@@ -89,6 +115,34 @@ def test_layout(tied: bool) -> None:
     assert 28 + 4 * position == len(data)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("version", "group"), [(1, 0), (2, 1), (2, 4), (2, 8)])
+def test_layout_of_later_versions(version: int, group: int, tied: bool) -> None:
+    data = later_bin(version, tied, group)
+    model = read(data)
+    assert {name: getattr(model.config, name) for name in SIZES} == SIZES
+    assert ("output.weight" in model.tensors) == (not tied)
+    number, end = 0, 256
+    for name, layers, shape in [*LATER_GROUPS, *([] if tied else [("output", 1, (7, 8))])]:
+        for layer in range(layers):
+            tensor = model.tensors[f"blk.{layer}.{name}.weight" if layers > 1 else f"{name}.weight"]
+            content = data[tensor.offset : tensor.offset + tensor.size]
+            assert (tensor.shape, tensor.offset) == (shape, end)
+            if version == 2 and len(shape) == 2:
+                assert (tensor.type, tensor.group) == ("I8", group)
+                assert content == bytes([number]) * math.prod(shape)
+                scales = data[tensor.scales : tensor.scales + tensor.scales_size]
+                assert scales == struct.pack("<f", number / 2) * (math.prod(shape) // group)
+                end = tensor.scales + tensor.scales_size
+            else:
+                assert (tensor.type, tensor.group) == ("F32", 0)
+                assert content == struct.pack("<f", number) * math.prod(shape)
+                end = tensor.offset + tensor.size
+            number += 1
+    assert number == len(model.tensors)
+    assert end == len(data)
+
+
 def test_tokenizer() -> None:
     tokenizer = read(model_bin()).tokenizer
     assert tokenizer.pieces == PIECES
@@ -122,8 +176,25 @@ def test_stories260k() -> None:
         ("size", "asks for", model_bin(tied=False)[:-4]),
         ("size", "asks for", model_bin(tied=False, vocab_size=7)),
         ("size", "asks for", model_bin(vocab_size=-7)),
-        ("magic", "version 0", struct.pack("<Ii", 0x616B3432, 1) + bytes(248)),
-        ("magic", "version 0", struct.pack("<Ii", 0x616B3432, 2) + bytes(248)),
+        *(("version", f"version {v} is not supported", struct.pack("<Ii", MAGIC, v) + bytes(248)) for v in (-1, 0, 3)),
+        ("header", "only 40 bytes; 256 are", later_bin(1)[:40]),
+        ("header", "only 255 bytes; 256 are", later_bin(2)[:255]),
+        ("shared_classifier", "is 2, but", later_bin(1, flag=2)),
+        ("shared_classifier", "is 255, but", later_bin(2, flag=255)),
+        ("group_size", "is 0, but", later_bin(2, group=0)),
+        ("group_size", "is -8, but", later_bin(2, group=-8)),
+        ("group_size", "3 does not divide the 56 weights of token_embd.weight", later_bin(2, group=3)),
+        ("group_size", "7 does not divide the 64 weights of blk.0.attn_q.weight", later_bin(2, group=7)),
+        ("group_size", "2147483647 does not divide", later_bin(2, group=(1 << 31) - 1)),
+        ("size", f"but this one has {len(later_bin(1)) - 1}", later_bin(1)[:-1]),
+        ("size", f"but this one has {len(later_bin(2)) - 4}", later_bin(2)[:-4]),
+        *(("size", "version 1 model", later_bin(1) + extra) for extra in (b"x", bytes(224))),
+        ("size", "asks for", later_bin(1, flag=0)),
+        ("size", "asks for", later_bin(2, tied=False, flag=1)),
+        ("size", "asks for", later_bin(2, hidden_dim=16)),
+        ("vocab_size", "from 1", later_bin(1, vocab_size=-7)),
+        ("dim", "from 1", later_bin(2, dim=0)),
+        ("n_heads", "divide", later_bin(2, n_heads=3)),
         ("n_heads", "from 1", model_bin(n_heads=0)),
         ("n_heads", "divide", model_bin(n_heads=3)),
         ("n_heads", "even", model_bin(n_heads=8)),
@@ -184,24 +255,29 @@ def test_wrong_tokenizer(field: str, message: str, data: bytes) -> None:
     assert error.field == field
 
 
-def test_cut_off_anywhere() -> None:
-    model, tokenizer = model_bin(), tokenizer_bin()
+ALL_VERSIONS = pytest.mark.parametrize("model", [model_bin(), later_bin(1), later_bin(2)], ids=["0", "1", "2"])
+
+
+@ALL_VERSIONS
+def test_cut_off_anywhere(model: bytes) -> None:
+    tokenizer = tokenizer_bin()
     for length in range(len(model)):
         assert refused(model[:length]).field in ("header", "size")
     for length in range(len(tokenizer)):
         assert refused(model, tokenizer[:length]).field.startswith("tokenizer")
 
 
-def test_any_byte_changed() -> None:
+@ALL_VERSIONS
+def test_any_byte_changed(model: bytes) -> None:
     """Read or refused; nothing else is raised."""
-    model, tokenizer = bytearray(model_bin()), bytearray(tokenizer_bin())
-    for data, length in ((model, 28), (tokenizer, len(tokenizer))):
+    changed, tokenizer = bytearray(model), bytearray(tokenizer_bin())
+    for data, length in ((changed, 44), (tokenizer, len(tokenizer))):
         for position in range(length):
             right = data[position]
             for wrong in (0, 0xFF, right ^ 1, right ^ 0x80):
                 data[position] = wrong
                 with contextlib.suppress(ModelFileError):
-                    read(bytes(model), bytes(tokenizer))
+                    read(bytes(changed), bytes(tokenizer))
             data[position] = right
 
 
@@ -210,6 +286,8 @@ def test_any_byte_changed() -> None:
 def test_garbage(garbage: bytes) -> None:
     refused(garbage)
     refused(model_bin()[:28] + garbage)
+    refused(later_bin(1)[:8] + garbage)
+    refused(later_bin(2)[:8] + garbage)
     refused(model_bin(), tokenizer_bin(longest=9)[:4] + garbage)
 
 
@@ -219,11 +297,12 @@ def test_garbage(garbage: bytes) -> None:
         {"n_layers": 1024, "dim": 65536, "hidden_dim": 1 << 18, "n_heads": 512, "n_kv_heads": 512, "seq_len": 1 << 20},
         {"vocab_size": 1 << 20},
         {"vocab_size": -(1 << 20), "n_layers": 1024},
+        {"vocab_size": 1 << 20, "n_layers": 1024, "version": 2},
     ],
 )
 def test_memory_is_bounded(sizes: dict[str, Any]) -> None:
     """However large the header says the model is; the descriptions of 1,024 layers take the most."""
-    data = model_bin(**sizes)
+    data = later_bin(**sizes) if "version" in sizes else model_bin(**sizes)
     tracemalloc.start()
     try:
         refused(data)

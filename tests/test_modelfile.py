@@ -11,6 +11,8 @@ import pytest
 
 from fabella.errors import FabellaError, ModelFileError
 from fabella.modelfile import (
+    NORM_TYPES,
+    TENSOR_TYPES,
     BytesSource,
     Config,
     FileSource,
@@ -66,9 +68,15 @@ def tensors(tied: bool = True, type: str = "F32") -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("type", ["F32", "Q8_0"])
+@pytest.mark.parametrize("type", TENSOR_TYPES)
 def test_right_tensors(tied: bool, type: str) -> None:
     check_tensors(CONFIG, tensors(tied, type))
+
+
+@pytest.mark.parametrize("type", NORM_TYPES)
+def test_norms_may_be_halves(type: str) -> None:
+    norms = {t.name: Tensor(t.name, type, t.shape, 0, 0) for t in tensors().values() if len(t.shape) == 1}
+    check_tensors(CONFIG, tensors() | norms)
 
 
 def test_parameter_count() -> None:
@@ -108,8 +116,9 @@ def test_no_strangers(name: str, message: str) -> None:
     ("changed", "message"),
     [
         (Tensor("blk.1.attn_k.weight", "F32", (16, 8), 0, 0), r"shape \(16, 8\)"),
-        (Tensor("blk.1.attn_k.weight", "F16", (8, 16), 0, 0), "F32 or Q8_0"),
-        (Tensor("output_norm.weight", "Q8_0", (16,), 0, 0), "must be F32"),
+        (Tensor("blk.1.attn_k.weight", "Q6_K", (8, 16), 0, 0), "must be one of F32, F16, BF16, Q8_0, Q4_0, Q4_1, I8"),
+        (Tensor("output_norm.weight", "Q8_0", (16,), 0, 0), "must be one of F32, F16, BF16"),
+        (Tensor("blk.0.attn_norm.weight", "I8", (16,), 0, 0), "must be one of F32, F16, BF16"),
     ],
 )
 def test_wrong_tensor(changed: Tensor, message: str) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fabella.engine import TENSOR_NUMBERS, TYPE_NUMBERS
+from fabella.engine import TENSOR_NUMBERS
 from fabella.gguf import read_gguf
-from fabella.modelfile import BytesSource, Config
+from fabella.modelfile import TENSOR_TYPES, BytesSource, Config
 
 from .random_models import load, write_random_model
 
@@ -55,14 +55,13 @@ def config_bytes(config: Config, is_tied: bool, **changes: float) -> bytes:
 
 
 def tensor_records(path: Path) -> list[tuple[list[int], bytes]]:
-    """What the engine passes to tensor_begin and tensor_rows, for every tensor of a GGUF file: the numbers, the bytes."""
+    """What the engine passes to tensor_begin and tensor_rows for each tensor of a GGUF file: the numbers, the bytes."""
     data = path.read_bytes()
     records = []
     for tensor in read_gguf(BytesSource(data)).tensors.values():
         *block, name, _ = tensor.name.split(".")
-        rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
-        layer = int(block[1]) if block else 0
-        head = [TENSOR_NUMBERS[name], layer, TYPE_NUMBERS[tensor.type], rows, columns, 0, tensor.size, 0]
+        layer, type = int(block[1]) if block else 0, TENSOR_TYPES[tensor.type].number
+        head = [TENSOR_NUMBERS[name], layer, type, tensor.rows, tensor.columns, 0, tensor.size, 0]
         records.append((head, data[tensor.offset : tensor.offset + tensor.size]))
     return records
 
@@ -165,7 +164,7 @@ def test_weights_at_their_extremes_stay_within_the_numbers(native: Run, tmp_path
     scales = [0.0, 6e-8, -65504.0, 65504.0]
     extreme = []
     for head, data in records:
-        if head[2] == TYPE_NUMBERS["Q8_0"]:
+        if head[2] == TENSOR_TYPES["Q8_0"].number:
             blocks = range(len(data) // 34)
             data = b"".join(struct.pack("<e32b", scales[i % 4], *([127, -126, -127, 0] * 8)) for i in blocks)
         extreme.append((head, data))

@@ -28,17 +28,17 @@ from train.data import (
 )
 from train.evaluate import bits_per_byte, hold_out
 from train.export import (
+    FILE_TYPES,
     as_tokenizer,
-    dequantize_q8_0,
     load_gguf,
     load_model,
-    quantize_q8_0,
     save_gguf,
 )
 from train.export import (
     main as export,
 )
 from train.model import Llama, ModelConfig, rope_table, rotate
+from train.quantize import dequantize, quantize
 from train.sample import TorchLogits
 from train.sample import main as sample
 from train.tokenizer import BOS, EOS, LONGEST_LINE, lines_of, load_tokenizer, train_tokenizer
@@ -325,7 +325,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("format", ["F32", "Q8_0"])
+@pytest.mark.parametrize("format", FILE_TYPES)
 def test_an_exported_model_reads_back(tokenizer: Tokenizer, tmp_path: Path, tied: bool, format: str) -> None:
     model = Llama(ModelConfig(**{**vars(TINY), "tied": tied, "rope_base": 500000.0}))
     path = tmp_path / "model.gguf"
@@ -337,31 +337,10 @@ def test_an_exported_model_reads_back(tokenizer: Tokenizer, tmp_path: Path, tied
     assert file.tokenizer.pieces == tokenizer.pieces
     assert file.tokenizer.encode("Lily took a ball.") == tokenizer.encode("Lily took a ball.")
     for name, weight in model.state_dict().items():
-        if format == "F32" or weight.dim() == 1:
-            assert torch.equal(again.state_dict()[name], weight), name
-        else:
-            step = weight.view(-1, 32).abs().amax(1, keepdim=True) / 127
-            off = (again.state_dict()[name] - weight).view(-1, 32).abs()
-            assert (off <= 0.502 * step).all(), name  # half a step, and the rounding of the step itself to F16
-
-
-def test_q8_0_blocks_are_a_scale_and_32_numbers() -> None:
-    row = np.arange(-16, 16, dtype=np.float32)[None] * 0.25
-    scale, *numbers = struct.unpack("<e32b", quantize_q8_0(row))
-    assert scale == float(np.float16(4 / 127))
-    assert numbers == [round(0.25 * i / scale) for i in range(-16, 16)]
-    zeros = np.zeros((2, 64), dtype=np.float32)
-    assert np.array_equal(dequantize_q8_0(quantize_q8_0(zeros), (2, 64)), zeros)
-    tiny = np.full((1, 32), 1e-9, dtype=np.float32)  # its scale is 0 in F16
-    assert np.array_equal(dequantize_q8_0(quantize_q8_0(tiny), (1, 32)), np.zeros((1, 32)))
-
-
-@pytest.mark.parametrize(("value", "columns"), [(np.nan, 32), (np.inf, 32), (1e9, 32), (1.0, 48)])
-def test_what_q8_0_cannot_store_is_refused(value: float, columns: int) -> None:
-    weights = np.ones((2, columns), dtype=np.float32)
-    weights[1, 3] = value
-    with pytest.raises(ValueError, match=r"Q8_0"):
-        quantize_q8_0(weights)
+        type = format if weight.dim() == 2 else "F32"
+        assert file.tensors[name].type == type
+        stored = dequantize(quantize(weight.numpy(), type), type, tuple(weight.shape))
+        assert torch.equal(again.state_dict()[name], torch.from_numpy(stored)), name
 
 
 def test_a_run_is_exported_and_measured_alike(

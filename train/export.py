@@ -2,8 +2,8 @@
 
     python -m train.export out/stories -o stories.gguf
 
-A matrix is stored as Q8_0, about a byte per weight, or as F32; norms are F32 in both. The tokenizer, the context, what
-the model was trained on and its licence go into the file, so that it stands alone.
+A matrix is stored as Q8_0, about a byte per weight, or as another type that quantize.py has; norms are F32 always. The
+tokenizer, the context, what the model was trained on and its licence go into the file, so that it stands alone.
 """
 
 from __future__ import annotations
@@ -13,53 +13,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
 
 from fabella import tokenizer as pieces
 from fabella.errors import FabellaError
-from fabella.gguf import read_gguf, write_gguf
-from fabella.modelfile import FileSource, ModelFile
+from fabella.gguf import describe, read_gguf, write_gguf
+from fabella.modelfile import Config, FileSource, ModelFile
 from fabella.tokenizer import Tokenizer
 
 from .checkpoint import Checkpoint
 from .model import Llama, ModelConfig
+from .quantize import quantize, read_weights
 from .tokenizer import load_tokenizer
 
-GROUP = 32  # Q8_0: this many weights share one scale
-FILE_TYPES = {"F32": 0, "Q8_0": 7}  # general.file_type
-
-
-def quantize_q8_0(weights: NDArray[np.float32]) -> bytes:
-    """Store a matrix [rows, columns] in 8 bits a weight: for each 32 of a row an F16 scale and 32 int8.
-
-    The scale is the group's largest absolute value / 127, as in llama.cpp. Weights are divided by the scale as it is
-    stored, rounded to F16 (llama.cpp: as it was before), so that the two roundings do not add up: no weight is off by
-    more than half a step.
-
-    Raises ``ValueError`` if the columns are no multiple of 32 or a weight is not finite or too large for F16 scales.
-    """
-    if weights.shape[-1] % GROUP:
-        raise ValueError(f"Q8_0 needs rows of a multiple of {GROUP} weights, not {weights.shape[-1]}; export as F32")
-    groups = np.asarray(weights, dtype=np.float32).reshape(-1, GROUP)
-    with np.errstate(over="ignore", invalid="ignore"):
-        scales = (np.abs(groups).max(axis=1) / np.float32(127)).astype("<f2")  # [groups]
-    if not np.isfinite(scales).all():
-        raise ValueError("a weight is not a number, or too large for Q8_0")
-    divisors = np.where(scales == 0, 1, scales).astype(np.float32)[:, None]  # a scale of 0: nothing to tell apart
-    numbers = np.where(scales[:, None] == 0, 0, np.clip(np.rint(groups / divisors), -127, 127))
-    blocks = np.empty(len(groups), dtype=[("scale", "<f2"), ("numbers", "i1", GROUP)])
-    blocks["scale"], blocks["numbers"] = scales, numbers
-    return blocks.tobytes()
-
-
-def dequantize_q8_0(data: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The F32 weights that ``quantize_q8_0`` stored: scale x number, in ``shape``."""
-    blocks = np.frombuffer(data, dtype=[("scale", "<f2"), ("numbers", "i1", GROUP)])
-    weights = blocks["scale"].astype(np.float32)[:, None] * blocks["numbers"].astype(np.float32)
-    return weights.reshape(shape)
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q4_1": 3}  # general.file_type
 
 
 def as_tokenizer(trained: SentencePieceProcessor) -> Tokenizer:
@@ -83,51 +51,20 @@ def as_tokenizer(trained: SentencePieceProcessor) -> Tokenizer:
     )
 
 
-def describe(config: ModelConfig, tokenizer: Tokenizer, about: dict[str, Any]) -> dict[str, Any]:
-    """The file's metadata: ``about`` (general.*), the model's numbers, the vocabulary."""
-    return {
-        "general.architecture": "llama",
-        **about,
-        "general.quantization_version": 2,
-        "llama.vocab_size": config.vocab_size,
-        "llama.context_length": config.seq_len,
-        "llama.embedding_length": config.dim,
-        "llama.feed_forward_length": config.hidden_dim,
-        "llama.block_count": config.n_layers,
-        "llama.attention.head_count": config.n_heads,
-        "llama.attention.head_count_kv": config.n_kv_heads,
-        "llama.attention.layer_norm_rms_epsilon": config.norm_eps,
-        "llama.rope.freq_base": config.rope_base,
-        "llama.rope.dimension_count": config.head_size,
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": tokenizer.pieces,
-        "tokenizer.ggml.scores": tokenizer.scores,
-        "tokenizer.ggml.token_type": tokenizer.types,
-        "tokenizer.ggml.bos_token_id": tokenizer.bos_id,
-        "tokenizer.ggml.eos_token_id": tokenizer.eos_id,
-        "tokenizer.ggml.unknown_token_id": tokenizer.unknown_id,
-        "tokenizer.ggml.add_bos_token": True,
-        "tokenizer.ggml.add_eos_token": False,
-        "tokenizer.ggml.add_space_prefix": True,
-        "tokenizer.ggml.remove_extra_whitespaces": False,
-    }
-
-
 def save_gguf(model: Llama, tokenizer: Tokenizer, path: Path, format: str, about: dict[str, Any]) -> None:
-    """Write ``model`` as GGUF with its matrices in ``format``, "F32" or "Q8_0".
+    """Write ``model`` as GGUF with its matrices in ``format``, one of `FILE_TYPES`.
 
     Raises ``ValueError`` if a matrix cannot be stored so.
     """
     tensors = []
     for name, parameter in model.state_dict().items():  # the names are GGUF's already
         weights = parameter.float().cpu().numpy()
-        if format == "Q8_0" and weights.ndim == 2:
-            tensors.append((name, "Q8_0", weights.shape, quantize_q8_0(weights)))
-        else:
-            tensors.append((name, "F32", weights.shape, weights.astype("<f4").tobytes()))
-    about = {**about, "general.file_type": FILE_TYPES[format]}
+        type = format if weights.ndim == 2 else "F32"
+        tensors.append((name, type, weights.shape, quantize(weights, type)))
+    about = {**about, "general.quantization_version": 2, "general.file_type": FILE_TYPES[format]}
+    config = Config(**{name: value for name, value in vars(model.config).items() if name != "tied"})
     temporary = path.with_name(path.name + ".tmp")
-    write_gguf(temporary, describe(model.config, tokenizer, about), tensors)
+    write_gguf(temporary, describe(config, tokenizer, about), tensors)
     temporary.replace(path)
 
 
@@ -139,14 +76,7 @@ def load_gguf(path: Path) -> tuple[Llama, ModelFile]:
     with FileSource(path) as source:
         file = read_gguf(source)
         config = ModelConfig(**vars(file.config), tied="output.weight" not in file.tensors)
-        weights = {}
-        for tensor in file.tensors.values():
-            data = source.read(tensor.offset, tensor.size)
-            if tensor.type == "Q8_0":
-                array = dequantize_q8_0(data, tensor.shape)
-            else:
-                array = np.frombuffer(data, dtype="<f4").reshape(tensor.shape)
-            weights[tensor.name] = torch.from_numpy(array.astype(np.float32))
+        weights = {name: torch.from_numpy(read_weights(source, tensor)) for name, tensor in file.tensors.items()}
     model = Llama(config)
     model.load_state_dict(weights)
     return model.eval(), file

@@ -19,7 +19,7 @@ from fabella.generate import generate
 from fabella.gguf import read_gguf
 from fabella.hosts import WasmtimeHost
 from fabella.llama2c import read_llama2c
-from fabella.modelfile import BytesSource, FileSource, ModelFile
+from fabella.modelfile import FileSource, ModelFile
 from fabella.sampler import Settings
 
 
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def open_model(source: BytesSource, path: Path, tokenizer: Path | None) -> ModelFile:
+def open_model(source: FileSource, path: Path, tokenizer: Path | None) -> ModelFile:
     """Reads the description of a model file, GGUF or llama2.c, by its first bytes."""
     if source.read(0, 4) == b"GGUF":
         return read_gguf(source)
@@ -63,13 +63,9 @@ def tell(arguments: argparse.Namespace) -> None:
     if arguments.length < 0:
         raise FabellaError(f"-n {arguments.length}: must be 0 or more")
     settings = Settings(arguments.temperature, arguments.top_p, arguments.top_k, seed)
-    data = arguments.model.read_bytes()
-    model = open_model(BytesSource(data), arguments.model, arguments.tokenizer)
-
-    host = WasmtimeHost()
-    file = host.put(data)
-    engine = Engine(host, model, file)
-    host.release(file.pointer)
+    with FileSource(arguments.model) as source:
+        model = open_model(source, arguments.model, arguments.tokenizer)
+        engine = Engine(WasmtimeHost(), model, source)
 
     story = generate(engine, model.tokenizer, arguments.prompt, settings, arguments.length)
     sampled, started, end = 0, 0.0, None

@@ -2,7 +2,7 @@
 
 An example::
 
-engine = Engine(host, model, region)
+engine = Engine(host, model, source)
 logits = engine.prefill([1, 403, 407])     # the whole prompt at once
 logits = engine.forward(263)               # then token by token
 engine.rewind(2)                           # forget all but the first two positions
@@ -16,8 +16,8 @@ from array import array
 from collections.abc import Sequence
 
 from fabella.errors import EngineError, ModelFileError
-from fabella.hosts import Host, Region
-from fabella.modelfile import ModelFile, Tensor
+from fabella.hosts import Host
+from fabella.modelfile import TENSOR_TYPES, ByteSource, ModelFile, Tensor
 
 # Numbers and names as in wasm/run.c.
 ERRORS = {
@@ -29,8 +29,9 @@ ERRORS = {
     -6: "a token is outside the vocabulary",
     -7: "a position is outside the context",
     -8: "no logit is a finite number: the model's weights are broken",
+    -9: "holds an 8-bit weight of -128, which no quantiser writes: the file is damaged",
 }
-E_NOT_FINITE = -4
+E_NOT_FINITE, E_RANGE = -4, -9
 TOKENS_AT_ONCE = 512  # tokens that there is room for where C reads them
 TENSORS = """
     token_embd output_norm output
@@ -38,13 +39,19 @@ TENSORS = """
     ffn_norm ffn_gate ffn_down ffn_up
 """.split()
 TENSOR_NUMBERS = {name: number for number, name in enumerate(TENSORS)}
-TYPE_NUMBERS = {"F32": 0, "Q8_0": 8}
+LOADED_AT_ONCE = 1 << 20  # bytes of the file that lie in C's memory while it is loaded, unless a row is longer
 
 
 def _check(code: int, doing: str) -> int:
     if code < 0:
         raise EngineError(f"{doing}: {ERRORS.get(code, f'error {code}')}")
     return code
+
+
+def _portion(tensor: Tensor) -> int:
+    """How many bytes of a tensor are loaded at a time: whole rows, at least one."""
+    row = tensor.size // tensor.rows
+    return min(tensor.size, max(row, LOADED_AT_ONCE // row * row))
 
 
 class Engine:
@@ -56,9 +63,9 @@ class Engine:
         The module's host.
     model
         The description of the model file, already checked.
-    file
-        The model file's bytes, in the same host's memory. They are packed into the kernels' layouts and may be
-        released afterwards.
+    source
+        The model file's bytes. They go through C's memory a few rows at a time, from the front of the file to its end,
+        and are packed into the kernels' layouts.
 
     Attributes
     ----------
@@ -72,10 +79,10 @@ class Engine:
     EngineError
         If memory runs out.
     ModelFileError
-        If a tensor holds a value that is not a finite number.
+        If a tensor holds a value that is not a finite number, or an 8-bit weight of -128.
     """
 
-    def __init__(self, host: Host, model: ModelFile, file: Region) -> None:
+    def __init__(self, host: Host, model: ModelFile, source: ByteSource) -> None:
         self.host = host
         self.config = model.config
         self.context = model.config.seq_len
@@ -89,8 +96,7 @@ class Engine:
         self._tokens = host.allocate(4 * TOKENS_AT_ONCE)
         try:
             self._model = self._new_model(tied="output.weight" not in model.tensors)
-            for tensor in model.tensors.values():
-                self._load(tensor, file)
+            self._load(list(model.tensors.values()), source)
         except BaseException:
             self.close()
             raise
@@ -104,30 +110,40 @@ class Engine:
             *(c.rope_base, c.norm_eps),
         )
         config = self.host.put(packed + bytes(4))  # the last four bytes are the place for the new model's pointer
-        out = config.pointer + len(packed)
+        out = config + len(packed)
         try:
-            _check(self.host.function("model_new")(config.pointer, out), "making room for the model")
+            _check(self.host.function("model_new")(config, out), "making room for the model")
             return int.from_bytes(self.host.read(out, 4), "little")
         finally:
-            self.host.release(config.pointer)
+            self.host.release(config)
 
-    def _load(self, tensor: Tensor, file: Region) -> None:
+    def _load(self, tensors: list[Tensor], source: ByteSource) -> None:
+        """Has C pack all tensors, in the order in which they lie in the file."""
+        buffer = self.host.allocate(max(map(_portion, tensors)))
+        try:
+            for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+                self._load_tensor(tensor, source, buffer)
+        finally:
+            self.host.release(buffer)
+
+    def _load_tensor(self, tensor: Tensor, source: ByteSource, buffer: int) -> None:
         """Has C pack one tensor. ``blk.3.attn_q.weight`` is tensor ``attn_q`` of layer 3."""
+        begin, pack_rows = self.host.function("tensor_begin"), self.host.function("tensor_rows")
         *block, name, _weight = tensor.name.split(".")
-        rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
-        code = self.host.function("model_tensor")(
-            self._model,
-            TENSOR_NUMBERS[name],
-            int(block[1]) if block else 0,
-            TYPE_NUMBERS[tensor.type],
-            file.pointer + tensor.offset,
-            tensor.size,
-            rows,
-            columns,
-        )
-        if code == E_NOT_FINITE:
-            raise ModelFileError(tensor.name, ERRORS[code])
+        layer, type = int(block[1]) if block else 0, TENSOR_TYPES[tensor.type].number
+        code = begin(self._model, TENSOR_NUMBERS[name], layer, type, tensor.rows, tensor.columns, tensor.group)
         _check(code, f"loading {tensor.name}")
+        scales = self.host.put(source.read(tensor.scales, tensor.scales_size)) if tensor.group else 0
+        try:
+            for start in range(0, tensor.size, _portion(tensor)):
+                size = min(_portion(tensor), tensor.size - start)
+                self.host.fill(buffer, source, tensor.offset + start, size)
+                code = pack_rows(self._model, buffer, size, scales)
+                if code in (E_NOT_FINITE, E_RANGE):
+                    raise ModelFileError(tensor.name, ERRORS[code])
+                _check(code, f"loading {tensor.name}")
+        finally:
+            self.host.release(scales)
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         """Computes `tokens` at the next positions, many in one call, and returns the logits after the last.

@@ -9,6 +9,9 @@ A GGUF file, all numbers little-endian:
 
     a string: u64 length, then that many bytes of UTF-8
 
+One tensor type is used here as nobody else does: I8, for the int8 weights of llama2.c's version 2, whose groups of any
+size have F32 scales. Those of NAME.weight are a tensor of their own, NAME.scales, behind it.
+
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader believes nothing: a count, size
 or offset is compared with the file before anything is allocated or read by it, and the tensors' data is never
 read.
@@ -20,13 +23,13 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, BinaryIO
 
 from fabella.errors import ModelFileError
-from fabella.modelfile import ByteSource, Config, ModelFile, Tensor, check_tensors
-from fabella.tokenizer import Tokenizer
+from fabella.modelfile import TENSOR_TYPES, ByteSource, Config, ModelFile, Tensor, check_tensors
+from fabella.tokenizer import SPACE, Tokenizer
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # of tensor data, unless the metadata says otherwise
@@ -49,13 +52,9 @@ STRING = 8
 ARRAY = 9
 TYPE_NUMBERS = {name: number for number, (name, _) in SCALARS.items()} | {"string": STRING}
 
-# Tensor types that are read: number in the file → (name, numbers in a block, bytes in a block).
-TENSOR_TYPES = {0: ("F32", 1, 4), 8: ("Q8_0", 32, 34)}
-# The others, for the message.
+TENSOR_TYPE_NAMES = {type.number: name for name, type in TENSOR_TYPES.items()}
+# Those that are not read, for the message.
 OTHER_TENSOR_TYPES = {
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
     6: "Q5_0",
     7: "Q5_1",
     9: "Q8_1",
@@ -65,12 +64,10 @@ OTHER_TENSOR_TYPES = {
     13: "Q5_K",
     14: "Q6_K",
     15: "Q8_K",
-    24: "I8",
     25: "I16",
     26: "I32",
     27: "I64",
     28: "F64",
-    30: "BF16",
 }
 
 # Far above what real models need, so that a wrong count is refused before work is done for it.
@@ -100,7 +97,7 @@ KEYS = {
 
 
 def read_gguf(source: ByteSource) -> ModelFile:
-    """Read and check a GGUF model: architecture "llama", tensors F32 or Q8_0, a SentencePiece BPE tokenizer.
+    """Read and check a GGUF model: architecture "llama", TENSOR_TYPES' tensors, a SentencePiece BPE tokenizer.
 
     Raises
     ------
@@ -113,7 +110,7 @@ def read_gguf(source: ByteSource) -> ModelFile:
     infos = _read_tensor_infos(reader, n_tensors)
     config = _config(metadata)
     alignment = _alignment(metadata)
-    tensors = _locate(infos, _round_up(reader.position, alignment), alignment, source.size)
+    tensors = _with_scales(_locate(infos, _round_up(reader.position, alignment), alignment, source.size))
     check_tensors(config, tensors)
     name = _get(metadata, "general.name", str, default="")
     return ModelFile(name, config, tensors, _tokenizer(metadata), metadata)
@@ -274,17 +271,23 @@ def _round_up(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-def _tensor_size(name: str, type_number: int, shape: Sequence[int]) -> int:
-    """Bytes of a tensor, by its type and shape."""
-    if type_number not in TENSOR_TYPES:
-        type_name = OTHER_TENSOR_TYPES.get(type_number, f"number {type_number}")
+def _type_name(tensor: str, number: int) -> str:
+    """The name of a tensor's type, which must be one of those that are read."""
+    if number not in TENSOR_TYPE_NAMES:
+        name = OTHER_TENSOR_TYPES.get(number, f"number {number}")
         raise ModelFileError(
-            name, f"tensor type {type_name} is not supported; export the model with F32 or Q8_0 weights"
+            tensor,
+            f"tensor type {name} is not supported; export the model with F32, F16, BF16, Q8_0, Q4_0 or Q4_1 weights",
         )
-    type_name, block, block_size = TENSOR_TYPES[type_number]
-    if shape[-1] % block:
-        raise ModelFileError(name, f"{type_name} needs rows of a multiple of {block} numbers, not {shape[-1]}")
-    return math.prod(shape) // block * block_size
+    return TENSOR_TYPE_NAMES[number]
+
+
+def _tensor_size(name: str, type_name: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor, by its type and shape."""
+    type = TENSOR_TYPES[type_name]
+    if shape[-1] % type.block:
+        raise ModelFileError(name, f"{type_name} needs rows of a multiple of {type.block} numbers, not {shape[-1]}")
+    return math.prod(shape) // type.block * type.block_size
 
 
 def _locate(infos: Mapping[str, _TensorInfo], start: int, alignment: int, file_size: int) -> dict[str, Tensor]:
@@ -293,8 +296,8 @@ def _locate(infos: Mapping[str, _TensorInfo], start: int, alignment: int, file_s
     for info in infos.values():
         if info.offset % alignment:
             raise ModelFileError(info.name, f"offset {info.offset} is not a multiple of the alignment {alignment}")
-        size = _tensor_size(info.name, info.type, info.shape)
-        type_name = TENSOR_TYPES[info.type][0]
+        type_name = _type_name(info.name, info.type)
+        size = _tensor_size(info.name, type_name, info.shape)
         tensors[info.name] = Tensor(info.name, type_name, info.shape, start + info.offset, size)
 
     in_order = sorted(tensors.values(), key=lambda tensor: tensor.offset)
@@ -308,6 +311,29 @@ def _locate(infos: Mapping[str, _TensorInfo], start: int, alignment: int, file_s
         if one.offset + one.size > next_one.offset:
             raise ModelFileError(next_one.name, f"overlaps tensor {one.name} in the file")
     return tensors
+
+
+def _with_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give each I8 tensor its scales, which are then no longer a tensor of their own."""
+    model = dict(tensors)
+    for tensor in tensors.values():
+        if tensor.type != "I8":
+            continue
+        name, count = scales_name(tensor.name), math.prod(tensor.shape)
+        scales = model.pop(name, None)
+        if scales is None:
+            raise ModelFileError(tensor.name, f"is of type I8, but its scales ({name}) are missing from the file")
+        if scales.type != "F32" or len(scales.shape) != 1 or count % scales.shape[0]:
+            raise ModelFileError(name, f"must be F32 scales for {count} numbers, each for equally many")
+        if scales.offset < tensor.offset:  # files are loaded from front to back
+            raise ModelFileError(name, f"must lie behind {tensor.name} in the file")
+        model[tensor.name] = replace(tensor, group=count // scales.shape[0], scales=scales.offset)
+    return model
+
+
+def scales_name(tensor: str) -> str:
+    """What the scales of an I8 tensor are called."""
+    return tensor.removesuffix(".weight") + ".scales"
 
 
 # --- Reading: what the metadata means -----------------------------------------------------------------------
@@ -401,6 +427,31 @@ def _tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
 # --- Writing ------------------------------------------------------------------------------------------------
 
 
+def describe(config: Config, tokenizer: Tokenizer, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a model, from which `read_gguf` reads the same: `about` (general.*), its numbers, its tokens."""
+    numbers = {key: getattr(config, field) for field, key in KEYS.items() if field != "vocab_size"}
+    return {
+        "general.architecture": "llama",
+        **about,
+        **numbers,
+        KEYS["rope_base"]: float(config.rope_base),
+        KEYS["norm_eps"]: float(config.norm_eps),
+        "llama.vocab_size": config.vocab_size,
+        "llama.rope.dimension_count": config.head_size,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [piece.replace(tokenizer.space, SPACE) for piece in tokenizer.pieces],
+        "tokenizer.ggml.scores": tokenizer.scores,
+        "tokenizer.ggml.token_type": tokenizer.types,
+        "tokenizer.ggml.bos_token_id": tokenizer.bos_id,
+        "tokenizer.ggml.eos_token_id": tokenizer.eos_id,
+        "tokenizer.ggml.unknown_token_id": tokenizer.unknown_id,
+        "tokenizer.ggml.add_bos_token": tokenizer.add_bos,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_space_prefix": tokenizer.add_space_prefix,
+        "tokenizer.ggml.remove_extra_whitespaces": False,
+    }
+
+
 @dataclass(frozen=True)
 class Typed:
     """A metadata value whose width in the file matters: `Typed("u64", 5)`, `Typed("i8", [1, 2])`."""
@@ -424,8 +475,8 @@ def write_gguf(
         In the order of the file. bool, str and float (f32) are written as such; int as u32, else u64 or (below
         zero) i32 or i64; a list by its items, int items as i32 where all fit, else i64. `Typed` says otherwise.
     tensors
-        (name, "F32" or "Q8_0", (rows, cols) or (n,), data). The data is little-endian, row after row; a Q8_0
-        row is a sequence of blocks of 32 numbers: an F16 scale, then 32 int8.
+        (name, one of TENSOR_TYPES, (rows, cols) or (n,), data). The data is little-endian, row after row, as
+        wasm/formats.h and train/quantize.py say.
 
     Raises
     ------
@@ -445,14 +496,13 @@ def write_gguf(
         if name in seen:
             raise ModelFileError(name, "this tensor is given twice")
         seen.add(name)
-        numbers = [number for number, known in TENSOR_TYPES.items() if known[0] == type_name]
-        if not numbers:
-            raise ModelFileError(name, f"tensor type {type_name} cannot be written, only F32 and Q8_0")
-        size = _tensor_size(name, numbers[0], shape)
+        if type_name not in TENSOR_TYPES:
+            raise ModelFileError(name, f"tensor type {type_name} cannot be written, only {', '.join(TENSOR_TYPES)}")
+        size = _tensor_size(name, type_name, shape)
         if len(data) != size:
             raise ModelFileError(name, f"{type_name} of shape {tuple(shape)} is {size} bytes, not {len(data)}")
         parts += [_string_bytes(name), struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))]
-        parts.append(struct.pack("<IQ", numbers[0], offset))
+        parts.append(struct.pack("<IQ", TENSOR_TYPES[type_name].number, offset))
         offset += _round_up(size, ALIGNMENT)
 
     if isinstance(target, (str, os.PathLike)):

@@ -13,8 +13,7 @@ from importlib.resources import files
 from typing import Any, cast
 
 from fabella.errors import EngineError
-
-PAGE = 65536  # WebAssembly's unit of memory, in bytes
+from fabella.modelfile import ByteSource
 
 
 class Host(ABC):
@@ -49,25 +48,26 @@ class Host(ABC):
         """Gives back what :meth:`allocate` returned."""
         self.function("release")(pointer)
 
-    def put(self, data: bytes) -> Region:
-        """Copies `data` into newly allocated memory."""
-        region = Region(self, self.allocate(max(len(data), 1)), len(data))
-        self.write(region.pointer, data)
-        return region
+    def put(self, data: bytes) -> int:
+        """Copies `data` into newly allocated memory and returns its pointer."""
+        pointer = self.allocate(len(data))
+        self.write(pointer, data)
+        return pointer
 
+    def fill(self, pointer: int, source: ByteSource, offset: int, size: int) -> None:
+        """Copies `size` bytes of a file, from `offset` on, to `pointer`.
 
-class Region:
-    """Part of a host's memory, readable like a file (a :class:`fabella.modelfile.ByteSource`)."""
+        Whoever loads a file goes from its front to its end: what lies before may be gone afterwards.
 
-    def __init__(self, host: Host, pointer: int, size: int) -> None:
-        self.host = host
-        self.pointer = pointer
-        self.size = size
-
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on; fewer where the region ends."""
-        size = max(0, min(size, self.size - offset))
-        return self.host.read(self.pointer + offset, size)
+        Raises
+        ------
+        EngineError
+            If the file has become shorter since it was opened.
+        """
+        data = source.read(offset, size)
+        if len(data) != size:
+            raise EngineError(f"only {len(data)} of {size} bytes could be read: the model file has changed meanwhile")
+        self.write(pointer, data)
 
 
 class WasmtimeHost(Host):
@@ -76,7 +76,7 @@ class WasmtimeHost(Host):
     Parameters
     ----------
     wasm
-        The module's bytes; by default the ``run.wasm`` inside this package.
+        The module's bytes; by default the fastest build inside this package that this wasmtime supports.
     """
 
     def __init__(self, wasm: bytes | None = None) -> None:
@@ -84,7 +84,13 @@ class WasmtimeHost(Host):
 
         engine = wasmtime.Engine()
         self._store = wasmtime.Store(engine)
-        module = wasmtime.Module(engine, packaged_wasm() if wasm is None else wasm)
+        if wasm is None:
+            wasm = packaged_wasm("relaxed")
+            try:
+                wasmtime.Module.validate(engine, wasm)
+            except wasmtime.WasmtimeError:
+                wasm = packaged_wasm("simd")
+        module = wasmtime.Module(engine, wasm)
         grown = wasmtime.Func(self._store, wasmtime.FuncType([wasmtime.ValType.i32()], []), lambda _index: None)
         self._exports = wasmtime.Instance(self._store, module, [grown] * len(module.imports)).exports(self._store)
         memory = self._exports["memory"]
@@ -119,24 +125,57 @@ class BrowserHost(Host):
         function: Callable[..., Any] = getattr(self._exports, name)
         return function
 
-    def _bytes(self) -> Any:
-        """The memory as a Uint8Array. Growing the memory detaches the old view, whose length then reads as 0."""
-        if self._view is None or self._view.length == 0:
+    def _bytes(self, pointer: int, size: int) -> Any:
+        """Part of the memory as a Uint8Array.
+
+        Growing the memory detaches the old view, whose length then reads as 0; a view of memory that threads share
+        stays as long as it was.
+        """
+        if self._view is None or self._view.length < pointer + size:
             from js import Uint8Array
 
             self._view = Uint8Array.new(self._exports.memory.buffer)
-        return self._view
+        return self._view.subarray(pointer, pointer + size)
 
     def read(self, pointer: int, size: int) -> bytes:
-        data: bytes = self._bytes().subarray(pointer, pointer + size).to_bytes()
+        data: bytes = self._bytes(pointer, size).to_bytes()
         return data
 
     def write(self, pointer: int, data: bytes) -> None:
-        self._bytes().subarray(pointer, pointer + len(data)).assign(data)
+        self._bytes(pointer, len(data)).assign(data)
+
+    def fill(self, pointer: int, source: ByteSource, offset: int, size: int) -> None:
+        if isinstance(source, BrowserFile):
+            source.chunks.take(offset, self._bytes(pointer, size))
+        else:
+            super().fill(pointer, source, offset, size)
 
 
-def packaged_wasm() -> bytes:
-    """The bytes of the package's own ``run.wasm``.
+class BrowserFile:
+    """A file that JavaScript holds (a :class:`fabella.modelfile.ByteSource`): its weights never pass through Python.
+
+    Parameters
+    ----------
+    chunks
+        A ``Chunks`` of ``web/download.js``, with all bytes of the file. They are given up as the engine takes them.
+    """
+
+    def __init__(self, chunks: Any) -> None:
+        self.chunks = chunks
+        self.size: int = chunks.size
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The `size` bytes from `offset` on."""
+        from js import Uint8Array
+
+        copy = Uint8Array.new(size)
+        self.chunks.copy(offset, copy)
+        data: bytes = copy.to_bytes()
+        return data
+
+
+def packaged_wasm(build: str) -> bytes:
+    """The bytes of the package's own ``run.wasm``, built for ``relaxed`` SIMD or for plain ``simd``.
 
     Raises
     ------
@@ -144,6 +183,6 @@ def packaged_wasm() -> bytes:
         If the package lies here as source and nothing was compiled yet.
     """
     try:
-        return files("fabella").joinpath("run.wasm").read_bytes()
+        return files("fabella").joinpath(f"run-{build}.wasm").read_bytes()
     except FileNotFoundError:
         raise EngineError("run.wasm is missing from the package: compile it with `python build.py`") from None

@@ -1,11 +1,19 @@
-"""Read the files of llama2.c (https://github.com/karpathy/llama2.c): a version 0 model .bin and its tokenizer.bin.
+"""Read the files of llama2.c (https://github.com/karpathy/llama2.c): a model .bin, versions 0 to 2, and tokenizer.bin.
 
-All numbers are little-endian. The model file is seven int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads,
-vocab_size, seq_len) and then float32 alone: the weights in the order of `_groups`. A negative vocab_size means
-that the classifier is not the token embedding but follows at the end. The tokenizer file is an int32, the length of
-the longest piece, then for each token a float32 score, an int32 length and that many bytes.
+All numbers are little-endian. The header of a model has seven int32: dim, hidden_dim, n_layers, n_heads, n_kv_heads,
+vocab_size, seq_len.
 
-Neither file says what kind of file it is, so the sizes must fit to the byte.
+    version 0   these alone, and then float32 weights. A negative vocab_size means that the classifier is not the token
+                embedding but follows at the end.
+    version 1   256 bytes: "ak42" as a uint32, int32 1, the seven, one byte that says whether the classifier is the
+                token embedding, zeros. Then float32 weights, the norms first.
+    version 2   the same with int32 2, and behind the byte an int32, the group size. The norms are float32; of each
+                matrix come the int8 weights and then their float32 scales, one for each group of so many weights.
+
+The order of the weights is that of `ORDER`. The tokenizer file is an int32, the length of the longest piece, then for
+each token a float32 score, an int32 length and that many bytes.
+
+Version 0 and the tokenizer do not say what kind of file they are, so the sizes must fit to the byte.
 """
 
 from __future__ import annotations
@@ -13,80 +21,127 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fabella.errors import ModelFileError
-from fabella.modelfile import ByteSource, Config, ModelFile, Tensor, check_tensors
+from fabella.gguf import describe, scales_name, write_gguf
+from fabella.modelfile import ByteSource, Config, FileSource, ModelFile, Tensor, check_tensors, expected_shapes
 from fabella.tokenizer import BYTE, CONTROL, LONGEST_PIECE, NORMAL, UNKNOWN, Tokenizer
 
-HEADER = struct.Struct("<7i")
-HEADER_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
-LATER_MAGIC = 0x616B3432  # "ak42": versions 1 and 2 start with it
+SIZES = struct.Struct("<7i")
+SIZE_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
+MAGIC = 0x616B3432  # "ak42": versions 1 and 2 start with it
+VERSION = struct.Struct("<Ii")  # magic and version
+FLAGS = struct.Struct("<Bi")  # behind the sizes: shared classifier, group size
+HEADER_SIZE = 256  # of versions 1 and 2
+# In the order of the file, each for all layers; "output" is there if the classifier is not the token embedding.
+ORDER_0 = """
+    token_embd attn_norm attn_q attn_k attn_v attn_output ffn_norm ffn_gate ffn_down ffn_up output_norm rope output
+""".split()
+ORDER = """
+    attn_norm ffn_norm output_norm token_embd attn_q attn_k attn_v attn_output ffn_gate ffn_down ffn_up output
+""".split()
 UNKNOWN_ID, BOS_ID, EOS_ID = 0, 1, 2  # fixed in llama2.c
 
 
+@dataclass(frozen=True)
+class _Header:
+    version: int
+    size: int  # bytes
+    config: Config
+    tied: bool  # whether the token embedding is the classifier too
+    group: int  # weights that share a scale; 0 in versions 0 and 1
+
+
 def read_llama2c(source: ByteSource, tokenizer_source: ByteSource) -> ModelFile:
-    """Read and check a version 0 model and its tokenizer. The model's `name` is empty: the file has none.
+    """Read and check a model and its tokenizer. The model's `name` is empty: the file has none.
 
     Raises
     ------
     ModelFileError
-        `field` is the part of the header at fault, "size", or begins with "tokenizer".
+        `field` is the part of the header or the tensor at fault, "size", or begins with "tokenizer".
     """
-    config, tied = _read_config(source)
-    tensors = {tensor.name: tensor for tensor in _locate(config, tied, source.size)}
-    check_tensors(config, tensors)
-    return ModelFile("", config, tensors, read_tokenizer(tokenizer_source, config.vocab_size), {})
+    header = _read_header(source)
+    tensors = {tensor.name: tensor for tensor in _locate(header, source.size)}
+    check_tensors(header.config, tensors)
+    return ModelFile("", header.config, tensors, read_tokenizer(tokenizer_source, header.config.vocab_size), {})
 
 
-def _read_config(source: ByteSource) -> tuple[Config, bool]:
-    """Return the model's numbers, and whether the token embedding is the classifier too."""
-    if source.size < HEADER.size:
-        raise ModelFileError("header", f"the file has only {source.size} bytes; {HEADER.size} are the header alone")
-    numbers = dict(zip(HEADER_FIELDS, HEADER.unpack(source.read(0, HEADER.size)), strict=True))
-    if numbers["dim"] == LATER_MAGIC:
-        raise ModelFileError(
-            "magic", "llama2.c version 1 and 2 files are not supported yet; export as version 0 or as GGUF"
-        )
-    tied = numbers["vocab_size"] > 0
-    numbers["vocab_size"] = abs(numbers["vocab_size"])
-    return Config(**numbers), tied
+def convert_llama2c(model: Path, tokenizer: Path, target: Path) -> None:
+    """Write a model and its tokenizer as one GGUF file; their numbers stay as they are.
+
+    Raises
+    ------
+    ModelFileError
+        As `read_llama2c`.
+    """
+    with FileSource(model) as weights, FileSource(tokenizer) as vocabulary:
+        read = read_llama2c(weights, vocabulary)
+        tensors = []
+        for tensor in read.tensors.values():
+            tensors.append((tensor.name, tensor.type, tensor.shape, weights.read(tensor.offset, tensor.size)))
+            if tensor.type == "I8":
+                scales = weights.read(tensor.scales, tensor.scales_size)
+                tensors.append((scales_name(tensor.name), "F32", (len(scales) // 4,), scales))
+        write_gguf(target, describe(read.config, read.tokenizer, {"general.name": model.stem}), tensors)
 
 
-def _groups(config: Config, tied: bool) -> Iterator[tuple[str, bool, tuple[int, ...]]]:
-    """Yield (GGUF name, whether each layer has one, shape) in the order of the file; no name means: to be skipped."""
-    c = config
-    yield "token_embd", False, (c.vocab_size, c.dim)
-    yield "attn_norm", True, (c.dim,)
-    yield "attn_q", True, (c.dim, c.dim)
-    yield "attn_k", True, (c.kv_dim, c.dim)
-    yield "attn_v", True, (c.kv_dim, c.dim)
-    yield "attn_output", True, (c.dim, c.dim)
-    yield "ffn_norm", True, (c.dim,)
-    yield "ffn_gate", True, (c.hidden_dim, c.dim)  # w1
-    yield "ffn_down", True, (c.dim, c.hidden_dim)  # w2
-    yield "ffn_up", True, (c.hidden_dim, c.dim)  # w3
-    yield "output_norm", False, (c.dim,)
-    yield "", False, (2, c.seq_len, c.head_size // 2)  # cosines and sines of the rotary embedding
-    if not tied:
-        yield "output", False, (c.vocab_size, c.dim)
+def _read_header(source: ByteSource) -> _Header:
+    if source.size < SIZES.size:
+        raise ModelFileError("header", f"the file has only {source.size} bytes; {SIZES.size} are the header alone")
+    magic, version = VERSION.unpack(source.read(0, VERSION.size))
+    if magic != MAGIC:
+        numbers = SIZES.unpack(source.read(0, SIZES.size))
+        vocab_size = numbers[SIZE_FIELDS.index("vocab_size")]
+        return _Header(0, SIZES.size, _config(numbers, abs(vocab_size)), tied=vocab_size > 0, group=0)
+    if version not in (1, 2):
+        raise ModelFileError("version", f"llama2.c version {version} is not supported, only 0, 1 and 2 are")
+    if source.size < HEADER_SIZE:
+        raise ModelFileError("header", f"the file has only {source.size} bytes; {HEADER_SIZE} are the header alone")
+    numbers = SIZES.unpack(source.read(VERSION.size, SIZES.size))
+    shared, group = FLAGS.unpack(source.read(VERSION.size + SIZES.size, FLAGS.size))
+    if shared not in (0, 1):
+        raise ModelFileError("shared_classifier", f"is {shared}, but must be 0 or 1")
+    if version == 2 and group < 1:
+        raise ModelFileError("group_size", f"is {group}, but must be 1 or more")
+    config = _config(numbers, numbers[SIZE_FIELDS.index("vocab_size")])
+    return _Header(version, HEADER_SIZE, config, tied=shared == 1, group=group if version == 2 else 0)
 
 
-def _locate(config: Config, tied: bool, file_size: int) -> list[Tensor]:
+def _config(numbers: tuple[int, ...], vocab_size: int) -> Config:
+    return Config(**(dict(zip(SIZE_FIELDS, numbers, strict=True)) | {"vocab_size": vocab_size}))
+
+
+def _locate(header: _Header, file_size: int) -> list[Tensor]:
+    config = header.config
+    shapes = expected_shapes(replace(config, n_layers=1), header.tied)  # all layers are alike
     tensors: list[Tensor] = []
-    offset = HEADER.size
-    for name, per_layer, shape in _groups(config, tied):
-        size = 4 * math.prod(shape)
-        for layer in range(config.n_layers if per_layer else 1):
-            if name:
-                full_name = f"blk.{layer}.{name}.weight" if per_layer else f"{name}.weight"
-                tensors.append(Tensor(full_name, "F32", shape, offset, size))
-            offset += size
+    offset = header.size
+    for name in ORDER_0 if header.version == 0 else ORDER:
+        if name == "rope":  # cosines and sines of the rotary embedding: they are computed here
+            offset += 4 * config.seq_len * config.head_size
+        if (shape := shapes.get(f"{name}.weight")) is not None:
+            names = [f"{name}.weight"]
+        elif (shape := shapes.get(f"blk.0.{name}.weight")) is not None:
+            names = [f"blk.{layer}.{name}.weight" for layer in range(config.n_layers)]
+        else:
+            continue
+        count, group = math.prod(shape), header.group if len(shape) == 2 else 0
+        if group and count % group:
+            raise ModelFileError("group_size", f"{group} does not divide the {count} weights of {names[0]} evenly")
+        for full_name in names:
+            if group:
+                tensors.append(Tensor(full_name, "I8", shape, offset, count, group, scales=offset + count))
+                offset += count + 4 * (count // group)
+            else:
+                tensors.append(Tensor(full_name, "F32", shape, offset, 4 * count))
+                offset += 4 * count
     if offset != file_size:
         raise ModelFileError(
             "size",
             f"the header asks for a file of {offset} bytes, but this one has {file_size}; either the download is "
-            "incomplete or this is not a llama2.c version 0 model",
+            f"incomplete or this is not a llama2.c version {header.version} model",
         )
     return tensors
 

@@ -88,14 +88,51 @@ assert set(LARGEST) | {"rope_base", "norm_eps"} == {field.name for field in fiel
 
 
 @dataclass(frozen=True)
+class TensorType:
+    """How a row of numbers is stored: in blocks, each of so many numbers and so many bytes."""
+
+    number: int  # GGUF's, which wasm/formats.h has too
+    block: int
+    block_size: int
+
+
+TENSOR_TYPES = {
+    "F32": TensorType(0, 1, 4),
+    "F16": TensorType(1, 1, 2),
+    "BF16": TensorType(30, 1, 2),
+    "Q8_0": TensorType(8, 32, 34),
+    "Q4_0": TensorType(2, 32, 18),
+    "Q4_1": TensorType(3, 32, 20),
+    "I8": TensorType(24, 1, 1),  # with scales in another place: see Tensor
+}
+NORM_TYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
 class Tensor:
     """Where one tensor lies in the file."""
 
     name: str
-    type: str  # "F32" or "Q8_0"
+    type: str  # one of TENSOR_TYPES
     shape: tuple[int, ...]  # (rows, cols), or (n,) for a norm's weights
     offset: int  # bytes from the start of the file
     size: int  # bytes
+    # For I8 alone: so many numbers share a scale, counted through the whole tensor, so that a group may begin in one
+    # row and end in the next; and where the float32 scales lie, in bytes from the start of the file.
+    group: int = 0
+    scales: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0] if len(self.shape) == 2 else 1
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def scales_size(self) -> int:
+        return 4 * (math.prod(self.shape) // self.group) if self.group else 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +150,7 @@ class ModelFile:
 
 
 class ByteSource(Protocol):
-    """Something that bytes can be read from: a file, a bytes object, a region of the engine's memory."""
+    """Something that bytes can be read from: a file, a bytes object, a download in the page."""
 
     @property
     def size(self) -> int:
@@ -219,6 +256,6 @@ def check_tensors(config: Config, tensors: Mapping[str, Tensor]) -> None:
             raise ModelFileError(name, "this tensor is missing from the file")
         if tensor.shape != shape:
             raise ModelFileError(name, f"has shape {tensor.shape}, but the model's numbers ask for {shape}")
-        if tensor.type != "F32" and (tensor.type != "Q8_0" or len(shape) == 1):
-            wanted = "F32" if len(shape) == 1 else "F32 or Q8_0"
-            raise ModelFileError(name, f"is of type {tensor.type}, but must be {wanted}")
+        types = NORM_TYPES if len(shape) == 1 else tuple(TENSOR_TYPES)
+        if tensor.type not in types:
+            raise ModelFileError(name, f"is of type {tensor.type}, but must be one of {', '.join(types)}")

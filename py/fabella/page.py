@@ -10,7 +10,7 @@ from typing import Any
 from fabella.engine import Engine
 from fabella.generate import Step, generate
 from fabella.gguf import read_gguf
-from fabella.hosts import BrowserHost, Region
+from fabella.hosts import BrowserFile, BrowserHost
 from fabella.modelfile import parameter_count
 from fabella.sampler import Settings
 
@@ -22,8 +22,8 @@ class Page:
     ----------
     exports
         The exports of the worker's ``run.wasm`` instance.
-    pointer, size
-        Where in its memory the model file (GGUF) lies. The file's memory is released once it is packed.
+    chunks
+        The model file (GGUF), a ``Chunks`` of ``web/download.js``, which is empty afterwards.
 
     Raises
     ------
@@ -31,13 +31,11 @@ class Page:
         If the file is no model that this engine runs, or memory runs out.
     """
 
-    def __init__(self, exports: Any, pointer: int, size: int) -> None:
-        host = BrowserHost(exports)
-        file = Region(host, pointer, size)
+    def __init__(self, exports: Any, chunks: Any) -> None:
+        file = BrowserFile(chunks)
         self._model = read_gguf(file)
-        self._engine = Engine(host, self._model, file)
-        self._size = size
-        host.release(pointer)
+        self._engine = Engine(BrowserHost(exports), self._model, file)
+        self._size = file.size
         self._steps: Iterator[Step] | None = None
         self._sampled = 0
         self._seconds = 0.0
@@ -57,6 +55,21 @@ class Page:
                 "license": model.metadata.get("general.license"),
             }
         )
+
+    def forward_time(self, milliseconds: float) -> float:
+        """Computes tokens for about this long, at least three, and returns the median of a token's time in seconds.
+
+        The story that is going on is lost.
+        """
+        self.stop()
+        times: list[float] = []
+        started = now = time.perf_counter()
+        while len(times) < 3 or now < started + milliseconds / 1000:
+            self._engine.rewind(0)
+            self._engine.forward(0)
+            previous, now = now, time.perf_counter()
+            times.append(now - previous)
+        return sorted(times)[len(times) // 2]
 
     def tell(self, request: str) -> None:
         """Starts a story, in the place of one that may still be going on.

@@ -1,0 +1,127 @@
+"""Weights as the bytes of a model file, and back: F32, F16, BF16, and GGUF's Q8_0, Q4_0, Q4_1 and I8.
+
+The quantised types store 32 weights of a row, a group, in one block, with scales and minima in F16:
+
+    Q8_0   scale, 32 int8                                weight = scale x int8
+    Q4_0   scale, 16 bytes                               weight = scale x (nibble - 8)
+    Q4_1   scale, minimum, 16 bytes                      weight = scale x nibble + minimum
+
+In the 16 bytes the low nibbles are the group's weights 0 to 15, the high nibbles 16 to 31. Scales are chosen as
+llama.cpp chooses them, but weights are divided by the scale as it is stored, rounded to F16 (llama.cpp: as it was
+before), so that the two roundings do not add up.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabella.modelfile import ByteSource, Tensor
+
+GROUP = 32
+BLOCKS = {
+    "Q8_0": np.dtype([("scale", "<f2"), ("numbers", "i1", GROUP)]),
+    "Q4_0": np.dtype([("scale", "<f2"), ("nibbles", "u1", GROUP // 2)]),
+    "Q4_1": np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("nibbles", "u1", GROUP // 2)]),
+}
+STORED = ("F32", "F16", "BF16", *BLOCKS)  # the types that weights can be stored in here
+
+
+def quantize(weights: NDArray[np.float32], type: str) -> bytes:
+    """Store an array [..., columns] as one of `STORED`.
+
+    Raises ``ValueError`` if a weight is not finite or too large for the type, or if the type is a quantised one and the
+    columns are no multiple of 32.
+    """
+    weights = np.asarray(weights, dtype=np.float32)
+    if not np.isfinite(weights).all():
+        raise ValueError(f"{type}: a weight is not a finite number")
+    if type in BLOCKS:
+        if weights.shape[-1] % GROUP:
+            columns = weights.shape[-1]
+            raise ValueError(f"{type} needs rows of a multiple of {GROUP} weights, not {columns}; export as F16 or F32")
+        return _blocks(weights.reshape(-1, GROUP), type).tobytes()
+    if type == "F16":
+        return _half(weights, type).tobytes()
+    if type == "BF16":
+        return _brain_half(weights).tobytes()
+    return weights.astype("<f4").tobytes()
+
+
+def _blocks(groups: NDArray[np.float32], type: str) -> NDArray[np.void]:
+    """Quantise weights [groups, 32]."""
+    blocks = np.empty(len(groups), dtype=BLOCKS[type])
+    if type == "Q8_0":
+        blocks["scale"] = _half(np.abs(groups).max(axis=1) / np.float32(127), type)
+        blocks["numbers"] = _steps(groups, blocks["scale"], -127, 127)
+    elif type == "Q4_0":  # the weight farthest from zero, whatever its sign, becomes -8 steps
+        extremes = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
+        blocks["scale"] = _half(extremes / np.float32(-8), type)
+        blocks["nibbles"] = _nibbles(_steps(groups, blocks["scale"], -8, 7) + 8)
+    else:
+        lowest, highest = groups.min(axis=1), groups.max(axis=1)
+        blocks["minimum"] = _half(lowest, type)
+        blocks["scale"] = _half(highest / np.float32(15) - lowest / np.float32(15), type)
+        above = groups - blocks["minimum"].astype(np.float32)[:, None]
+        blocks["nibbles"] = _nibbles(_steps(above, blocks["scale"], 0, 15))
+    return blocks
+
+
+def _half(values: NDArray[np.float32], type: str) -> NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        halves = values.astype("<f2")
+    if not np.isfinite(halves).all():
+        raise ValueError(f"{type}: a weight is too large; export as BF16 or F32")
+    return halves
+
+
+def _brain_half(weights: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The upper half of each F32's bits, rounded to the nearest, halfway cases to even."""
+    bits = weights.view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    if ((rounded & 0x7F80) == 0x7F80).any():
+        raise ValueError("BF16: a weight is too large; export as F32")
+    return rounded
+
+
+def _steps(groups: NDArray[np.float32], scales: NDArray[np.float16], low: int, high: int) -> NDArray[np.int8]:
+    """How many scales each weight is, rounded; 0 where the scale is 0: there is nothing to tell apart."""
+    divisors = np.where(scales == 0, np.inf, scales).astype(np.float32)[:, None]
+    return np.clip(np.rint(groups / divisors), low, high).astype(np.int8)
+
+
+def _nibbles(numbers: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Pack numbers [groups, 32] from 0 to 15 in 16 bytes."""
+    low, high = np.split(numbers.view(np.uint8), 2, axis=1)
+    packed: NDArray[np.uint8] = low + 16 * high
+    return packed
+
+
+def dequantize(data: bytes, type: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The F32 weights that `quantize` stored, in ``shape``."""
+    if type in BLOCKS:
+        blocks = np.frombuffer(data, dtype=BLOCKS[type])
+        if type == "Q8_0":
+            numbers = blocks["numbers"].astype(np.float32)
+        else:
+            numbers = np.hstack([blocks["nibbles"] & 15, blocks["nibbles"] >> 4]).astype(np.float32)
+        if type == "Q4_0":
+            numbers -= 8
+        weights = blocks["scale"].astype(np.float32)[:, None] * numbers
+        if type == "Q4_1":
+            weights += blocks["minimum"].astype(np.float32)[:, None]
+        return weights.reshape(shape)
+    if type == "BF16":
+        upper = np.frombuffer(data, dtype="<u2").astype(np.uint32)
+        return (upper << 16).view(np.float32).reshape(shape)
+    return np.frombuffer(data, dtype="<f2" if type == "F16" else "<f4").astype(np.float32).reshape(shape)
+
+
+def read_weights(source: ByteSource, tensor: Tensor) -> NDArray[np.float32]:
+    """A tensor of a model file as F32, whatever its type; I8 with its own scales."""
+    data = source.read(tensor.offset, tensor.size)
+    if tensor.type != "I8":
+        return dequantize(data, tensor.type, tensor.shape)
+    scales = np.frombuffer(source.read(tensor.scales, tensor.scales_size), dtype="<f4")
+    numbers = np.frombuffer(data, dtype=np.int8).astype(np.float32).reshape(-1, tensor.group)
+    return (scales[:, None] * numbers).reshape(tensor.shape)
