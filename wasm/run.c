@@ -18,7 +18,7 @@
 #include "parallel.h"
 
 enum { BATCH = 32 };         /* tokens that go through a layer together in prefill */
-enum { TILE = 16 };          /* positions that lie side by side in the key cache */
+enum { TILE = 32 };          /* positions that lie side by side in the key cache */
 enum { MAX_SIZE = 1 << 24 }; /* no dimension is larger, so products of two fit 64 bits with ease */
 
 /* ---- Config, Weights, State ------------------------------------------------------------------------------------- */
@@ -47,7 +47,7 @@ typedef struct {
     Matrix w2;        /* down (dim, hidden_dim) */
     Matrix w3;        /* up   (hidden_dim, dim) */
 
-    /* The layer's KV cache, for `capacity` positions. Keys lie in tiles of 16 positions, so that a query meets four
+    /* The layer's KV cache, for `capacity` positions. Keys lie in tiles of 32 positions, so that a query meets four
      * positions in one vector; values lie position by position. */
     float *keys;   /* (capacity / TILE, n_kv_heads, head_size, TILE) */
     float *values; /* (capacity, n_kv_heads, pad4(head_size)) */
@@ -350,9 +350,8 @@ static float attention_scores(const Model *m, const Layer *layer, int kv_head, c
         for (int i = 0; i < size; i++)
             for (int j = 0; j < TILE / 4; j++) sum[j] += f32x4_load(keys + i * TILE + 4 * j) * q[i];
         for (int j = 0; j < TILE / 4; j++) {
-            f32x4 score = sum[j] * scale;
-            for (int lane = 0; lane < 4; lane++) /* the tile's later positions do not exist yet */
-                if (tile + 4 * j + lane > position) score[lane] = -3e38f;
+            i32x4 late = i32x4_splat(tile + 4 * j) + (i32x4){0, 1, 2, 3} > position; /* not there yet */
+            f32x4 score = f32x4_select(late, f32x4_splat(-3e38f), sum[j] * scale);
             max4 = f32x4_max(score, max4);
             f32x4_store(scores + tile + 4 * j, score);
         }
@@ -368,21 +367,27 @@ static float attention_scores(const Model *m, const Layer *layer, int kv_head, c
     return f32x4_sum(total);
 }
 
-/* out[head_size] = sum over positions of softmax weight * value. */
+/* out[4 * NV] = the sum over n positions of weight * value, times scale. NV is a constant after inlining. */
+INLINE void weighted_sum(float *out, const float *values, int stride, const float *weights, int n, float scale,
+                         const int NV) {
+    f32x4 sum[8] = {0};
+    for (int t = 0; t < n; t++, values += stride)
+        for (int v = 0; v < NV; v++) sum[v] += f32x4_load(values + 4 * v) * weights[t];
+    for (int v = 0; v < NV; v++) f32x4_store(out + 4 * v, sum[v] * scale);
+}
+
+/* out[head_size] = what the head's query finds: the values, weighted by softmax(q . k). */
 static void attention_head(const Model *m, const Layer *layer, int kv_head, const float *q, int position, float *out,
                            int thread) {
-    const int size = m->head_size, stride = m->config.n_kv_heads * pad4(size);
-    float *scores = m->scores + (size_t)thread * m->capacity, *head = m->head + thread * pad4(size);
-    float inverse = 1.0f / attention_scores(m, layer, kv_head, q, position, scores);
-    for (int i = 0; i < pad4(size); i += 16) {
-        const int vectors = pad4(size) - i >= 16 ? 4 : (pad4(size) - i) / 4;
-        const float *values = layer->values + kv_head * pad4(size) + i;
-        f32x4 sum[4] = {0};
-        for (int t = 0; t <= position; t++, values += stride)
-            for (int j = 0; j < vectors; j++) sum[j] += f32x4_load(values + 4 * j) * scores[t];
-        for (int j = 0; j < vectors; j++) f32x4_store(head + i + 4 * j, sum[j] * inverse);
-    }
-    memcpy(out, head, (size_t)size * 4);
+    const int size = pad4(m->head_size), stride = m->config.n_kv_heads * size, n = position + 1;
+    float *scores = m->scores + (size_t)thread * m->capacity, *head = m->head + thread * size;
+    const float *values = layer->values + kv_head * size,
+                scale = 1.0f / attention_scores(m, layer, kv_head, q, position, scores);
+    int i = 0;
+    for (; i + 32 <= size; i += 32) weighted_sum(head + i, values + i, stride, scores, n, scale, 8);
+    for (; i + 16 <= size; i += 16) weighted_sum(head + i, values + i, stride, scores, n, scale, 4);
+    for (; i < size; i += 4) weighted_sum(head + i, values + i, stride, scores, n, scale, 1);
+    memcpy(out, head, (size_t)m->head_size * 4);
 }
 
 typedef struct {

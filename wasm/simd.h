@@ -42,12 +42,14 @@ INLINE i32x4 i32x4_splat(int32_t a) { return (i32x4){a, a, a, a}; }
 /* Always in this order: sums over lanes are part of what "same bits" means. */
 INLINE float f32x4_sum(f32x4 v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 
+/* a where `which` is all ones, b where it is 0. */
+INLINE f32x4 f32x4_select(i32x4 which, f32x4 a, f32x4 b) { return (f32x4)(((i32x4)a & which) | ((i32x4)b & ~which)); }
+
 INLINE f32x4 f32x4_max(f32x4 a, f32x4 b) {
 #ifdef __wasm_simd128__
     return (f32x4)wasm_f32x4_pmax((v128_t)b, (v128_t)a);
 #else
-    i32x4 greater = a > b;
-    return (f32x4)(((i32x4)a & greater) | ((i32x4)b & ~greater));
+    return f32x4_select(a > b, a, b);
 #endif
 }
 
@@ -64,8 +66,7 @@ INLINE i32x4 i32x4_round_f32x4(f32x4 a) { return (i32x4)(a + ROUND_MAGIC) - (i32
 INLINE f32x4 f32x4_exp(f32x4 a) {
     i32x4 kept = a >= -87.0f;
     f32x4 clamped = (f32x4)((i32x4)a & kept);
-    i32x4 small = clamped < 88.0f;
-    clamped = (f32x4)(((i32x4)clamped & small) | ((i32x4)f32x4_splat(88.0f) & ~small));
+    clamped = f32x4_select(clamped < 88.0f, clamped, f32x4_splat(88.0f));
     i32x4 n = i32x4_round_f32x4(clamped * 1.44269504f); /* log2(e) */
     f32x4 nf = f32x4_from_i32x4(n);
     f32x4 r = clamped - nf * 0.693359375f; /* ln(2) in two parts; the first has 10 bits, so nf * it is exact */
@@ -117,7 +118,7 @@ INLINE i32x4 dot_i8_u7(i8x16 a, i8x16 b, i32x4 sum) {
 
 /* w * x = (w with the sign of x) * |x| */
 INLINE i32x4 dot_q8(i32x4 sum, Weights w, Inputs x) {
-    i8x16 negative = x >> 7;
+    i8x16 negative = x < 0;
     return dot_i8_u7((w ^ negative) - negative, (x ^ negative) - negative, sum);
 }
 
