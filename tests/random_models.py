@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,9 @@ def write_random_model(path: Path, config: Config, *, tied: bool = True, type: s
     """
     random = np.random.default_rng(seed)
     tensors: list[tuple[str, str, tuple[int, ...], bytes]] = []
-    for number, (name, shape) in enumerate(expected_shapes(config, tied).items()):
+    numbers = {1: count(), 2: count()}  # of norms, of matrices
+    for name, shape in expected_shapes(config, tied).items():
+        number = next(numbers[len(shape)])
         if len(shape) == 1:
             values = random.uniform(0.5, 1.5, shape).astype(np.float32)
             stored = NORM_TYPES[number % len(NORM_TYPES)] if type == "mixed" else "F32"

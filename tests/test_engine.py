@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import tracemalloc
 from array import array
 from dataclasses import replace
 from itertools import pairwise
@@ -17,15 +18,16 @@ from fabella.engine import Engine, Logits
 from fabella.errors import EngineError, ModelFileError
 from fabella.gguf import read_gguf
 from fabella.hosts import WasmtimeHost
-from fabella.modelfile import LARGEST, BytesSource, Config
+from fabella.modelfile import LARGEST, NORM_TYPES, BytesSource, Config, FileSource
 from train.export import load_gguf
+from train.quantize import BLOCKS, STORED
 
-from .random_models import load, write_random_model
+from .random_models import load, write_as_f32, write_random_model
 
 BASE = Config(dim=64, hidden_dim=160, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=80)
 
-# Heads, key/value heads, and sizes that are and are not multiples of 4, 16, 32 and 64; F32 only, unless all rows are
-# multiples of 32 long.
+# Heads, key/value heads, and sizes that are and are not multiples of 4, 16, 32 and 64. The quantised types need rows of
+# a multiple of 32.
 GRID = [
     BASE,
     Config(dim=2, hidden_dim=1, n_layers=1, n_heads=1, n_kv_heads=1, vocab_size=3, seq_len=5),
@@ -54,16 +56,18 @@ def bits(logits: Logits) -> bytes:
     return logits.to_array().tobytes()
 
 
-def fits_q8_0(config: Config) -> bool:
-    return config.dim % 32 == 0 and config.hidden_dim % 32 == 0
+def types_for(config: Config) -> list[str]:
+    """The types in which a model of this shape is tested: Q8_0 in every shape, all of them in two."""
+    if config.dim % 32 or config.hidden_dim % 32:
+        return ["F32"]
+    return [*STORED, "mixed"] if config in (BASE, GRID[8]) else ["F32", "Q8_0"]
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize(
     ("config", "type"),
-    [pytest.param(config, "F32", id=f"{name_of(config)}-F32") for config in GRID]
-    + [pytest.param(config, "Q8_0", id=f"{name_of(config)}-Q8_0") for config in GRID if fits_q8_0(config)]
-    + [pytest.param(config, "mixed", id=f"{name_of(config)}-mixed") for config in (BASE, replace(BASE, hidden_dim=99))],
+    [pytest.param(config, type, id=f"{name_of(config)}-{type}") for config in GRID for type in types_for(config)]
+    + [pytest.param(replace(BASE, hidden_dim=99), "mixed", id="odd-mixed")],
 )
 def test_agrees_with_torch_and_prefill_with_decode(config: Config, type: str, tied: bool, tmp_path: Path) -> None:
     path = write_random_model(tmp_path / "model.gguf", config, tied=tied, type=type)
@@ -78,9 +82,9 @@ def test_agrees_with_torch_and_prefill_with_decode(config: Config, type: str, ti
         logits = engine.forward(token)
         one_by_one.append(bits(logits))
         error = np.abs(np.asarray(logits.to_array()) - expected[position])
-        # Q8_0 rounds its activations to 8 bits too, which torch does not: an error of a hundredth of the logits'
-        # spread on average. F32 differs only in the order of additions.
-        if type == "F32":
+        # Quantised weights meet activations rounded to 8 bits, which torch does not do: an error of a hundredth of the
+        # logits' spread on average. The others differ only in the order of additions.
+        if type not in BLOCKS and type != "mixed":
             assert error.max() < 5e-5
         else:
             assert error.mean() < 0.06
@@ -90,6 +94,16 @@ def test_agrees_with_torch_and_prefill_with_decode(config: Config, type: str, ti
         engine.rewind(0)
         for start, end in pairwise([*range(0, len(tokens), cut), len(tokens)]):
             assert bits(engine.prefill(tokens[start:end])) == one_by_one[end - 1]
+
+
+@pytest.mark.parametrize("type", ["F16", "BF16"])
+@pytest.mark.parametrize("config", [BASE, GRID[3]], ids=name_of)
+def test_halves_are_computed_as_the_f32_that_they_stand_for(type: str, config: Config, tmp_path: Path) -> None:
+    path = write_random_model(tmp_path / "half.gguf", config, type=type)
+    halves, _ = load(path)
+    floats, _ = load(write_as_f32(path, tmp_path / "f32.gguf"))
+    tokens = some_tokens(config)
+    assert bits(halves.prefill(tokens)) == bits(floats.prefill(tokens))
 
 
 def test_rewinding_forgets_what_came_after(tmp_path: Path) -> None:
@@ -123,19 +137,119 @@ def test_a_token_outside_the_vocabulary_is_an_error(token: int, tmp_path: Path) 
     engine.forward(1)
 
 
-@pytest.mark.parametrize("type", ["F32", "Q8_0"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_weight_that_is_no_number_names_its_tensor(type: str, value: float, tmp_path: Path) -> None:
-    path = write_random_model(tmp_path / "model.gguf", BASE, type=type)
-    data = bytearray(path.read_bytes())
-    tensor = read_gguf(BytesSource(bytes(data))).tensors["blk.1.ffn_down.weight"]
-    # The second block's scale in Q8_0, the second number in F32.
-    layout, at = ("<f", tensor.offset + 4) if type == "F32" else ("<e", tensor.offset + 34)
-    struct.pack_into(layout, data, at, value)
-    path.write_bytes(data)
-    with pytest.raises(ModelFileError, match="not a finite number") as raised:
+def refused_with(path: Path, name: str, at: int, data: bytes) -> ModelFileError:
+    """The error when these bytes are put into a tensor of a file, counted from the tensor's start."""
+    file = bytearray(path.read_bytes())
+    offset = read_gguf(BytesSource(bytes(file))).tensors[name].offset + at
+    file[offset : offset + len(data)] = data
+    path.write_bytes(file)
+    with pytest.raises(ModelFileError) as raised:
         load(path)
-    assert raised.value.field == "blk.1.ffn_down.weight"
+    assert raised.value.field == name
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("type", "at", "layout"),
+    [
+        ("F32", 4, "<f"),
+        ("F16", 2, "<e"),
+        ("BF16", 2, "BF16"),
+        ("Q8_0", 34, "<e"),
+        ("Q4_0", 18, "<e"),
+        ("Q4_1", 20, "<e"),
+        ("Q4_1", 22, "<e"),  # the second block's minimum
+    ],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_weight_that_is_no_number_names_its_tensor(
+    type: str, at: int, layout: str, value: float, tmp_path: Path
+) -> None:
+    data = struct.pack("<f", value)[2:] if layout == "BF16" else struct.pack(layout, value)
+    for name in ("token_embd.weight", "blk.1.ffn_down.weight"):
+        path = write_random_model(tmp_path / "model.gguf", BASE, type=type)
+        assert "not a finite number" in str(refused_with(path, name, at, data))
+
+
+def test_a_norm_that_is_no_number_names_itself(tmp_path: Path) -> None:
+    model = write_random_model(tmp_path / "model.gguf", BASE, type="mixed")
+    with FileSource(model) as source:
+        norms = {t.type: t for t in read_gguf(source).tensors.values() if len(t.shape) == 1}
+    assert norms.keys() == set(NORM_TYPES)
+    for type, tensor in norms.items():
+        path = tmp_path / f"{type}.gguf"
+        path.write_bytes(model.read_bytes())
+        infinity = {"F32": b"\0\0\x80\x7f", "F16": b"\0\x7c", "BF16": b"\x80\x7f"}[type]
+        assert "not a finite number" in str(refused_with(path, tensor.name, tensor.size - len(infinity), infinity))
+
+
+def test_a_weight_that_no_quantiser_writes_names_its_tensor(tmp_path: Path) -> None:
+    path = write_random_model(tmp_path / "model.gguf", BASE, type="Q8_0")
+    assert "-128" in str(refused_with(path, "blk.0.attn_k.weight", 34 + 2 + 7, b"\x80"))
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_once", [1, 1000, 5000])
+def test_it_does_not_matter_how_many_rows_are_loaded_at_once(
+    at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row at least, and never a part of one."""
+    path = write_random_model(tmp_path / "model.gguf", BASE, type="mixed", tied=False)
+    whole, _ = load(path)
+    monkeypatch.setattr("fabella.engine.LOADED_AT_ONCE", at_once)
+    in_pieces, _ = load(path)
+    tokens = some_tokens(BASE)
+    assert bits(whole.prefill(tokens)) == bits(in_pieces.prefill(tokens))
+
+
+class Watched(FileSource):
+    """Remembers what was read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.reads: list[tuple[int, int]] = []
+
+    def read(self, offset: int, size: int) -> bytes:
+        self.reads.append((offset, size))
+        return super().read(offset, size)
+
+
+@pytest.mark.parametrize(("type", "packed"), [("F32", 1.0), ("Q8_0", 36 / 34), ("Q4_1", 24 / 20)])
+def test_loading_takes_no_more_memory_than_the_packed_model_and_a_megabyte(
+    type: str, packed: float, tmp_path: Path
+) -> None:
+    """Neither in C, whose memory grows by what is needed and never shrinks, nor in Python."""
+    config = Config(dim=256, hidden_dim=1024, n_layers=24, n_heads=4, n_kv_heads=4, vocab_size=16000, seq_len=8)
+    with Watched(write_random_model(tmp_path / "model.gguf", config, type=type)) as source:
+        model = read_gguf(source)
+        source.reads.clear()
+        host = WasmtimeHost()
+        tracemalloc.start()
+        try:
+            engine = Engine(host, model, source)
+            python = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    weights = sum(tensor.size for tensor in model.tensors.values())
+    assert source.reads == sorted(source.reads), "from front to back"
+    assert sum(size for _, size in source.reads) == weights, "each byte once"
+    assert max(size for _, size in source.reads) <= 1 << 20
+    assert python < 3 << 20
+    state = 1 << 20  # activations, logits, the C library
+    assert host._memory.data_len(host._store) < packed * weights + (1 << 20) + state
+    engine.close()
+
+
+def test_a_file_that_becomes_shorter_while_it_is_loaded_is_an_error(tmp_path: Path) -> None:
+    path = write_random_model(tmp_path / "model.gguf", BASE)
+    with FileSource(path) as source:
+        model = read_gguf(source)
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size - 1000)
+        with pytest.raises(EngineError, match="has changed meanwhile"):
+            Engine(WasmtimeHost(), model, source)
 
 
 def test_a_story_that_overflows_does_not_spoil_the_next(tmp_path: Path) -> None:
