@@ -4,6 +4,7 @@
     python build.py                 bundle the page into dist/
     python build.py serve           bundle, then serve it on this machine
     python build.py test            bundle, then run every check and test, a real browser's included
+    python build.py bench           bundle, then measure it beside its peers; --help says more
     python build.py setup           only install: .venv/ then has all that training and the command line need
     python build.py --model FILE    bundle the page around another model
 
@@ -76,6 +77,8 @@ WASM_LD_LINK = (
 # Threads have one memory, which JavaScript makes and hands to each, and a stack each (web/threads.js).
 EMCC_LINK_THREADS = ("-sIMPORTED_MEMORY", "-Wl,--shared-memory,--export=__stack_pointer")
 WASM_LD_LINK_THREADS = ("--import-memory", "--shared-memory", "--export=__stack_pointer")
+
+C_SOURCES = ("wasm/*.[ch]", "tests/*.c", "tests/bench/*.c")
 
 # Modules of Python's standard library that a page has no use for: half of its bytes. "/*" takes the whole package.
 UNUSED_STDLIB = """
@@ -181,7 +184,7 @@ def ensure_python(lock: str) -> None:
             raise BuildError("Python's venv module is missing: sudo apt-get install python3-venv")
         say("Making a virtual environment in .venv ...")
         run(sys.executable, "-m", "venv", VENV)
-    stamp = VENV / f"{lock}.installed"
+    stamp = VENV / f"{Path(lock).name}.installed"
     wanted = digest(*(ROOT / name for name in ("requirements.txt", lock)))
     if not stamp.exists() or stamp.read_text() != wanted:
         say(f"Installing Python packages with pip ({lock}) ...")
@@ -280,10 +283,15 @@ def find_webkit() -> tuple[str, str, str] | None:
     return (driver, str(browser), xvfb) if driver and browser and xvfb else None
 
 
-def ensure_browsers() -> None:
-    """Make sure that there is a browser to test the page in; install others to compare with where that is possible."""
+def ensure_chromium() -> None:
+    """Make sure that there is a browser to test the page in."""
     if not find_browser() and not apt_install("a browser for the tests", "chromium"):
         raise BuildError(f"no Chromium or Chrome to test the page in: {PYTHON} -m playwright install chromium")
+
+
+def ensure_browsers() -> None:
+    """Make sure that there is a browser to test the page in; install others to compare with where that is possible."""
+    ensure_chromium()
     for name, find, packages in (("Firefox", find_firefox, FIREFOX_PACKAGES), ("WebKit", find_webkit, WEBKIT_PACKAGES)):
         try:
             if not find() and not apt_install(f"{name} for the tests", *packages):
@@ -630,7 +638,8 @@ def check() -> None:
     run(PYTHON, "-m", "ruff", "format", "--check")
     run(PYTHON, "-m", "mypy")
     run("node", NODE_MODULES / "typescript/bin/tsc", "--project", "web/jsconfig.json")
-    run(PYTHON.parent / "clang-format", "--dry-run", "--Werror", *ROOT.glob("wasm/*.[ch]"), *ROOT.glob("tests/*.c"))
+    sources = [file for pattern in C_SOURCES for file in ROOT.glob(pattern)]
+    run(PYTHON.parent / "clang-format", "--dry-run", "--Werror", *sources)
 
 
 def test(pytest_arguments: list[str]) -> int:
@@ -640,6 +649,21 @@ def test(pytest_arguments: list[str]) -> int:
     if not pytest_arguments:
         check()
     return subprocess.run([PYTHON, "-m", "pytest", *pytest_arguments], cwd=ROOT, check=False).returncode
+
+
+def bench(bench_arguments: list[str], dist: Path) -> int:
+    """Install what the benchmark needs and run it on the built page; return its exit status."""
+    ensure_python("requirements-dev.txt")
+    ensure_chromium()
+    try:
+        ensure_python("tests/bench/requirements-bench.txt")
+    except BuildError as error:
+        say(f"Going on without what cannot be installed: {error}")
+    command = [str(PYTHON), "-m", "tests.bench", "--dist", str(dist.resolve()), *bench_arguments]
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        while True:
+            with suppress(KeyboardInterrupt):  # the benchmark hears Ctrl-C as well, and comes to its own end
+                return process.wait()
 
 
 # ---- The command line ------------------------------------------------------------------------------------------------
@@ -676,6 +700,9 @@ def parser() -> argparse.ArgumentParser:
     testing = commands.add_parser("test", help=text, description=text.capitalize() + ".", allow_abbrev=False)
     testing.usage = "build.py test [-h] [pytest arguments ...]"
     testing.set_defaults(command="test")
+    text = "bundle the page, then measure it beside its peers in one browser; takes an hour, with --quick two minutes"
+    measuring = commands.add_parser("bench", help=text, add_help=False, allow_abbrev=False)
+    measuring.set_defaults(command="bench")
     return main
 
 
@@ -684,7 +711,7 @@ def main() -> int:
     if sys.version_info < (3, 11):  # noqa: UP036
         sys.exit("build.py: Python 3.11 or later is needed")
     arguments, others = parser().parse_known_args()
-    if others and arguments.command != "test":
+    if others and arguments.command not in ("test", "bench"):
         parser().error(f"unrecognized arguments: {' '.join(others)}")
     try:
         if arguments.command == "setup":
@@ -697,6 +724,8 @@ def main() -> int:
             serve(arguments.out, arguments.port, arguments.host)
         if arguments.command == "test":
             return test(others)
+        if arguments.command == "bench":
+            return bench(others, arguments.out)
     except BuildError as error:
         print(f"build.py: {error}", file=sys.stderr)
         return 1

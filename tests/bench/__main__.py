@@ -1,0 +1,167 @@
+"""Runs the benchmark: ``python build.py bench``, which installs and builds what this needs and then starts it.
+
+In every round each model is run by each engine in turn, so that what else the machine does falls on all alike. Each
+measurement is kept at once in ``results/DATE-BUILD.json``, where BUILD is a hash of the page that was measured; after
+Ctrl-C, or with more rounds, a rerun goes on from there. Tables (.md) and a chart (.png) are written beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+import build
+
+from . import native
+from .browser import Bench, Failure, opened
+from .engines import ENGINES, HERE, build_all, engines_for, install_peers, versions
+from .models import MODELS, QUICK, config_of, make_model, packed_bytes
+from .report import chart, tables
+
+STORIES = 3  # told at least; the first only warms up
+SECONDS = 2.0  # and for at least so long
+ROOFLINE_SECONDS = 0.5
+CONTEXT = 512  # tokens that peers make room for
+
+
+def machine() -> str:
+    """The processor and how many of its cores there are."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        if found := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()):
+            name = found[1]
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def results_file(dist: Path, quick: bool, threads: int) -> Path:
+    """Where the results belong: to this page's newest file, or to a new one of today."""
+    page = build.digest(*sorted(path for path in dist.rglob("*") if path.is_file() and path.suffix != ".gguf"))[:6]
+    name = f"{page}{f'-{threads}-threads' if threads > 1 else ''}{'-quick' if quick else ''}.json"
+    earlier = sorted((HERE / "results").glob(f"*-{name}"))
+    return earlier[-1] if earlier else HERE / f"results/{datetime.date.today()}-{name}"
+
+
+def save(path: Path, results: dict[str, Any]) -> None:
+    """Write the results in the place of what was there; never half."""
+    path.parent.mkdir(exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    new.replace(path)
+
+
+def measure(bench: Bench, folder: Path, model: str, engine: str, threads: int = 1) -> dict[str, Any]:
+    """One measurement, or the error that it ended with."""
+    asked = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
+    spec = {
+        "engine": engine,
+        **asked,
+        **{"tokens": MODELS[model].tokens, "context": CONTEXT, "threads": threads},
+        **{"stories": STORIES, "seconds": SECONDS},
+    }
+    try:
+        if engine == "roofline":
+            size = packed_bytes(config_of(MODELS[model]), MODELS[model].type)
+            answer = bench.measure(model, {"engine": engine, "bytes": size, "seconds": ROOFLINE_SECONDS})
+            return {name: answer[name] for name in ("bytes", "gb_per_s")}
+        if engine == "llamacpp":
+            answer = native.llamacpp(folder, spec)
+        elif engine == "native":
+            answer = native.native(folder, spec)
+        else:
+            answer = bench.measure(model, spec)
+    except Failure as error:
+        return {"error": str(error)}
+    if MODELS[model].config and "text" in answer:  # one character is one token
+        pieces = token_numbers(folder)
+        answer["tokens"] = [pieces[character] for character in answer["text"]]
+    answer.pop("text", None)
+    return answer
+
+
+def token_numbers(folder: Path) -> dict[str, int]:
+    """The id of each of a model's tokens."""
+    from fabella.gguf import read_gguf
+    from fabella.modelfile import FileSource
+
+    with FileSource(folder / "model.gguf") as source:
+        return {piece: number for number, piece in enumerate(read_gguf(source).tokenizer.pieces)}
+
+
+def run(models: list[str], rounds: int, dist: Path, quick: bool, threads: int) -> Path:
+    """Measure all that is still missing; return the results file."""
+    left_out = install_peers()
+    build_all(left_out)
+    folders = {model: make_model(model) for model in tqdm(models, desc="models", unit="model")}
+    path = results_file(dist, quick, threads)
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
+    kept = [entry for entry in results["runs"] if "error" not in entry]
+    done = {(entry["round"], entry["model"], entry["engine"]) for entry in kept}
+    wanted = [
+        (number, model, engine)
+        for number in range(rounds)
+        for model in models
+        for engine in [*engines_for(model, left_out, threads), "roofline"]
+    ]
+    missing = [one for one in wanted if one not in done]
+    with opened(dist, folders, threads > 1) as bench:
+        results = {
+            "date": results.get("date", str(datetime.date.today())),
+            "machine": machine(),
+            "browser": f"Chromium {bench.version}",
+            "threads": threads,
+            "rounds": max([rounds, *(entry["round"] + 1 for entry in kept)]),
+            "versions": versions(),
+            "left_out": left_out,
+            "runs": kept,
+        }
+        progress = tqdm(missing, unit="run", initial=len(wanted) - len(missing), total=len(wanted))
+        for number, model, engine in progress:
+            title = ENGINES[engine].title if engine in ENGINES else engine
+            progress.set_description(f"round {number + 1}, {model}, {title}")
+            entry = {"round": number, "model": model, "engine": engine}
+            entry |= measure(bench, folders[model], model, engine, threads)
+            if "error" in entry:
+                progress.write(f"{title} with {model} failed: {entry['error']}")
+            results["runs"].append(entry)
+            save(path, results)
+    save(path, results)
+    return path
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="build.py bench", description="Measure Fabella beside its peers.")
+    parser.add_argument("--quick", action="store_true", help=f"only {' and '.join(QUICK)}, two rounds")
+    parser.add_argument("--models", nargs="+", choices=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--rounds", type=int, help="how often each engine runs each model (default 5)")
+    parser.add_argument("--threads", type=int, default=1, help="for all that can use several (default 1)")
+    parser.add_argument("--dist", type=Path, default=build.ROOT / "dist", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    models = arguments.models or list(QUICK if arguments.quick else MODELS)
+    rounds = arguments.rounds or (2 if arguments.quick else 5)
+    try:
+        path = run(models, rounds, arguments.dist.resolve(), arguments.quick, arguments.threads)
+    except KeyboardInterrupt:
+        print("\nStopped. What was measured is kept; the same command goes on.", file=sys.stderr)
+        return 130
+    results = json.loads(path.read_text(encoding="utf-8"))
+    path.with_suffix(".md").write_text(tables(results), encoding="utf-8")
+    chart(results, path.with_suffix(".png"))
+    print(tables(results))
+    written = (path.with_suffix(end).relative_to(build.ROOT) for end in (".json", ".md", ".png"))
+    print(f"Written: {', '.join(map(str, written))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

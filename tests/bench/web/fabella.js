@@ -1,0 +1,64 @@
+/**
+ * Fabella as it is published: the built page's own worker, asked by the page's own messages, so that all the driver's
+ * work and the messages are in the figures. The worker tells when a story is done, not when its prompt is: the prompt
+ * is measured by a story that ends with it, decoding from the first batch of tokens to the end.
+ */
+
+import { repeat } from "./repeat.js";
+import { startWorker } from "./worker.js";
+
+export async function fabella(spec) {
+  const base = new URL("/dist/", location.href).href;
+  const index = new DOMParser().parseFromString(await (await fetch(base)).text(), "text/html");
+  const written = index.querySelector("#assets")?.textContent;
+  if (!written) throw new Error("dist/ holds no built page");
+  const assets = JSON.parse(written);
+  const model = new URL(`${spec.url}model.gguf`, location.href).href;
+
+  const started = performance.now();
+  const { headers } = await fetch(model, { method: "HEAD" });
+  assets.model = { url: model, bytes: Number(headers.get("Content-Length")), name: "model.gguf" };
+  const worker = await startWorker(new URL(assets.worker, base).href);
+  let steps = [];
+  let first = 0; // when the first batch of steps was there, and how many of them were not the prompt's
+  let early = 0;
+  const until = (type) =>
+    new Promise((resolve, reject) => {
+      worker.onerror = (event) => reject(new Error(event.message));
+      worker.onmessage = ({ data: message }) => {
+        if (message.type === "error") reject(new Error(message.message));
+        if (message.type === "steps") {
+          steps.push(...message.steps);
+          if (!first) early = told().length;
+          first ||= performance.now();
+        }
+        if (message.type === type) resolve(message);
+      };
+    });
+  const told = () => steps.filter((step) => !step.from_prompt);
+  worker.postMessage({ type: "load", assets, base });
+  await until("ready");
+  const load_ms = performance.now() - started;
+
+  let id = 0;
+  const tell = async (length) => {
+    steps = [];
+    first = 0;
+    const settings = { temperature: 0, top_p: 0.9, top_k: 0, seed: "1", length };
+    const asked = performance.now();
+    worker.postMessage({ type: "tell", id: ++id, prompt: spec.text, settings });
+    await until("done");
+    return performance.now() - asked;
+  };
+  const stories = await repeat(spec, async () => {
+    const prefill_ms = await tell(spec.ids.length);
+    if (steps.length - told().length + 1 !== spec.ids.length) // BOS is no step
+      throw new Error(`the prompt is not ${spec.ids.length} tokens long here`);
+    const asked = performance.now();
+    const decode_ms = asked + (await tell(spec.ids.length + spec.tokens)) - first;
+    const decoded = told().length - (early || 1); // the first token comes of the prompt
+    if (decoded < spec.tokens / 4) throw new Error(`only ${decoded} tokens came after the first batch: tell more`);
+    return { prefill_ms, decode_ms, decoded };
+  });
+  return { load_ms, stories, tokens: told().map((step) => step.token) };
+}
