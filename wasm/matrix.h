@@ -125,6 +125,7 @@ static int pack_row(Matrix *w, int row, int type, const char *source, const floa
     const int first = panel_start(w, row);
     const Panel panel = matrix_panel(w, first);
     const uint64_t before = (uint64_t)row * w->cols; /* weights of the rows before */
+    if (row == first) memset(panel.data, 0, (size_t)panel.rows * matrix_row_bytes(w->layout, w->cols));
     if (w->layout == F32) {
         for (int c = 0; c < w->cols; c++) {
             float f = type == TYPE_I8 ? scales[(before + c) / file_group] * (float)(int8_t)source[c]
@@ -202,14 +203,14 @@ static void quantize(const Activations *x, int cols, int n) {
 }
 
 /* ---- kernels: NV vectors of four rows x NT tokens. Both are constants after inlining, so the sums live in registers.
- * NV * NT is at most 8. `first` is the first of the kernel's rows within the panel. */
+ * NV * NT is at most 8. */
 
-INLINE void f32_kernel(Panel panel, int first, const float *x, int x_stride, float *y, int y_stride, int cols,
-                       const int NV, const int NT) {
-    const float *w = (const float *)panel.data + first;
+INLINE void f32_kernel(const float *w, int w_stride, const float *x, int x_stride, float *y, int y_stride, int cols,
+                       bool more, const int NV, const int NT) {
     f32x4 sum[8];
-    for (int i = 0; i < NV * NT; i++) sum[i] = f32x4_splat(0);
-    for (int c = 0; c < cols; c++, w += panel.rows) {
+    for (int v = 0; v < NV; v++)
+        for (int t = 0; t < NT; t++) sum[v * NT + t] = more ? f32x4_load(y + t * y_stride + 4 * v) : f32x4_splat(0);
+    for (int c = 0; c < cols; c++, w += w_stride) {
         for (int v = 0; v < NV; v++) {
             f32x4 weight = f32x4_load(w + 4 * v);
             for (int t = 0; t < NT; t++) sum[v * NT + t] += weight * x[t * x_stride + c];
@@ -217,6 +218,27 @@ INLINE void f32_kernel(Panel panel, int first, const float *x, int x_stride, flo
     }
     for (int v = 0; v < NV; v++)
         for (int t = 0; t < NT; t++) f32x4_store(y + t * y_stride + 4 * v, sum[v * NT + t]);
+}
+
+/* y[t, row] = the sum over columns of w[col, row] * x[t, col], for n tokens and a multiple of 4 rows; with `more`, the
+ * sum goes on from what y holds. The strides count floats. Attention, too, is made of these products. */
+static void f32_product(const float *w, int w_stride, int rows, const float *x, int x_stride, float *y, int y_stride,
+                        int cols, int n, bool more) {
+    for (int r = 0, step; r < rows; r += step, w += step, y += step) {
+        step = rows - r >= 32 ? 32 : rows - r >= 16 ? 16 : 4;
+        int t = 0;
+        for (; step >= 16 && t + 2 <= n; t += 2)
+            for (int half = 0; half < step; half += 16)
+                f32_kernel(w + half, w_stride, x + t * x_stride, x_stride, y + t * y_stride + half, y_stride, cols,
+                           more, 4, 2);
+        for (; t < n; t++) {
+            const float *in = x + t * x_stride;
+            float *out = y + t * y_stride;
+            if (step == 32) f32_kernel(w, w_stride, in, x_stride, out, y_stride, cols, more, 8, 1);
+            if (step == 16) f32_kernel(w, w_stride, in, x_stride, out, y_stride, cols, more, 4, 1);
+            if (step == 4) f32_kernel(w, w_stride, in, x_stride, out, y_stride, cols, more, 1, 1);
+        }
+    }
 }
 
 /* dot[v, t] += the integer products of 32 columns. */
@@ -248,7 +270,7 @@ INLINE void q4_dots(const int8_t *w, int panel_rows, const Quantized *x, int col
     }
 }
 
-/* The three quantised layouts; `token` is the first of the kernel's tokens. */
+/* The three quantised layouts. `first` is the first of the kernel's rows within the panel, `token` of its tokens. */
 INLINE void q_kernel(const Layout layout, Panel panel, int first, const Activations *x, int token, float *y,
                      int y_stride, int cols, const int NV, const int NT) {
     const int groups = cols / GROUP;
@@ -283,14 +305,7 @@ INLINE void q_kernel(const Layout layout, Panel panel, int first, const Activati
 /* One panel times n tokens, which is read once for all of them while it is in the cache. y is the panel's first row of
  * the first token. Several tokens go at a time as long as there are that many; the narrow panels take one by one. */
 static void f32_panel(Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
-    const int wide = panel.rows == WIDE_F32, stride = x->stride;
-    int t = 0;
-    for (; wide && t + 2 <= n; t += 2)
-        for (int r = 0; r < WIDE_F32; r += 16)
-            f32_kernel(panel, r, x->f32 + t * stride, stride, y + t * y_stride + r, y_stride, cols, 4, 2);
-    for (; wide && t < n; t++)
-        f32_kernel(panel, 0, x->f32 + t * stride, stride, y + t * y_stride, y_stride, cols, WIDE_F32 / 4, 1);
-    for (; t < n; t++) f32_kernel(panel, 0, x->f32 + t * stride, stride, y + t * y_stride, y_stride, cols, 1, 1);
+    f32_product((const float *)panel.data, panel.rows, panel.rows, x->f32, x->stride, y, y_stride, cols, n, false);
 }
 
 INLINE void q_panel(const Layout layout, Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {

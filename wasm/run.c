@@ -19,6 +19,7 @@
 
 enum { BATCH = 32 };         /* tokens that go through a layer together in prefill */
 enum { TILE = 32 };          /* positions that lie side by side in the key cache */
+enum { QUERIES = 8 };        /* of attention that read the cache together, or more if more heads share it */
 enum { MAX_SIZE = 1 << 24 }; /* no dimension is larger, so products of two fit 64 bits with ease */
 
 /* ---- Config, Weights, State ------------------------------------------------------------------------------------- */
@@ -61,9 +62,18 @@ typedef struct {
     int rows, cols, done;
 } Loading;
 
+/* A token that may come next. */
+typedef struct {
+    int32_t id;
+    float logit;
+} Candidate;
+
 typedef struct {
     Config config;
     int head_size, kv_dim;
+    int group;           /* query heads that share a key/value head */
+    int tokens_at_once;  /* in attention */
+    int queries_at_once; /* tokens_at_once * group */
 
     /* Weights */
     Matrix token_embd; /* (vocab_size, dim) */
@@ -90,11 +100,10 @@ typedef struct {
     int filled;        /* positions computed so far */
     float *rope;       /* (capacity, head_size / 2, 2): cosine and sine */
     double *frequency; /* (head_size / 2): RoPE's angle per position */
-    float *scores;     /* (MAX_THREADS, capacity) of one head */
-    float *head;       /* (MAX_THREADS, pad4(head_size)) one head's result */
+    float *scores;     /* (MAX_THREADS, queries_at_once, capacity) */
+    float *heads;      /* (MAX_THREADS, queries_at_once, pad4(head_size)): what attention found */
 
-    /* Result of shortlist: ids, then their logits */
-    int32_t *candidates; /* (2 * vocab_size) */
+    Candidate *candidates; /* (vocab_size), the result of shortlist */
 } Model;
 
 /* Zeroed, so that padding is zero; NULL also when the size does not fit this machine. */
@@ -123,13 +132,14 @@ static int reserve(Model *m, int positions) {
     if (wanted > c->seq_len) wanted = c->seq_len;
     if (wanted < positions) wanted = positions;
     uint64_t old = (uint64_t)m->capacity, new = ((uint64_t)wanted + TILE - 1) / TILE * TILE;
+    uint64_t score_rows = (uint64_t)MAX_THREADS * m->queries_at_once;
     uint64_t key_size = (uint64_t)m->kv_dim, value_size = (uint64_t)c->n_kv_heads * pad4(m->head_size);
     for (int l = 0; l < c->n_layers; l++) {
         Layer *layer = &m->layers[l];
         if (!grow(&layer->keys, old * key_size, new * key_size)) return E_MEMORY;
         if (!grow(&layer->values, old * value_size, new * value_size)) return E_MEMORY;
     }
-    if (!grow(&m->scores, old * MAX_THREADS, new * MAX_THREADS)) return E_MEMORY;
+    if (!grow(&m->scores, old * score_rows, new * score_rows)) return E_MEMORY;
     if (!grow(&m->rope, old * m->head_size, new * m->head_size)) return E_MEMORY;
     for (uint64_t position = old; position < new; position++) {
         for (int i = 0; i < m->head_size / 2; i++) {
@@ -159,7 +169,7 @@ EXPORT(model_free) void model_free(Model *m) {
     // clang-format off
     void *owned[] = {
         m->token_embd.panels, m->output_norm, m->x, m->xb, m->xb2, m->q, m->k, m->v, m->h1, m->h3, m->logits,
-        m->quantized, m->scales, m->sums, m->rope, m->frequency, m->scores, m->head, m->candidates, m->layers, m,
+        m->quantized, m->scales, m->sums, m->rope, m->frequency, m->scores, m->heads, m->candidates, m->layers, m,
     };
     // clang-format on
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
@@ -185,6 +195,9 @@ EXPORT(model_new) int model_new(const Config *config, Model **out) {
     m->config = *config;
     m->head_size = c->dim / c->n_heads;
     m->kv_dim = c->n_kv_heads * m->head_size;
+    m->group = c->n_heads / c->n_kv_heads;
+    m->tokens_at_once = m->group < QUERIES ? QUERIES / m->group : 1;
+    m->queries_at_once = m->tokens_at_once * m->group;
     m->missing = 9 * (int64_t)c->n_layers + 2 + !c->tied;
     int widest = c->dim > c->hidden_dim ? c->dim : c->hidden_dim;
     bool enough = (m->layers = allocate_zeroed((uint64_t)c->n_layers, sizeof(Layer))) &&
@@ -196,9 +209,9 @@ EXPORT(model_new) int model_new(const Config *config, Model **out) {
                   (m->quantized = allocate_zeroed(BATCH * (uint64_t)widest, sizeof(Quantized))) &&
                   (m->scales = allocate_floats(BATCH, widest / GROUP)) &&
                   (m->sums = allocate_zeroed(BATCH * (uint64_t)(widest / GROUP), sizeof(int32_t))) &&
-                  (m->candidates = allocate_zeroed(2 * (uint64_t)c->vocab_size, sizeof(int32_t))) &&
+                  (m->candidates = allocate_zeroed((uint64_t)c->vocab_size, sizeof(Candidate))) &&
                   (m->frequency = allocate_zeroed((uint64_t)m->head_size / 2, sizeof(double))) &&
-                  (m->head = allocate_floats(MAX_THREADS, m->head_size));
+                  (m->heads = allocate_floats((uint64_t)MAX_THREADS * m->queries_at_once, m->head_size));
     if (!enough) {
         model_free(m);
         return E_MEMORY;
@@ -229,7 +242,9 @@ static int begin_norm(Loading *loading, float **norm, int dim) {
 static int begin_matrix(Loading *loading, Matrix *w, int rows, int cols) {
     if (w->panels || loading->rows != rows || loading->cols != cols) return E_TENSOR;
     const Layout layout = layout_for(loading->type, cols, loading->group);
-    char *panels = allocate_zeroed(pad4(rows) * matrix_row_bytes(layout, cols), 1);
+    const uint64_t size = (uint64_t)pad4(rows) * matrix_row_bytes(layout, cols);
+    /* Untouched until the rows come, so that the machine's memory fills only as the host gives up the file's. */
+    char *panels = size <= SIZE_MAX / 2 ? malloc((size_t)size) : NULL;
     if (!panels) return E_MEMORY;
     *w = (Matrix){layout, rows, cols, panels};
     loading->matrix = w;
@@ -338,72 +353,67 @@ static void cache_key_value(Layer *layer, const Model *m, const float *k, const 
     for (int h = 0; h < heads; h++) memcpy(values + h * pad4(size), v + h * size, (size_t)size * 4);
 }
 
-/* scores[0 .. position] = softmax(q . k / sqrt(head_size)), not yet divided by its sum, which is returned. */
-static float attention_scores(const Model *m, const Layer *layer, int kv_head, const float *q, int position,
-                              float *scores) {
-    const int size = m->head_size;
-    const f32x4 scale = f32x4_splat(1.0f / __builtin_sqrtf((float)size));
-    const float *keys = layer->keys + (size_t)kv_head * size * TILE;
+/* weights[0 .. n - 1] = softmax(scale * weights); zeros from n to end, a multiple of 4. */
+static void softmax(float *weights, int n, int end, float scale) {
     f32x4 max4 = f32x4_splat(-3e38f);
-    for (int tile = 0; tile <= position; tile += TILE, keys += (size_t)m->kv_dim * TILE) {
-        f32x4 sum[TILE / 4] = {0};
-        for (int i = 0; i < size; i++)
-            for (int j = 0; j < TILE / 4; j++) sum[j] += f32x4_load(keys + i * TILE + 4 * j) * q[i];
-        for (int j = 0; j < TILE / 4; j++) {
-            i32x4 late = i32x4_splat(tile + 4 * j) + (i32x4){0, 1, 2, 3} > position; /* not there yet */
-            f32x4 score = f32x4_select(late, f32x4_splat(-3e38f), sum[j] * scale);
-            max4 = f32x4_max(score, max4);
-            f32x4_store(scores + tile + 4 * j, score);
-        }
+    for (int i = 0; i < end; i += 4) {
+        i32x4 later = i32x4_splat(i) + (i32x4){0, 1, 2, 3} >= n;
+        f32x4 score = f32x4_select(later, f32x4_splat(-3e38f), f32x4_load(weights + i) * scale);
+        max4 = f32x4_max(score, max4);
+        f32x4_store(weights + i, score);
     }
     float max = max4[0];
     for (int lane = 1; lane < 4; lane++) max = max4[lane] > max ? max4[lane] : max;
     f32x4 total = f32x4_splat(0);
-    for (int t = 0; t <= position; t += 4) {
-        f32x4 weight = f32x4_exp(f32x4_load(scores + t) - max);
+    for (int i = 0; i < end; i += 4) {
+        f32x4 weight = f32x4_exp(f32x4_load(weights + i) - max);
         total += weight;
-        f32x4_store(scores + t, weight);
+        f32x4_store(weights + i, weight);
     }
-    return f32x4_sum(total);
-}
-
-/* out[4 * NV] = the sum over n positions of weight * value, times scale. NV is a constant after inlining. */
-INLINE void weighted_sum(float *out, const float *values, int stride, const float *weights, int n, float scale,
-                         const int NV) {
-    f32x4 sum[8] = {0};
-    for (int t = 0; t < n; t++, values += stride)
-        for (int v = 0; v < NV; v++) sum[v] += f32x4_load(values + 4 * v) * weights[t];
-    for (int v = 0; v < NV; v++) f32x4_store(out + 4 * v, sum[v] * scale);
-}
-
-/* out[head_size] = what the head's query finds: the values, weighted by softmax(q . k). */
-static void attention_head(const Model *m, const Layer *layer, int kv_head, const float *q, int position, float *out,
-                           int thread) {
-    const int size = pad4(m->head_size), stride = m->config.n_kv_heads * size, n = position + 1;
-    float *scores = m->scores + (size_t)thread * m->capacity, *head = m->head + thread * size;
-    const float *values = layer->values + kv_head * size,
-                scale = 1.0f / attention_scores(m, layer, kv_head, q, position, scores);
-    int i = 0;
-    for (; i + 32 <= size; i += 32) weighted_sum(head + i, values + i, stride, scores, n, scale, 8);
-    for (; i + 16 <= size; i += 16) weighted_sum(head + i, values + i, stride, scores, n, scale, 4);
-    for (; i < size; i += 4) weighted_sum(head + i, values + i, stride, scores, n, scale, 1);
-    memcpy(out, head, (size_t)m->head_size * 4);
+    const float inverse = 1.0f / f32x4_sum(total);
+    for (int i = 0; i < end; i += 4) f32x4_store(weights + i, f32x4_load(weights + i) * inverse);
 }
 
 typedef struct {
     const Model *m;
     const Layer *layer;
-    int position; /* of the batch's first token */
+    int position, n; /* the batch: its first position, how many tokens */
 } AttentionJob;
 
-/* One head of one token: the query at m->q, the result in m->xb. */
+/* A few tokens' queries of the heads that share one key/value head: m->q in, m->xb out. Both products go through the
+ * cache tile by tile, so that a tile is read once for all the queries. */
 static void attention_part(void *context, int part, int thread) {
     const AttentionJob *job = context;
     const Model *m = job->m;
-    const int n_heads = m->config.n_heads, token = part / n_heads, head = part % n_heads;
-    const size_t at = (size_t)token * pad4(m->config.dim) + (size_t)head * m->head_size;
-    const int kv_head = head / (n_heads / m->config.n_kv_heads);
-    attention_head(m, job->layer, kv_head, m->q + at, job->position + token, m->xb + at, thread);
+    const int size = m->head_size, padded = pad4(size), dim = pad4(m->config.dim), n_kv_heads = m->config.n_kv_heads;
+    const int kv_head = part % n_kv_heads, first = part / n_kv_heads * m->tokens_at_once;
+    const int n = job->n - first < m->tokens_at_once ? job->n - first : m->tokens_at_once;
+    const int position = job->position + first, end = position + n;
+    const size_t at = (size_t)first * dim + (size_t)kv_head * m->group * size;
+    const int stride = m->capacity, value_stride = n_kv_heads * padded;
+    float *scores = m->scores + (size_t)thread * m->queries_at_once * stride; /* (group, n, stride) */
+    float *heads = m->heads + (size_t)thread * m->queries_at_once * padded;   /* (group, n, padded) */
+
+    for (int tile = 0; tile < end; tile += TILE) {
+        const float *keys = job->layer->keys + (size_t)tile * m->kv_dim + (size_t)kv_head * size * TILE;
+        for (int h = 0; h < m->group; h++)
+            f32_product(keys, TILE, TILE, m->q + at + h * size, dim, scores + h * n * stride + tile, stride, size, n,
+                        false);
+    }
+    for (int row = 0; row < m->group * n; row++)
+        softmax(scores + row * stride, position + row % n + 1, pad4(end), 1.0f / __builtin_sqrtf((float)size));
+    memset(heads, 0, (size_t)m->group * n * padded * sizeof(float));
+    for (int tile = 0; tile < end; tile += TILE) {
+        const float *values = job->layer->values + (size_t)tile * value_stride + kv_head * padded;
+        const int columns = end - tile < TILE ? end - tile : TILE;
+        for (int h = 0; h < m->group; h++)
+            f32_product(values, value_stride, padded, scores + h * n * stride + tile, stride, heads + h * n * padded,
+                        padded, columns, n, true);
+    }
+    for (int h = 0; h < m->group; h++) {
+        for (int t = 0; t < n; t++)
+            memcpy(m->xb + at + (size_t)t * dim + h * size, heads + (h * n + t) * padded, (size_t)size * sizeof(float));
+    }
 }
 
 /* h1 = silu(h1) * h3 */
@@ -445,7 +455,8 @@ static void forward_batch(Model *m, const int32_t *tokens, int n, int position) 
             rope(m->k + (size_t)t * kv_dim, angles, c->n_kv_heads, m->head_size);
             cache_key_value(layer, m, m->k + (size_t)t * kv_dim, m->v + (size_t)t * kv_dim, position + t);
         }
-        parallel(attention_part, &(AttentionJob){m, layer, position}, n * c->n_heads);
+        const int blocks = (n + m->tokens_at_once - 1) / m->tokens_at_once;
+        parallel(attention_part, &(AttentionJob){m, layer, position, n}, blocks * c->n_kv_heads);
         in = activations(m, m->xb, c->dim, n);
         matmul(&(Product){&layer->wo, m->xb2}, 1, &in, n);
         add(m->x, m->xb2, n * dim);
@@ -489,64 +500,81 @@ EXPORT(model_logits) float *model_logits(Model *m) { return m->logits; }
 
 /* ---- what Python asks of the logits. One that is not a finite number is left out everywhere. --------------------- */
 
-/* True if candidate a ranks after b: a smaller logit, or the same and a larger id. */
-static bool ranks_after(const float *logits, int32_t a, int32_t b) {
-    return logits[a] < logits[b] || (logits[a] == logits[b] && a > b);
-}
+/* True if a ranks after b: a smaller logit, or the same and a larger id. */
+static bool ranks_after(Candidate a, Candidate b) { return a.logit < b.logit || (a.logit == b.logit && a.id > b.id); }
 
 /* Restores the heap below node i: its root is the candidate that ranks last. */
-static void sift_down(int32_t *heap, int n, int i, const float *logits) {
+static void sift_down(Candidate *heap, int n, int i) {
     for (int child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && ranks_after(logits, heap[child + 1], heap[child])) child++;
-        if (!ranks_after(logits, heap[child], heap[i])) return;
-        int32_t swap = heap[i];
+        if (child + 1 < n && ranks_after(heap[child + 1], heap[child])) child++;
+        if (!ranks_after(heap[child], heap[i])) return;
+        Candidate swap = heap[i];
         heap[i] = heap[child];
         heap[child] = swap;
     }
 }
 
-/* The k best candidates, best first; of equals the smaller id first. Returns how many there are (fewer than k only if
- * there are no more): that many ids lie at model_candidates, and vocab_size words further their logits. */
+static void make_heap(Candidate *heap, int n) {
+    for (int i = n / 2 - 1; i >= 0; i--) sift_down(heap, n, i);
+}
+
+/* The k best candidates, best first; of equals the smaller id first. Returns how many there are at model_candidates:
+ * fewer than k only if there are no more. */
 EXPORT(shortlist) int shortlist(Model *m, int k) {
     const int vocab_size = m->config.vocab_size;
     const float *logits = m->logits;
-    int32_t *heap = m->candidates;
+    Candidate *heap = m->candidates;
     int n = 0;
+    if (k <= 0) return 0;
     if (k > vocab_size) k = vocab_size;
-    for (int id = 0; id < vocab_size && k > 0; id++) {
-        if (!is_finite(logits[id])) continue;
+    for (int id = 0; id < vocab_size; id++) {
+        /* Once there are k, most tokens are no better than the worst of them: four at a time are passed over. */
+        if (n == k && id % 4 == 0 && !i32x4_any(f32x4_load(logits + id) > heap[0].logit)) {
+            id += 3;
+            continue;
+        }
+        Candidate next = {id, logits[id]};
+        if (!is_finite(next.logit)) continue;
         if (n < k) {
-            heap[n++] = id;
-            if (n == k)
-                for (int i = n / 2 - 1; i >= 0; i--) sift_down(heap, n, i, logits);
-        } else if (ranks_after(logits, heap[0], id)) {
-            heap[0] = id;
-            sift_down(heap, n, 0, logits);
+            heap[n++] = next;
+            if (n == k) make_heap(heap, n);
+        } else if (ranks_after(heap[0], next)) {
+            heap[0] = next;
+            sift_down(heap, n, 0);
         }
     }
-    if (n == 0) return k > 0 ? E_LOGITS : 0;
-    if (n < k)
-        for (int i = n / 2 - 1; i >= 0; i--) sift_down(heap, n, i, logits);
+    if (n == 0) return E_LOGITS;
+    if (n < k) make_heap(heap, n);
     for (int last = n - 1; last > 0; last--) { /* the one that ranks last goes to the end, as in heapsort */
-        int32_t swap = heap[0];
+        Candidate swap = heap[0];
         heap[0] = heap[last];
         heap[last] = swap;
-        sift_down(heap, last, 0, logits);
+        sift_down(heap, last, 0);
     }
-    float *values = (float *)(heap + vocab_size);
-    for (int i = 0; i < n; i++) values[i] = logits[heap[i]];
     return n;
 }
 
-EXPORT(model_candidates) int32_t *model_candidates(Model *m) { return m->candidates; }
+/* forward for one token and shortlist in one call, because a host's calls cost more than either argument. Returns how
+ * many candidates there are, or an error of forward's; 0 if no logit is a finite number. */
+EXPORT(forward_token) int forward_token(Model *m, int32_t token, int position, int k) {
+    int error = forward(m, &token, 1, position);
+    if (error) return error;
+    int count = shortlist(m, k);
+    return count == E_LOGITS ? 0 : count;
+}
 
-static bool largest_logit(const Model *m, float *largest) {
-    bool found = false;
-    for (int id = 0; id < m->config.vocab_size; id++) {
-        float logit = m->logits[id];
-        if (is_finite(logit) && (!found || logit > *largest)) *largest = logit, found = true;
+EXPORT(model_candidates) Candidate *model_candidates(Model *m) { return m->candidates; }
+
+/* The largest finite logit; -inf without any. */
+static float largest_logit(const Model *m) {
+    f32x4 largest = f32x4_splat(-__builtin_inff());
+    for (int id = 0; id < m->config.vocab_size; id += 4) {
+        f32x4 logit = f32x4_load(m->logits + id);
+        i32x4 better = (logit > largest) & (logit - logit == 0);
+        largest = (f32x4)(((i32x4)logit & better) | ((i32x4)largest & ~better));
     }
-    return found;
+    for (int lane = 1; lane < 4; lane++) largest[0] = largest[lane] > largest[0] ? largest[lane] : largest[0];
+    return largest[0];
 }
 
 /* e^((logits[id .. id + 3] - largest) / temperature); 0 where there is no finite logit. */
@@ -559,7 +587,8 @@ static f32x4 four_weights(const Model *m, int id, float largest, float inverse_t
 /* The sum of e^((logit - largest) / temperature) over the vocabulary; 0 without any finite logit. */
 static double sum_of_weights(const Model *m, double temperature, float *largest) {
     double sum = 0;
-    if (!(temperature > 0) || !largest_logit(m, largest)) return 0;
+    *largest = largest_logit(m);
+    if (!(temperature > 0) || !is_finite(*largest)) return 0;
     for (int id = 0; id < m->config.vocab_size; id += 4) {
         f32x4 weight = four_weights(m, id, *largest, (float)(1 / temperature));
         for (int lane = 0; lane < 4; lane++) sum += weight[lane];

@@ -7,6 +7,7 @@
 #ifndef FABELLA_SIMD_H
 #define FABELLA_SIMD_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 #ifdef __wasm_simd128__
@@ -50,6 +51,15 @@ INLINE f32x4 f32x4_max(f32x4 a, f32x4 b) {
     return (f32x4)wasm_f32x4_pmax((v128_t)b, (v128_t)a);
 #else
     return f32x4_select(a > b, a, b);
+#endif
+}
+
+/* True if any lane is not 0. */
+INLINE bool i32x4_any(i32x4 a) {
+#ifdef __wasm_simd128__
+    return wasm_v128_any_true((v128_t)a);
+#else
+    return (a[0] | a[1] | a[2] | a[3]) != 0;
 #endif
 }
 
