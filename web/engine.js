@@ -95,7 +95,14 @@ export class Engine {
       const stack = this.exports.allocate(STACK) >>> 0;
       if (stack === 0) return;
       const helper = new Worker(url, { type: "module" });
-      helper.postMessage({ module, memory, stackTop: ((stack + STACK) & ~15) >>> 0 });
+      try {
+        helper.postMessage({ module, memory, stackTop: ((stack + STACK) & ~15) >>> 0 });
+      } catch (error) {
+        if (!(error instanceof DOMException && error.name === "DataCloneError")) throw error;
+        helper.terminate(); // WebKitGTK 2.50: isolated, but no shared memory may leave the worker that made it
+        this.exports.release(stack);
+        return;
+      }
       const ready = new Promise((resolve) => {
         helper.onmessage = () => resolve(helper);
         helper.onerror = (event) => {

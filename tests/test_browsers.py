@@ -1,0 +1,289 @@
+"""The same bits in Chromium, Firefox and WebKit as under wasmtime: the page's stories, and every logit behind them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+import build
+from fabella.generate import generate
+from fabella.hosts import WasmtimeHost
+from fabella.modelfile import Config
+from fabella.sampler import Settings
+from train.quantize import STORED
+
+from . import probe
+from .browsers import Driven, Missing, chromium, firefox, webkit
+from .conftest import Site
+from .random_models import load, write_random_model
+
+PROMPT = "Once upon a time, there was a little fox"
+LENGTH = 300
+
+# Query heads that share keys, rows that do not fill the last block of SIMD lanes; each type's groups divide the rows.
+SHAPE = Config(dim=96, hidden_dim=160, n_layers=3, n_heads=6, n_kv_heads=2, vocab_size=1003, seq_len=100)
+# A head's channels and the rows are no multiples of anything: for types without groups only.
+ODD_SHAPE = Config(dim=66, hidden_dim=31, n_layers=2, n_heads=3, n_kv_heads=1, vocab_size=301, seq_len=100)
+
+
+@pytest.fixture(scope="module", params=["Chromium", "Firefox", "WebKit"])
+def driven(request: pytest.FixtureRequest) -> Iterator[Driven]:
+    """Each of the browsers."""
+    start = {
+        "Chromium": lambda: chromium(request.getfixturevalue("browser")),
+        "Firefox": firefox,
+        "WebKit": webkit,
+    }[request.param]
+    try:
+        with start() as driven:
+            yield driven
+    except Missing as missing:
+        pytest.skip(str(missing))
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address at which build.py serves a folder, with the headers that allow threads."""
+    with build.listen(folder, 0) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@contextmanager
+def plainly_served(folder: Path) -> Iterator[str]:
+    """The address at which a host without any special header serves a folder."""
+    site = Site(folder)
+    yield site.url
+    site.close()
+
+
+def test_browsers_that_are_missing_are_named_and_skipped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_such_package(what: str, *packages: str) -> bool:
+        raise build.BuildError(f"E: Unable to locate package {packages[0]}")
+
+    monkeypatch.setattr(build, "find_browser", lambda: "/usr/bin/chromium")
+    monkeypatch.setattr(build, "find_firefox", lambda: None)
+    monkeypatch.setattr(build, "find_webkit", lambda: None)
+    monkeypatch.setattr(build, "apt_install", lambda what, *packages: False)
+    build.ensure_browsers()
+    monkeypatch.setattr(build, "apt_install", no_such_package)
+    build.ensure_browsers()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["Firefox", "WebKit"] * 2
+    assert all("its tests will be skipped" in line for line in lines)
+    assert "apt-get install --no-install-recommends webkit2gtk-driver xvfb" in lines[1]
+    assert "Unable to locate package firefox-esr" in lines[2]
+
+    with pytest.raises(Missing, match="apt-get install --no-install-recommends firefox-esr"), firefox():
+        pass
+    with pytest.raises(Missing, match="webkit2gtk-driver xvfb"), webkit():
+        pass
+
+
+# ---- The page --------------------------------------------------------------------------------------------------------
+
+# Waits until the page's status line says that a story can be told or has been.
+IDLE = """
+const idle = async () => {
+  for (let waited = 0; waited < 50_000; waited += 20) {
+    if (document.body.dataset.state === "ready") return;
+    if (document.body.dataset.state === "failed") throw document.querySelector("#problem").textContent;
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  throw `still ${document.body.dataset.state}`;
+};
+await idle();
+"""
+TELL = """
+for (const [id, value] of Object.entries(given[0])) {
+  const control = document.getElementById(id);
+  control.value = value;
+  control.dispatchEvent(new InputEvent("input", { bubbles: true }));
+}
+document.querySelector("#tell").click();
+await idle();
+return document.querySelector("#story").textContent;
+"""
+# Words fade in, and pictures are taken of what is there then.
+FADED = """
+const fading = document.querySelector("#story").getAnimations({ subtree: true });
+await Promise.all(fading.map(({ finished }) => finished.catch(() => {})));
+"""
+
+
+def test_the_page_tells_the_same_stories_as_under_wasmtime(
+    driven: Driven, built: Callable[[Path], Path], shipped_model: Path, screenshots: Path
+) -> None:
+    engine, model = load(shipped_model)
+    with served(built(shipped_model)) as url:
+        driven.resize(1200, 900)
+        driven.open(url)
+        for settings in (Settings(temperature=0.0, seed=1), Settings(temperature=0.8, top_p=0.9, seed=20)):
+            expected = "".join(step.text for step in generate(engine, model.tokenizer, PROMPT, settings, LENGTH))
+            told = driven.run(IDLE + TELL, {"prompt": PROMPT, "length": LENGTH, **asdict(settings)})
+            assert told == expected
+            assert len(told) > 600
+        driven.run(FADED)
+        for width, height in ((1200, 900), (375, 812)):
+            driven.resize(width, height)
+            (screenshots / f"{driven.name}-{width}.png").write_bytes(driven.picture())
+            assert driven.run("return innerWidth") == width
+            assert driven.run("const page = document.documentElement; return page.scrollWidth <= page.clientWidth")
+
+
+# ---- The logits ------------------------------------------------------------------------------------------------------
+
+# In the place of Pyodide's loader: the same, but Python stays at hand for the probe. What the worker would tell the
+# console alone, the test hears; and by the only clock that the worker asks, as many threads as can be are the fastest.
+LOADER = """
+import { loadPyodide as load } from "./pyodide-original.mjs";
+
+let python;
+export async function loadPyodide(options) {
+  python = await load(options);
+  const unpack = python.unpackArchive;
+  python.unpackArchive = (...archive) => {
+    unpack(...archive);
+    python.runPython(`
+      import itertools
+      from fabella.page import Page
+      ticks = itertools.count()
+      Page.forward_time = lambda self, milliseconds: 1 / 2 ** next(ticks)`);
+  };
+  return python;
+}
+
+console.error = (error) => postMessage({ type: "error", message: `${error}\n${error.stack}` });
+
+addEventListener("message", async ({ data: { type, program, model } }) => {
+  if (type !== "probe") return;
+  try {
+    const file = new Uint8Array(await (await fetch(new URL(model, import.meta.url))).arrayBuffer());
+    postMessage({ type: "hashes", hashes: JSON.parse(python.runPython(program)(file)) });
+  } catch (error) {
+    postMessage({ type: "error", message: `${error}` });
+  }
+});
+"""
+# What Python is given there: the probe, and the engine that the worker has started.
+PROGRAM = f"""
+{Path(probe.__file__).read_text(encoding="utf-8").replace("from __future__ import annotations", "")}
+import gc, json
+from fabella.hosts import BrowserHost
+host = next(thing for thing in gc.get_objects() if isinstance(thing, BrowserHost))
+lambda file: json.dumps(logit_hashes(host, file.to_bytes()))
+"""
+VALID = "return WebAssembly.validate(await (await fetch(given[0])).arrayBuffer());"
+# WebKitGTK 2.50 says that a page is isolated, and yet hands shared memory to no worker.
+SHARES = """
+const worker = new Worker(new URL(given[0], document.baseURI));
+try {
+  worker.postMessage(new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true }));
+  return true;
+} catch (error) {
+  if (error.name === "DataCloneError") return false;
+  throw error;
+} finally {
+  worker.terminate();
+}
+"""
+# Starts the page's own worker and asks it for the hashes of each model.
+PROBE = """
+const [assets, program, models] = given;
+const worker = new Worker(new URL(assets.worker, document.baseURI), { type: "module" });
+const ask = (message, type) => new Promise((resolve, reject) => {
+  worker.onerror = ({ message }) => reject(message || "the worker could not be started");
+  worker.onmessage = ({ data }) => {
+    if (data.type === "error") reject(data.message);
+    if (data.type === type) resolve(data);
+  };
+  worker.postMessage(message);
+});
+try {
+  const { threads } = await ask({ type: "load", assets, base: document.baseURI }, "ready");
+  const hashes = {};
+  for (const model of models) {
+    ({ hashes: hashes[model] } = await ask({ type: "probe", id: 0, program, model: `../models/${model}` }, "hashes"));
+  }
+  return { threads, hashes };
+} finally {
+  worker.terminate();
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def laboratory(built: Callable[[Path], Path], shipped_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built page with Pyodide's loader exchanged, and in models/ the shipped model and random ones of each type."""
+    folder = tmp_path_factory.mktemp("laboratory") / "page"
+    shutil.copytree(built(shipped_model), folder)
+    loader = next(folder.glob("pyodide-*/pyodide.mjs"))
+    loader.rename(loader.with_name("pyodide-original.mjs"))
+    loader.write_text(LOADER, encoding="utf-8")
+    (folder / "blank.html").write_text("<!doctype html><link rel='icon' href='data:,'>", encoding="utf-8")
+    models = folder / "models"
+    models.mkdir()
+    shutil.copyfile(shipped_model, models / "shipped.gguf")
+    for type in (*STORED, "mixed"):
+        write_random_model(models / f"{type}.gguf", SHAPE, type=type)
+    write_random_model(models / "odd.gguf", ODD_SHAPE, tied=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(laboratory: Path) -> dict[str, list[str]]:
+    """The hashes under wasmtime, by the models' names."""
+    models = sorted((laboratory / "models").iterdir())
+    return {model.name: probe.logit_hashes(WasmtimeHost(), model.read_bytes()) for model in models}
+
+
+def published(folder: Path) -> dict[str, Any]:
+    """What a built page loads."""
+    found = re.search(f"{build.ASSETS_BLOCK}(.*?)</script>", (folder / "index.html").read_text(encoding="utf-8"))
+    assert found
+    assets: dict[str, Any] = json.loads(found[1])
+    return assets
+
+
+def test_the_models_say_something_new_with_every_token(expected: dict[str, list[str]]) -> None:
+    """Or else their hashes would prove little."""
+    for hashes in expected.values():
+        assert len(set(hashes)) == len(hashes) - 1
+        assert hashes[-1] == hashes[-2], "all at once as one by one"
+
+
+@pytest.mark.parametrize("engine", build.ENGINES)
+def test_logits_are_the_same_to_the_bit_as_under_wasmtime(
+    driven: Driven, engine: str, laboratory: Path, expected: dict[str, list[str]]
+) -> None:
+    assets = published(laboratory)
+    simd = engine.removeprefix("threads-")
+    threaded = engine != simd
+    with served(laboratory) if threaded else plainly_served(laboratory) as url:
+        driven.open(f"{url}blank.html")
+        isolated, cores = driven.run("return [crossOriginIsolated, navigator.hardwareConcurrency]")
+        assert isolated == threaded
+        if threaded and cores == 1:
+            pytest.skip(f"{driven.name} says that this machine has one core: there are no threads to try")
+        relaxed = driven.run(VALID, assets["engines"]["relaxed"]["url"])
+        if simd == "relaxed" and not relaxed:
+            pytest.skip(f"{driven.name} {driven.version} has no relaxed SIMD")
+        # What the worker would pick by itself; it gets what the test is about.
+        picked = ("threads-" if threaded else "") + ("relaxed" if relaxed else "simd")
+        assets["engines"][picked] = assets["engines"][engine]
+        answer = driven.run(PROBE, assets, PROGRAM, list(expected))
+        threads = min(cores, 8) if threaded and driven.run(SHARES, assets["helper"]) else 1
+    assert answer["threads"] == threads
+    assert answer["hashes"] == expected
