@@ -15,12 +15,15 @@
 static long allocations = -1;
 
 static int refused(void) { return allocations >= 0 && allocations-- == 0; }
+static void *unreliable_malloc(size_t size) { return refused() ? NULL : malloc(size); }
 static void *unreliable_calloc(size_t n, size_t size) { return refused() ? NULL : calloc(n, size); }
 static void *unreliable_realloc(void *data, size_t size) { return refused() ? NULL : realloc(data, size); }
 
+#define malloc unreliable_malloc
 #define calloc unreliable_calloc
 #define realloc unreliable_realloc
 #include "../wasm/run.c"
+#undef malloc
 
 static char *read_file(const char *path, size_t *size) {
     FILE *file = fopen(path, "rb");
@@ -92,7 +95,7 @@ int main(int argc, char **argv) {
         if (!code && n > 0) {
             int count = shortlist(model, 5);
             printf("shortlist %d", count);
-            for (int i = 0; i < count; i++) printf(" %d", model_candidates(model)[i]);
+            for (int i = 0; i < count; i++) printf(" %d", model_candidates(model)[i].id);
             printf("\nlog_sum_exp %.9g\ndraw %d %d %d\n", log_sum_exp(model, 0.7), draw(model, 0.7, 0),
                    draw(model, 0.7, 0.5), draw(model, 0.7, 0.99999));
         }

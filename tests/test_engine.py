@@ -359,6 +359,16 @@ def test_shortlist_is_the_head_of_a_stable_sort(engine: Engine, k: int) -> None:
     assert with_logits(engine, values).shortlist(k) == expected
 
 
+@pytest.mark.parametrize("vocab_size", [3, 300])
+def test_the_candidates_that_lie_ready_after_one_token_are_the_shortlist(vocab_size: int, tmp_path: Path) -> None:
+    engine, _ = load(write_random_model(tmp_path / "model.gguf", replace(BASE, vocab_size=vocab_size)))
+    ready = engine.forward(1)
+    asked = Logits(engine)
+    for k in (0, 1, 2, 16, 17, 300, 16, 1):
+        assert ready.shortlist(k) == asked.shortlist(k)
+        assert len(ready.shortlist(k)) == min(k, vocab_size)
+
+
 def test_logits_that_are_no_numbers_are_left_out(engine: Engine) -> None:
     values = random_logits(3)
     values[::3] = np.nan

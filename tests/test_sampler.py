@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fabella.errors import EngineError, FabellaError, SettingsError
-from fabella.sampler import SHORTLIST, Candidate, Sampler, Settings, Xorshift, draw
+from fabella.sampler import SHORTLIST, Sampler, Settings, Xorshift, draw
 
 NAN, INF = math.nan, math.inf
 
@@ -176,7 +176,7 @@ def test_top_p_asks_for_more_until_the_nucleus_fits() -> None:
 
 def test_draw() -> None:
     """A coin that equals the running sum goes to the next; one beyond the sum, by rounding, to the last."""
-    candidates = [Candidate(3, 0.5), Candidate(1, 0.25), Candidate(2, 0.125)]
+    candidates = [(3, 0.5), (1, 0.25), (2, 0.125)]
     assert [draw(candidates, coin) for coin in (0.0, 0.499, 0.5, 0.749, 0.75, 0.875, 0.999)] == [3, 3, 1, 1, 2, 2, 2]
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from fabella.errors import EngineError, ModelFileError
 from fabella.hosts import Host
 from fabella.modelfile import TENSOR_TYPES, ByteSource, ModelFile, Tensor
+from fabella.sampler import SHORTLIST
 
 # Numbers and names as in wasm/run.c.
 ERRORS = {
@@ -33,6 +34,7 @@ ERRORS = {
 }
 E_NOT_FINITE, E_RANGE = -4, -9
 TOKENS_AT_ONCE = 512  # tokens that there is room for where C reads them
+CANDIDATE = struct.Struct("<if")  # token, logit
 TENSORS = """
     token_embd output_norm output
     attn_norm attn_q attn_k attn_v attn_output
@@ -88,6 +90,7 @@ class Engine:
         self.context = model.config.seq_len
         self.position = 0
         self._forward = host.function("forward")
+        self._forward_token = host.function("forward_token")
         self._shortlist = host.function("shortlist")
         self._log_sum_exp = host.function("log_sum_exp")
         self._draw = host.function("draw")
@@ -101,6 +104,7 @@ class Engine:
             self.close()
             raise
         self._candidates = host.function("model_candidates")(self._model) & 0xFFFFFFFF
+        self._read_first = host.reader(self._candidates, CANDIDATE.size * min(SHORTLIST, self.config.vocab_size))
 
     def _new_model(self, tied: bool) -> int:
         c = self.config
@@ -170,7 +174,13 @@ class Engine:
 
     def forward(self, token: int) -> Logits:
         """Computes one token at the next position and returns the logits after it. Raises as :meth:`prefill` does."""
-        return self.prefill((token,))
+        if self.position == self.context or not 0 <= token < self.config.vocab_size:
+            return self.prefill((token,))  # it says what is wrong
+        ranked: int = self._forward_token(self._model, token, self.position, SHORTLIST)
+        if ranked < 0:
+            _check(ranked, f"computing position {self.position}")
+        self.position += 1
+        return Logits(self, ranked)
 
     def rewind(self, position: int) -> None:
         """Forgets all tokens from `position` on."""
@@ -190,17 +200,20 @@ class Logits:
     A logit that is not a finite number is left out of everything here.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, ranked: int = 0) -> None:
         self._engine = engine
+        self._ranked = ranked  # how many of the best candidates lie ready
         self.vocab_size = engine.config.vocab_size
 
     def shortlist(self, k: int) -> list[tuple[int, float]]:
         """The `k` best candidates as (token, logit), best first; of equals the smaller token first."""
         engine = self._engine
-        count = _check(engine._shortlist(engine._model, min(k, self.vocab_size)), "choosing a token")
-        ids = array("i", engine.host.read(engine._candidates, 4 * count))
-        values = array("f", engine.host.read(engine._candidates + 4 * self.vocab_size, 4 * count))
-        return list(zip(ids, values, strict=True))
+        if 0 < k <= self._ranked:
+            found = engine._read_first()[: CANDIDATE.size * k]
+        else:
+            count = _check(engine._shortlist(engine._model, min(k, self.vocab_size)), "choosing a token")
+            found = engine.host.read(engine._candidates, CANDIDATE.size * count)
+        return list(CANDIDATE.iter_unpack(found))
 
     def log_sum_exp(self, temperature: float) -> float:
         """log Σ exp(logit / temperature): a token's probability is exp(logit / temperature - log_sum_exp)."""

@@ -27,6 +27,10 @@ class Host(ABC):
     def read(self, pointer: int, size: int) -> bytes:
         """A copy of `size` bytes at `pointer`."""
 
+    def reader(self, pointer: int, size: int) -> Callable[[], bytes]:
+        """A function that copies these bytes anew at each call: for a place that is read again and again."""
+        return partial(self.read, pointer, size)
+
     @abstractmethod
     def write(self, pointer: int, data: bytes) -> None:
         """Copies `data` to `pointer`."""
@@ -140,6 +144,21 @@ class BrowserHost(Host):
     def read(self, pointer: int, size: int) -> bytes:
         data: bytes = self._bytes(pointer, size).to_bytes()
         return data
+
+    def reader(self, pointer: int, size: int) -> Callable[[], bytes]:
+        from pyodide.ffi import JsException
+
+        copy: Callable[[], bytes] = self._bytes(pointer, size).to_bytes
+
+        def read() -> bytes:
+            nonlocal copy
+            try:
+                return copy()
+            except JsException:  # the memory has grown, which detached the view
+                copy = self._bytes(pointer, size).to_bytes
+                return copy()
+
+        return read
 
     def write(self, pointer: int, data: bytes) -> None:
         self._bytes(pointer, len(data)).assign(data)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from fabella.errors import EngineError, SettingsError
 
@@ -79,11 +79,7 @@ class Logits(Protocol):
         """Return the first token, by number, at which the running sum of probabilities exceeds `coin` in [0, 1)."""
 
 
-class Candidate(NamedTuple):
-    """A token that may be picked."""
-
-    token: int
-    probability: float
+Candidate = tuple[int, float]  # a token that may be picked, and its probability
 
 
 class Sampler:
@@ -99,11 +95,11 @@ class Sampler:
         Raises EngineError if no logit is a finite number.
         """
         temperature, top_p, top_k = self.settings.temperature, self.settings.top_p, self.settings.top_k
+        if temperature == 0:
+            return likeliest(logits)
         top_k_on = 0 < top_k < logits.vocab_size
         top_p_on = 0 < top_p < 1
 
-        if temperature == 0:
-            return likeliest(logits)
         coin = self.random.coin()
         if not top_k_on and not top_p_on:
             return logits.draw(temperature, coin)
@@ -127,12 +123,19 @@ def keep_top_k(logits: Logits, temperature: float, k: int) -> list[Candidate]:
     highest = shortlist[0][1]
     weights = [math.exp((logit - highest) / temperature) for _, logit in shortlist]
     total = math.fsum(weights)
-    return [Candidate(token, weight / total) for (token, _), weight in zip(shortlist, weights, strict=True)]
+    return [(token, weight / total) for (token, _), weight in zip(shortlist, weights, strict=True)]
 
 
 def keep_top_p(candidates: list[Candidate], p: float) -> list[Candidate]:
     """Cut sorted candidates after the one at which their running sum first exceeds p, and scale the rest to 1."""
-    return _scaled(candidates[: _nucleus_size(candidates, p)])
+    kept: list[Candidate] = []
+    reached = 0.0
+    for token, probability in candidates:
+        kept.append((token, probability))
+        reached += probability
+        if reached > p:
+            break
+    return _scaled(kept)
 
 
 def nucleus(logits: Logits, temperature: float, p: float) -> list[Candidate]:
@@ -142,13 +145,19 @@ def nucleus(logits: Logits, temperature: float, p: float) -> list[Candidate]:
     part of the result, so nothing of the kind is needed here: the shortlist grows until the nucleus fits in it.
     """
     total = logits.log_sum_exp(temperature)
+    kept: list[Candidate] = []
+    reached = 0.0
     k = SHORTLIST
     while True:
         shortlist = _shortlist(logits, k)
-        candidates = [Candidate(token, math.exp(logit / temperature - total)) for token, logit in shortlist]
-        size = _nucleus_size(candidates, p)
-        if size < len(candidates) or len(candidates) < k or k >= logits.vocab_size:
-            return _scaled(candidates[:size])
+        for token, logit in shortlist[len(kept) :]:
+            probability = math.exp(logit / temperature - total)
+            kept.append((token, probability))
+            reached += probability
+            if reached > p:
+                return _scaled(kept)
+        if len(shortlist) < k or k >= logits.vocab_size:
+            return _scaled(kept)
         k *= 4
 
 
@@ -159,7 +168,7 @@ def draw(candidates: list[Candidate], coin: float) -> int:
         reached += probability
         if coin < reached:
             return token
-    return candidates[-1].token  # rounding kept the sum just below 1
+    return candidates[-1][0]  # rounding kept the sum just below 1
 
 
 def _shortlist(logits: Logits, k: int) -> list[tuple[int, float]]:
@@ -169,18 +178,9 @@ def _shortlist(logits: Logits, k: int) -> list[tuple[int, float]]:
     return shortlist
 
 
-def _nucleus_size(candidates: list[Candidate], p: float) -> int:
-    reached = 0.0
-    for index, candidate in enumerate(candidates):
-        reached += candidate.probability
-        if reached > p:
-            return index + 1
-    return len(candidates)
-
-
 def _scaled(candidates: list[Candidate]) -> list[Candidate]:
-    total = math.fsum(candidate.probability for candidate in candidates)
-    return [Candidate(token, probability / total) for token, probability in candidates]
+    total = math.fsum([probability for _, probability in candidates])
+    return [(token, probability / total) for token, probability in candidates]
 
 
 class Xorshift:

@@ -201,6 +201,7 @@ class Decoder:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._at_start = True
+        self._unfinished = False  # whether bytes may wait for the rest of their character
 
     def push(self, id: int) -> str:
         """Return the text that this token completes; it may be empty.
@@ -208,14 +209,15 @@ class Decoder:
         Raises IndexError if the vocabulary has no such token.
         """
         tokenizer = self._tokenizer
-        if not 0 <= id < len(tokenizer):
+        if not 0 <= id < len(tokenizer.pieces):
             raise IndexError(f"token {id} is outside the vocabulary of {len(tokenizer)}")
         piece, type = tokenizer.pieces[id], tokenizer.types[id]
         if type == BYTE:
             self._at_start = False
+            self._unfinished = True
             byte = _byte_value(piece)
             return self.flush() if self._hidden(byte) else self._utf8.decode(bytes([byte]))
-        text = self.flush()  # no character continues across another kind of token
+        text = self.flush() if self._unfinished else ""  # no character continues across another kind of token
         if type == CONTROL:
             return text
         at_start, self._at_start = self._at_start, False
@@ -231,6 +233,7 @@ class Decoder:
         """Return what is left at the end: U+FFFD for the bytes of an unfinished character, else nothing."""
         text = self._utf8.decode(b"", final=True)
         self._utf8.reset()
+        self._unfinished = False
         return text
 
     def _hidden(self, byte: int) -> bool:
