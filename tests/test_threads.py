@@ -1,0 +1,154 @@
+"""The page's threads: how many it chooses, where there are none, and that it does without where something fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import build
+
+from .conftest import Handler, Site, Visit
+from .test_page import PROMPT, assert_told, missing, reference
+
+ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+
+# Runs web/engine.js in Node with helpers that only note what they are told; a step takes as long as the test says.
+CHOOSE = """
+const [url, cores, failing, seconds] = JSON.parse(process.argv[1]);
+const told = [];
+globalThis.Worker = class {
+  constructor() {
+    const number = told.push([]);
+    this.postMessage = (message) => {
+      if (typeof message === "number") told[number - 1].push(message);
+      else setTimeout(() => (failing.includes(number) ? this.onerror(new Event("error")) : this.onmessage()));
+    };
+  }
+};
+Object.defineProperty(globalThis, "navigator", { value: { hardwareConcurrency: cores } });
+const { Engine } = await import(url);
+let threads = 1;
+let allocated = 0;
+const engine = new Engine("simd", {
+  set_threads: (count) => (threads = count),
+  allocate: (size) => (allocated += size),
+});
+engine.startHelpers("helper.js", null, null);
+await engine.chooseThreads(() => seconds[threads]);
+console.log(JSON.stringify([engine.threads, threads, told]));
+"""
+
+
+def choose(cores: int, seconds: list[float], failing: tuple[int, ...] = ()) -> tuple[int, list[list[int]]]:
+    """How many threads the page chooses, and what each helper was told."""
+    url = (build.WEB / "engine.js").as_uri()
+    given = json.dumps([url, cores, failing, seconds])
+    command = ["node", "--no-warnings", "--input-type=module", "--eval", CHOOSE, given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    chosen, in_use, told = json.loads(done.stdout)
+    assert chosen == in_use
+    return chosen, told
+
+
+@pytest.mark.parametrize(
+    ("cores", "seconds", "threads"),
+    [
+        (1, [0, 1], 1),
+        (2, [0, 1, 0.5], 2),
+        (2, [0, 1, 0.96], 1),  # as good as no gain
+        (2, [0, 1, 1.1], 1),
+        (4, [0, 1, 0.6, 0.5, 0.49], 3),
+        (4, [0, 1, 0.6, 0.61, 0.3], 2),
+        (16, [0, *(1 / n for n in range(1, 17))], 8),  # as many as wasm/parallel.h knows
+    ],
+)
+def test_takes_as_many_threads_as_make_it_faster(cores: int, seconds: list[float], threads: int) -> None:
+    chosen, told = choose(cores, seconds)
+    assert chosen == threads
+    assert len(told) == min(cores, 8) - 1
+    for number, messages in enumerate(told, 1):
+        wanted = number < threads
+        assert messages[-1] == (number if wanted else 0), "helps, or is let go"
+        assert set(messages[:-1]) <= {number}
+
+
+def test_a_helper_that_cannot_start_is_done_without() -> None:
+    seconds = [0, *(1 / n for n in range(1, 9))]
+    chosen, told = choose(4, seconds, failing=(2,))
+    assert chosen == 3
+    assert [messages[-1:] for messages in told] == [[1], [], [2]]
+    assert choose(4, seconds, failing=(1, 2, 3)) == (1, [[], [], []])
+
+
+# ---- In the browser --------------------------------------------------------------------------------------------------
+
+
+def engine(visit: Visit) -> str:
+    """What the page says of its engine."""
+    return visit.page.locator("#model div", has_text="Engine").locator("dd").inner_text()
+
+
+def loaded(visit: Visit, part: str) -> list[str]:
+    """The names of the files that were asked for."""
+    return [name for name in (url.rsplit("/", 1)[1] for url in visit.requests) if name.startswith(part)]
+
+
+@pytest.fixture
+def isolated(site: Site) -> Site:
+    """The page around the random model, on a host that allows threads."""
+    site.headers = ISOLATED
+    return site
+
+
+def test_threads_where_the_host_allows_them(visit: Visit, isolated: Site, random_model: Path) -> None:
+    visit.open(isolated)
+    assert visit.page.evaluate("crossOriginIsolated")
+    (run,) = loaded(visit, "run-")
+    assert run.startswith("run-threads-relaxed-")
+    cores = visit.page.evaluate("navigator.hardwareConcurrency")
+    assert len(loaded(visit, "helper-")) == min(cores, 8) - 1
+    (ready,) = visit.received("ready")
+    assert 1 <= ready["threads"] <= min(cores, 8)
+    assert engine(visit) == f"relaxed SIMD, {ready['threads']} thread{'s' if ready['threads'] > 1 else ''}"
+    visit.tell(PROMPT, temperature=0, length=150)
+    assert_told(visit, reference(random_model, PROMPT, 150, temperature=0.0))
+
+
+def test_one_thread_on_a_plain_host(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    assert not visit.page.evaluate("crossOriginIsolated")
+    (run,) = loaded(visit, "run-")
+    assert run.startswith("run-relaxed-")
+    assert not loaded(visit, "helper-")
+    assert engine(visit) == "relaxed SIMD, 1 thread"
+
+
+def test_plain_simd_where_the_browser_knows_no_other(visit: Visit, site: Site, random_model: Path) -> None:
+    def older(handler: Handler, file: Path) -> None:
+        body = b"WebAssembly.validate = () => false;\n" + file.read_bytes()
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/javascript")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    (worker,) = (site.folder / "assets").glob("worker-*.js")
+    site.faults[worker.name] = older
+    visit.open(site)
+    (run,) = loaded(visit, "run-")
+    assert run.startswith("run-simd-")
+    assert engine(visit) == "SIMD, 1 thread"
+    visit.tell(PROMPT, temperature=0, length=100)
+    assert_told(visit, reference(random_model, PROMPT, 100, temperature=0.0))
+
+
+def test_the_page_does_without_helpers_that_do_not_arrive(visit: Visit, isolated: Site, random_model: Path) -> None:
+    (helper,) = (isolated.folder / "assets").glob("helper-*.js")
+    isolated.faults[helper.name] = missing
+    visit.open(isolated)
+    assert engine(visit) == "relaxed SIMD, 1 thread"
+    visit.tell(PROMPT, temperature=0, length=100)
+    assert_told(visit, reference(random_model, PROMPT, 100, temperature=0.0))
