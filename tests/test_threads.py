@@ -11,7 +11,7 @@ import pytest
 import build
 
 from .conftest import Handler, Site, Visit
-from .test_page import PROMPT, assert_told, missing, reference
+from .test_page import PROMPT, assert_told, missing, reference, reporting_policy
 
 ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 
@@ -99,11 +99,12 @@ def loaded(visit: Visit, part: str) -> list[str]:
 @pytest.fixture
 def isolated(site: Site) -> Site:
     """The page around the random model, on a host that allows threads."""
-    site.headers = ISOLATED
+    site.headers.update(ISOLATED)
     return site
 
 
 def test_threads_where_the_host_allows_them(visit: Visit, isolated: Site, random_model: Path) -> None:
+    isolated.headers["Content-Security-Policy"] = reporting_policy(isolated)
     visit.open(isolated)
     assert visit.page.evaluate("crossOriginIsolated")
     (run,) = loaded(visit, "run-")
@@ -115,6 +116,8 @@ def test_threads_where_the_host_allows_them(visit: Visit, isolated: Site, random
     assert engine(visit) == f"relaxed SIMD, {ready['threads']} thread{'s' if ready['threads'] > 1 else ''}"
     visit.tell(PROMPT, temperature=0, length=150)
     assert_told(visit, reference(random_model, PROMPT, 150, temperature=0.0))
+    assert visit.complaints == []
+    assert isolated.reports == [], "the policy fits the helpers as well"
 
 
 def test_one_thread_on_a_plain_host(visit: Visit, site: Site) -> None:
