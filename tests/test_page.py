@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -333,6 +335,11 @@ def damaged(handler: Handler, file: Path) -> None:
     handler.answer(file.read_bytes().replace(b"token_embd", b"tokin_embd"))
 
 
+def broken_weight(handler: Handler, file: Path) -> None:
+    """The last number of the last tensor is none."""
+    handler.answer(file.read_bytes()[:-4] + struct.pack("<f", math.nan))
+
+
 def empty(handler: Handler, file: Path) -> None:
     handler.answer(b"")
 
@@ -346,14 +353,15 @@ MODEL_FAULTS = [
     (empty, "is not the file that this page was built with"),
     (another_file, "magic"),
     (damaged, "tokin_embd"),
+    (broken_weight, "output_norm.weight: holds a value that is not a finite number"),
 ]
 
 ENGINE_FAULTS = [
-    *((missing, name) for name in ("worker-*.js", "run-*.wasm", "python-stdlib-*.zip", "fabella-*.whl")),
+    *((missing, name) for name in ("worker-*.js", "run-relaxed-*.wasm", "python-stdlib-*.zip", "fabella-*.whl")),
     *((missing, name) for name in build.PYODIDE_FILES),
     *(
         (another_file, name)
-        for name in ("worker-*.js", "run-*.wasm", "pyodide.asm.wasm", "python-stdlib-*.zip", "*.whl")
+        for name in ("worker-*.js", "run-relaxed-*.wasm", "pyodide.asm.wasm", "python-stdlib-*.zip", "*.whl")
     ),
 ]
 

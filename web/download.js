@@ -30,19 +30,31 @@ export async function download(url, what, init) {
   return response;
 }
 
-/** A file in the pieces in which it arrived. They are given up from the front, as a loader takes them. */
-export class Chunks {
-  /** @type {Uint8Array[]} */
-  #chunks = [];
-  /** Bytes that have been given up. */
+/**
+ * Bytes of a block: many times what arrives at once. Browsers give the memory of large arrays back as soon as these are
+ * no more, while that of small ones stays theirs.
+ */
+const BLOCK = 1 << 20;
+
+/** A downloaded file in blocks, which are given up from the front as a loader takes them. */
+export class Blocks {
+  /** @type {Uint8Array<ArrayBuffer>[]} */
+  #blocks = [];
+  /** Blocks that have been given up. */
   #gone = 0;
   /** Bytes of the whole file. */
   size = 0;
 
-  /** @param {Uint8Array} chunk */
-  append(chunk) {
-    this.#chunks.push(chunk);
-    this.size += chunk.length;
+  /** @param {Uint8Array<ArrayBuffer>} data  which this takes: it is empty afterwards */
+  append(data) {
+    for (let done = 0, count; done < data.length; done += count) {
+      const at = this.size % BLOCK;
+      if (at === 0) this.#blocks.push(new Uint8Array(BLOCK));
+      count = Math.min(data.length - done, BLOCK - at);
+      this.#blocks[this.#blocks.length - 1].set(data.subarray(done, done + count), at);
+      this.size += count;
+    }
+    discard(data);
   }
 
   /**
@@ -51,31 +63,36 @@ export class Chunks {
    * @param {Uint8Array} target
    */
   copy(offset, target) {
-    if (offset < this.#gone || offset + target.length > this.size) {
-      throw new RangeError(`bytes ${offset} to ${offset + target.length} of ${this.#gone} to ${this.size}`);
+    if (offset < this.#gone * BLOCK || offset + target.length > this.size) {
+      throw new RangeError(`bytes ${offset} to ${offset + target.length} of ${this.#gone * BLOCK} to ${this.size}`);
     }
-    let start = this.#gone;
-    for (const chunk of this.#chunks) {
-      const from = Math.max(offset - start, 0);
-      const to = offset + target.length - start;
-      if (to <= 0) break;
-      if (from < chunk.length) target.set(chunk.subarray(from, to), start + from - offset);
-      start += chunk.length;
+    for (let done = 0, part; done < target.length; done += part.length) {
+      const at = (offset + done) % BLOCK;
+      const block = this.#blocks[Math.floor((offset + done) / BLOCK) - this.#gone];
+      part = block.subarray(at, Math.min(at + target.length - done, BLOCK));
+      target.set(part, done);
     }
   }
 
   /**
-   * The same, and gives up what lies before the end of these bytes.
+   * The same, and gives up the blocks that end before the end of these bytes.
    * @param {number} offset
    * @param {Uint8Array} target
    */
   take(offset, target) {
     this.copy(offset, target);
-    while (this.#chunks.length && this.#gone + this.#chunks[0].length <= offset + target.length) {
-      this.#gone += this.#chunks[0].length;
-      this.#chunks.shift();
+    for (; (this.#gone + 1) * BLOCK <= offset + target.length; this.#gone++) {
+      discard(/** @type {Uint8Array<ArrayBuffer>} */ (this.#blocks.shift()));
     }
   }
+}
+
+/**
+ * Frees an array's memory now, not when the browser gets round to it; browsers of before 2024 do not know how.
+ * @param {Uint8Array<ArrayBuffer>} data
+ */
+function discard(data) {
+  data.buffer.transfer?.(0);
 }
 
 /**
@@ -86,15 +103,15 @@ export class Chunks {
  * @param {Count} count
  */
 export async function collect(response, what, size, count) {
-  const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
-  const file = new Chunks();
+  const reader = /** @type {ReadableStream<Uint8Array<ArrayBuffer>>} */ (response.body).getReader();
+  const file = new Blocks();
   for (;;) {
     const { done, value } = await reader.read().catch(() => {
       throw halted(what);
     });
     if (done) break;
-    file.append(value);
     count(value.length);
+    file.append(value);
     if (file.size > size) reader.cancel().catch(() => {}); // the next read is the last
   }
   if (file.size !== size) {

@@ -165,7 +165,7 @@ class BrowserHost(Host):
 
     def fill(self, pointer: int, source: ByteSource, offset: int, size: int) -> None:
         if isinstance(source, BrowserFile):
-            source.chunks.take(offset, self._bytes(pointer, size))
+            source.blocks.take(offset, self._bytes(pointer, size))
         else:
             super().fill(pointer, source, offset, size)
 
@@ -175,20 +175,20 @@ class BrowserFile:
 
     Parameters
     ----------
-    chunks
-        A ``Chunks`` of ``web/download.js``, with all bytes of the file. They are given up as the engine takes them.
+    blocks
+        A ``Blocks`` of ``web/download.js``, with all bytes of the file. They are given up as the engine takes them.
     """
 
-    def __init__(self, chunks: Any) -> None:
-        self.chunks = chunks
-        self.size: int = chunks.size
+    def __init__(self, blocks: Any) -> None:
+        self.blocks = blocks
+        self.size: int = blocks.size
 
     def read(self, offset: int, size: int) -> bytes:
         """The `size` bytes from `offset` on."""
         from js import Uint8Array
 
         copy = Uint8Array.new(size)
-        self.chunks.copy(offset, copy)
+        self.blocks.copy(offset, copy)
         data: bytes = copy.to_bytes()
         return data
 

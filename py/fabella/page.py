@@ -22,8 +22,8 @@ class Page:
     ----------
     exports
         The exports of the worker's ``run.wasm`` instance.
-    chunks
-        The model file (GGUF), a ``Chunks`` of ``web/download.js``, which is empty afterwards.
+    blocks
+        The model file (GGUF), a ``Blocks`` of ``web/download.js``, which gives its bytes up as they are packed.
 
     Raises
     ------
@@ -31,8 +31,8 @@ class Page:
         If the file is no model that this engine runs, or memory runs out.
     """
 
-    def __init__(self, exports: Any, chunks: Any) -> None:
-        file = BrowserFile(chunks)
+    def __init__(self, exports: Any, blocks: Any) -> None:
+        file = BrowserFile(blocks)
         self._model = read_gguf(file)
         self._engine = Engine(BrowserHost(exports), self._model, file)
         self._size = file.size
