@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import statistics
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import build
+from fabella.modelfile import Config
 
 from .conftest import Handler, Site, Visit
+from .random_models import write_random_model
 from .test_page import PROMPT, assert_told, missing, reference, reporting_policy
 
 ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
@@ -155,3 +162,64 @@ def test_the_page_does_without_helpers_that_do_not_arrive(visit: Visit, isolated
     assert engine(visit) == "relaxed SIMD, 1 thread"
     visit.tell(PROMPT, temperature=0, length=100)
     assert_told(visit, reference(random_model, PROMPT, 100, temperature=0.0))
+
+
+# ---- What threads are worth ------------------------------------------------------------------------------------------
+
+# In the place of Pyodide's loader: the same, but each measurement of the page's own takes a second and is told.
+LOADER = """
+import { loadPyodide as load } from "./pyodide-original.mjs";
+
+export async function loadPyodide(options) {
+  const python = await load(options);
+  const unpack = python.unpackArchive;
+  python.unpackArchive = (...archive) => {
+    unpack(...archive);
+    python.runPython(`
+      from js import postMessage
+      from pyodide.ffi import to_js
+      from fabella.page import Page
+      measure = Page.forward_time
+
+      def measure_and_tell(page, milliseconds):
+          seconds = measure(page, 1000)
+          postMessage(to_js({"type": "measured", "seconds": seconds}))
+          return seconds
+
+      Page.forward_time = measure_and_tell`);
+  };
+  return python;
+}
+"""
+STORIES15M = Config(dim=288, hidden_dim=768, n_layers=6, n_heads=6, n_kv_heads=6, vocab_size=32000, seq_len=256)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.cpu_count() != 2, reason="compares two threads with one on a machine with two cores")
+@pytest.mark.parametrize(("busy", "least"), [(False, 1.6), (True, 0.9)], ids=["quiet", "busy"])
+def test_two_threads_are_worth_it_and_never_hurt(
+    visit: Visit, built: Callable[[Path], Path], tmp_path: Path, busy: bool, least: float
+) -> None:
+    """On a quiet machine two threads are faster; where others keep a core busy, they are no slower than one.
+
+    This measures: nothing else must run on the machine.
+    """
+    model = write_random_model(tmp_path / "stories15M.gguf", STORIES15M, type="Q8_0")
+    folder = tmp_path / "page"
+    shutil.copytree(built(model), folder)
+    loader = next(folder.glob("pyodide-*/pyodide.mjs"))
+    loader.rename(loader.with_name("pyodide-original.mjs"))
+    loader.write_text(LOADER, encoding="utf-8")
+    site = Site(folder)
+    site.headers.update(ISOLATED)
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+    try:
+        visit.open(site)
+    finally:
+        site.close()
+        if other:
+            other.kill()
+    seconds = [message["seconds"] for message in visit.received("measured")][1:]  # the first is a warm-up
+    one, two = statistics.median(seconds[::2]), statistics.median(seconds[1::2])
+    print(f"\none thread {1 / one:.0f} tokens a second, two {1 / two:.0f}: {one / two:.2f} times as many")
+    assert one / two >= least

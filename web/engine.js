@@ -16,9 +16,10 @@ const STACK = 65536;
 /** Pages of 64 KiB, as build.py tells the linker. */
 const SHARED_MEMORY = { initial: 256, maximum: 65536, shared: true };
 
-/** Milliseconds that one measurement of a number of threads takes, and how many are made of each. */
+/** Milliseconds until the browser has compiled the engine for speed, and of one measurement; how many are compared. */
+const WARM_UP = 20;
 const MEASUREMENT = 5;
-const ROUNDS = 3;
+const ROUNDS = 5;
 
 /** A further thread must make the engine at least this much faster: less may be chance. */
 const WORTHWHILE = 1.05;
@@ -120,6 +121,7 @@ export class Engine {
    */
   async chooseThreads(measure) {
     for (const helper of await Promise.all(this.#starting)) if (helper) this.#helpers.push(helper);
+    if (this.#helpers.length) measure(WARM_UP);
     let best = 1;
     for (let more = 2; more <= this.#helpers.length + 1; more++) {
       /** @type {[number, number[]][]} */
