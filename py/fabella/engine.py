@@ -41,7 +41,7 @@ TENSORS = """
     ffn_norm ffn_gate ffn_down ffn_up
 """.split()
 TENSOR_NUMBERS = {name: number for number, name in enumerate(TENSORS)}
-LOADED_AT_ONCE = 1 << 20  # bytes of the file that lie in C's memory while it is loaded, unless a row is longer
+LOADED_AT_ONCE = 1 << 18  # bytes of the file that lie in C's memory while it is loaded, unless a row is longer
 
 
 def _check(code: int, doing: str) -> int:
