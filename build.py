@@ -642,10 +642,22 @@ def check() -> None:
     run(PYTHON.parent / "clang-format", "--dry-run", "--Werror", *sources)
 
 
+def ensure_fuzzer() -> None:
+    """Install libFuzzer and Valgrind where that is possible; without them their tests are skipped."""
+    packages = ("libclang-rt-19-dev", "valgrind")
+    found = shutil.which("valgrind") and list(Path("/usr/lib").glob("llvm-19/lib/clang/19/lib/linux/*fuzzer*"))
+    if sys.platform == "linux" and not found:
+        try:
+            apt_install("libFuzzer and Valgrind for the tests", "clang-19", *packages)
+        except BuildError as error:
+            say(f"libFuzzer and Valgrind cannot be installed, and their tests will be skipped: {error}")
+
+
 def test(pytest_arguments: list[str]) -> int:
     """Install what testing needs, check the sources and run the tests; return pytest's exit status."""
     ensure_python("requirements-dev.txt")
     ensure_browsers()
+    ensure_fuzzer()
     if not pytest_arguments:
         check()
     return subprocess.run([PYTHON, "-m", "pytest", *pytest_arguments], cwd=ROOT, check=False).returncode

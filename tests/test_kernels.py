@@ -214,3 +214,15 @@ def test_a_weight_whose_opposite_is_no_int8_is_refused(run: Run, type: str) -> N
     values[2, 40] = -128
     with pytest.raises(Refused, match=f"^{E_RANGE}$"):
         run(Matrix(type, values, np.ones((3, 2)), group=32 if type == "I8" else 0), np.ones((1, 64), np.float32))
+
+
+@pytest.mark.parametrize("type", ["Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_activation_that_is_not_finite_spoils_the_product(run: Run, type: str, value: float) -> None:
+    """Not silently lost in the integers: the logits say that the model is broken."""
+    random = np.random.default_rng(1)
+    x = random.normal(size=(3, 96)).astype(np.float32)
+    x[1, 40] = value
+    _, y = run(random_matrix(random, type, 20, 96), x)
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(y[[0, 2]]).all()

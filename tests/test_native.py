@@ -20,26 +20,34 @@ from .random_models import load, write_random_model
 
 CONFIG = Config(dim=64, hidden_dim=160, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=80)
 ODD = Config(dim=30, hidden_dim=49, n_layers=2, n_heads=5, n_kv_heads=1, vocab_size=33, seq_len=70)
-FLAGS = "-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -ffp-contract=off -Wall -Wextra -Werror".split()
+FLAGS = "-g -O1 -ffp-contract=off -Wall -Wextra -Werror".split()
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all".split()
 
 Run = Callable[..., list[str]]
 
 
-@pytest.fixture(scope="session")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def compile_native(folder: Path, *flags: str) -> Path:
     compiler = shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no gcc or clang to compile the native build with")
-    program = tmp_path_factory.mktemp("native") / "native"
+    program = folder / "native"
     source = Path(__file__).with_name("native.c")
-    subprocess.run([compiler, *FLAGS, str(source), "-o", str(program), "-lm"], check=True)
+    subprocess.run([compiler, *flags, str(source), "-o", str(program), "-lm"], check=True)
+    return program
 
+
+@pytest.fixture(scope="session")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return runner(compile_native(tmp_path_factory.mktemp("native"), *FLAGS, *SANITIZERS))
+
+
+def runner(program: Path, *under: str) -> Run:
     def run(model: bytes, tokens: list[int], batch: int = 1, allocations: int = -1) -> list[str]:
         files = program.with_name("model"), program.with_name("tokens")
         files[0].write_bytes(model)
         files[1].write_bytes(np.array(tokens, np.int32).tobytes())
-        command = [str(program), *map(str, files), str(batch), str(allocations)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        command = [*under, str(program), *map(str, files), str(batch), str(allocations)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
@@ -190,3 +198,15 @@ def test_running_out_of_memory_is_an_error_at_every_allocation_and_leaves_all_as
         assert len(errors) == 1
         refused.add(errors[0])
     assert refused == {"model -1", "tensor -1", "forward -1"}
+
+
+@pytest.mark.parametrize("layout", [[], ["-DRELAXED"]], ids=["simd", "relaxed"])
+@pytest.mark.parametrize("type", ["F32", "Q8_0", "Q4_0", "Q4_1"])
+def test_valgrind_finds_nothing_that_is_read_before_it_is_written(layout: list[str], type: str, tmp_path: Path) -> None:
+    """What the sanitizers cannot see."""
+    if not shutil.which("valgrind"):
+        pytest.skip("needs valgrind: sudo apt-get install valgrind")
+    records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG, type=type))
+    run = runner(compile_native(tmp_path, *FLAGS, *layout), "valgrind", "-q", "--error-exitcode=9", "--leak-check=full")
+    lines = run(joined(config_bytes(CONFIG, True), records), list(range(40)), 33)
+    assert lines[-1].startswith("draw")

@@ -186,14 +186,21 @@ static void quantize(const Activations *x, int cols, int n) {
             const size_t at = (size_t)t * (cols / GROUP) + g;
             const float *in = x->f32 + (size_t)t * x->stride + g * GROUP;
             f32x4 max4 = f32x4_splat(0);
-            for (int i = 0; i < GROUP; i += 4) max4 = f32x4_max(f32x4_abs(f32x4_load(in + i)), max4);
+            i32x4 finite = i32x4_splat(-1);
+            for (int i = 0; i < GROUP; i += 4) {
+                const f32x4 value = f32x4_load(in + i);
+                max4 = f32x4_max(f32x4_abs(value), max4);
+                finite &= value - value == 0;
+            }
             float max = max4[0];
             for (int i = 1; i < 4; i++) max = max4[i] > max ? max4[i] : max;
-            float inverse = max > 1e-30f ? 127.0f / max : 0; /* smaller ones would overflow the quotient */
-            x->scales[at] = inverse > 0 ? max / 127.0f : 0;
+            const bool fine = finite[0] & finite[1] & finite[2] & finite[3];
+            const float inverse =
+                fine && max > 1e-30f ? 127.0f / max : 0; /* smaller ones would overflow the quotient */
+            x->scales[at] = inverse > 0 ? max / 127.0f : fine ? 0 : __builtin_nanf(""); /* spoils the whole product */
             i32x4 sum = {0};
             for (int i = 0; i < GROUP; i += 4) {
-                i32x4 q = i32x4_round_f32x4(f32x4_load(in + i) * inverse);
+                i32x4 q = i32x4_round_f32x4(f32x4_load(in + i) * inverse) & finite;
                 sum += q;
                 for (int j = 0; j < 4; j++) x->q[at * GROUP + i + j] = (Quantized)q[j];
             }

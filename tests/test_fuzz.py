@@ -1,0 +1,50 @@
+"""libFuzzer on packing, loading and computing (tests/fuzz.c), both orders of integers: a moment in every test run.
+
+The long one: ``python build.py test -m slow tests/test_fuzz.py``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+FLAGS = "-std=c11 -g -O1 -fno-sanitize-recover=all -ffp-contract=off -Wall -Wextra -Werror".split()
+SANITIZERS = "-fsanitize=fuzzer,address,undefined"
+
+
+@pytest.fixture(scope="module", params=["simd", "relaxed"])
+def fuzzer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("clang-19") or shutil.which("clang")
+    program = tmp_path_factory.mktemp("fuzz") / "fuzz"
+    empty = program.with_suffix(".c")
+    empty.write_text("int LLVMFuzzerTestOneInput(const char *data, long size) { return !data && size; }")
+    if not compiler or subprocess.run([compiler, SANITIZERS, empty, "-o", program], capture_output=True).returncode:
+        pytest.skip("needs clang with libFuzzer: sudo apt-get install clang-19 libclang-rt-19-dev")
+    layout = ["-DRELAXED"] if request.param == "relaxed" else []
+    source = Path(__file__).with_name("fuzz.c")
+    subprocess.run([compiler, *FLAGS, SANITIZERS, *layout, source, "-o", program], check=True)
+    return program
+
+
+def fuzz(program: Path, seconds: int) -> None:
+    corpus = program.with_name("corpus")
+    corpus.mkdir(exist_ok=True)
+    limits = (f"-max_total_time={seconds}", "-max_len=1024", "-len_control=0", "-rss_limit_mb=1000", "-seed=1")
+    done = subprocess.run([program, *limits, corpus], cwd=program.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    runs = int(done.stderr.split("Done ")[1].split()[0])
+    print(f"{runs:,} inputs, {len(list(corpus.iterdir())):,} of them new ways through the code")
+    assert runs > 10 * seconds
+
+
+def test_a_moment(fuzzer: Path) -> None:
+    fuzz(fuzzer, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_minutes(fuzzer: Path) -> None:
+    fuzz(fuzzer, 600)
