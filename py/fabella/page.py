@@ -57,19 +57,19 @@ class Page:
         )
 
     def forward_time(self, milliseconds: float) -> float:
-        """Computes tokens for about this long, at least three, and returns the median of a token's time in seconds.
+        """Computes tokens for about this long, one at least, and returns a token's time in seconds.
 
         The story that is going on is lost.
         """
         self.stop()
-        times: list[float] = []
-        started = now = time.perf_counter()
-        while len(times) < 3 or now < started + milliseconds / 1000:
+        count, started = 0, time.perf_counter()
+        while True:
             self._engine.rewind(0)
             self._engine.forward(0)
-            previous, now = now, time.perf_counter()
-            times.append(now - previous)
-        return sorted(times)[len(times) // 2]
+            count += 1
+            seconds = time.perf_counter() - started
+            if seconds >= milliseconds / 1000:
+                return seconds / count
 
     def tell(self, request: str) -> None:
         """Starts a story, in the place of one that may still be going on.
