@@ -35,9 +35,9 @@ SHAPE = Config(dim=96, hidden_dim=160, n_layers=3, n_heads=6, n_kv_heads=2, voca
 ODD_SHAPE = Config(dim=66, hidden_dim=31, n_layers=2, n_heads=3, n_kv_heads=1, vocab_size=301, seq_len=100)
 
 
-@pytest.fixture(scope="module", params=["Chromium", "Firefox", "WebKit"])
+@pytest.fixture(params=["Chromium", "Firefox", "WebKit"])
 def driven(request: pytest.FixtureRequest) -> Iterator[Driven]:
-    """Each of the browsers."""
+    """Each of the browsers, freshly started: WebKit once hung on its way from one isolated host to another."""
     start = {
         "Chromium": lambda: chromium(request.getfixturevalue("browser")),
         "Firefox": firefox,
