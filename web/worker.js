@@ -8,8 +8,8 @@ import { pickBuild, startEngine } from "./engine.js";
 
 /** @import { Assets, FromWorker, Settings, ToWorker } from "./messages.js" */
 
-/** Milliseconds between messages to the page, and between looks at those from it: one frame. */
-const FRAME = 16;
+/** Milliseconds between messages to the page, and between looks at those from it: a turn takes as long as several tokens. */
+const FRAME = 33;
 
 const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));
 
