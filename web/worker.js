@@ -8,7 +8,7 @@ import { pickBuild, startEngine } from "./engine.js";
 
 /** @import { Assets, FromWorker, Settings, ToWorker } from "./messages.js" */
 
-/** Milliseconds between messages to the page, and between looks at those from it: a turn takes as long as several tokens. */
+/** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 33;
 
 const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));

@@ -102,24 +102,25 @@ class Page:
         "tokens_per_second"}``, where the last three count the sampled tokens of the story so far.
         """
         assert self._steps is not None, "advance() without tell()"
-        steps: list[dict[str, Any]] = []
-        end = None
-        started = now = time.perf_counter()
-        deadline = started + milliseconds / 1000
+        steps: list[Step] = []
+        began = now = time.perf_counter()
+        deadline = now + milliseconds / 1000
         for step in self._steps:
-            previous, now = now, time.perf_counter()
-            if not step.from_prompt:
-                self._sampled += 1
-                self._seconds += now - previous
-            steps.append({"token": step.token, "text": step.text, "from_prompt": step.from_prompt})
-            end = step.end
-            if end or now >= deadline:
+            now = time.perf_counter()
+            steps.append(step)
+            if step.from_prompt:
+                began = now  # to read is not to tell
+            if step.end or now >= deadline:
                 break
+        self._seconds += now - began
+        self._sampled += sum(not step.from_prompt for step in steps)
         rate = self._sampled / self._seconds if self._seconds > 0 else 0.0
         return json.dumps(
             {
-                "steps": steps,
-                "end": end,
+                "steps": [
+                    {"token": step.token, "text": step.text, "from_prompt": step.from_prompt} for step in steps
+                ],
+                "end": steps[-1].end,
                 "tokens": self._sampled,
                 "seconds": self._seconds,
                 "tokens_per_second": rate,
