@@ -117,9 +117,7 @@ class Page:
         rate = self._sampled / self._seconds if self._seconds > 0 else 0.0
         return json.dumps(
             {
-                "steps": [
-                    {"token": step.token, "text": step.text, "from_prompt": step.from_prompt} for step in steps
-                ],
+                "steps": [{"token": step.token, "text": step.text, "from_prompt": step.from_prompt} for step in steps],
                 "end": steps[-1].end,
                 "tokens": self._sampled,
                 "seconds": self._seconds,
