@@ -1,5 +1,5 @@
-/* Stresses wasm/parallel.h natively, under ThreadSanitizer: every chunk once, on a thread that is wanted, with all that
- * it wrote visible to the caller. Prints how many chunks the helpers computed, or stops at the first mistake. */
+/* Stresses wasm/parallel.h natively, under ThreadSanitizer: every step once, on a thread that is wanted, with all that
+ * it wrote visible to the caller. Prints how many steps the helpers computed, or stops at the first mistake. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,11 +7,11 @@
 
 #include "../wasm/parallel.h"
 
-enum { JOBS = 4000, MAX_CHUNKS = 300 };
+enum { JOBS = 4000, MAX_STEPS = 300 };
 
 typedef struct {
     int number, threads, pause;
-    int computed[MAX_CHUNKS]; /* by plain writes: ThreadSanitizer sees whether the claims order them */
+    int computed[MAX_STEPS]; /* by plain writes: ThreadSanitizer sees whether the claims order them */
     int by_thread[MAX_THREADS];
 } Counts;
 
@@ -22,12 +22,14 @@ static void fail(const char *what, int number) {
     exit(1);
 }
 
-static void count(void *context, int chunk, int thread) {
+static void count(void *context, int first, int end, int thread) {
     Counts *counts = context;
     if (thread < 0 || thread >= counts->threads) fail("a thread that is not wanted", counts->number);
-    counts->computed[chunk]++;
-    counts->by_thread[thread]++;
-    if (counts->pause && chunk % 7 == 0) pause_for(counts->pause);
+    for (int step = first; step < end; step++) {
+        counts->computed[step]++;
+        counts->by_thread[thread]++;
+        if (counts->pause && step % 7 == 0) pause_for(counts->pause);
+    }
 }
 
 static void *help(void *number) {
@@ -53,16 +55,16 @@ int main(void) {
             set_threads(threads);
         }
         Counts *counts = calloc(1, sizeof *counts);
-        int chunks = number % 11 ? rand() % MAX_CHUNKS : number % 3;
+        int steps = number % 11 ? rand() % MAX_STEPS : number % 3;
         counts->number = number;
         counts->threads = (int)(claims.value >> TOP_SHIFT);
         counts->pause = number % 50 == 0 ? 100 : 0; /* long enough for the others to go to sleep */
-        parallel(count, counts, chunks);
+        parallel(count, counts, steps);
         int total = 0;
-        for (int i = 0; i < MAX_CHUNKS; i++)
-            if (counts->computed[i] != (i < chunks)) fail("a chunk was not computed once", number);
+        for (int i = 0; i < MAX_STEPS; i++)
+            if (counts->computed[i] != (i < steps)) fail("a step was not computed once", number);
         for (int i = 0; i < MAX_THREADS; i++) total += counts->by_thread[i];
-        if (total != chunks) fail("a thread's chunks at the same time as another's", number);
+        if (total != steps) fail("a thread's steps at the same time as another's", number);
         helped += total - counts->by_thread[0];
         free(counts); /* nobody may read it any more */
         if (number % 20 == 0) pause_for(200);

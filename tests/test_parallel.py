@@ -12,7 +12,7 @@ SOURCE = Path(__file__).with_name("parallel.c")
 FLAGS = "-std=c11 -D_GNU_SOURCE -pthread -g -O1 -fsanitize=thread -Wall -Wextra -Werror".split()
 
 
-def test_every_chunk_is_computed_once_whatever_the_helpers_do(tmp_path: Path) -> None:
+def test_every_step_is_computed_once_whatever_the_helpers_do(tmp_path: Path) -> None:
     compiler = shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no gcc or clang to compile the native build with")

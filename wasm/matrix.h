@@ -351,34 +351,35 @@ typedef struct {
     int n;
 } MatmulJob;
 
-/* Rows that a thread takes at a time: whole panels, at most 32 times per matrix. */
-INLINE int rows_at_once(const Matrix *w) { return ((w->rows + 31) / 32 + 31) / 32 * 32; }
+/* A step of the job: rows of one of the matrices, whole panels. */
+enum { STEP = 32 };
 
-INLINE int parts(const Matrix *w) { return (w->rows + rows_at_once(w) - 1) / rows_at_once(w); }
+INLINE int steps(const Matrix *w) { return (w->rows + STEP - 1) / STEP; }
 
-static void matmul_part(void *context, int part, int thread) {
+static void matmul_steps(void *context, int first, int end, int thread) {
     static void (*const panel_functions[])(Panel, const Activations *, int, float *, int, int) = {
         [F32] = f32_panel, [Q8] = q8_panel, [Q4] = q4_panel, [Q4M] = q4m_panel};
     (void)thread;
     const MatmulJob *job = context;
     const Product *product = job->products;
-    for (; part >= parts(product->w); product++) part -= parts(product->w);
-    const Matrix *w = product->w;
-    const int first = part * rows_at_once(w),
-              end = first + rows_at_once(w) < w->rows ? first + rows_at_once(w) : w->rows;
-    for (int row = first; row < end;) {
-        Panel panel = matrix_panel(w, row);
-        panel_functions[w->layout](panel, job->x, w->cols, product->y + row, pad4(w->rows), job->n);
-        row += panel.rows;
+    for (int before = 0; first < end; first++) {
+        for (; first - before >= steps(product->w); product++) before += steps(product->w);
+        const Matrix *w = product->w;
+        int row = (first - before) * STEP;
+        const int last = row + STEP < w->rows ? row + STEP : w->rows;
+        while (row < last) {
+            Panel panel = matrix_panel(w, row);
+            panel_functions[w->layout](panel, job->x, w->cols, product->y + row, pad4(w->rows), job->n);
+            row += panel.rows;
+        }
     }
 }
 
 /* For every product: y[t, :] = W x[t, :] for n tokens. */
 static void matmul(const Product *products, int count, const Activations *x, int n) {
     int all = 0;
-    for (int i = 0; i < count; i++) all += parts(products[i].w);
-    MatmulJob job = {products, x, n};
-    parallel(matmul_part, &job, all);
+    for (int i = 0; i < count; i++) all += steps(products[i].w);
+    parallel(matmul_steps, &(MatmulJob){products, x, n}, all);
 }
 
 #endif

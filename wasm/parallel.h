@@ -1,11 +1,12 @@
 /* One job on several threads.
  *
- * A job is cut into chunks, and every thread claims one chunk after the other until none is left. The caller works
- * like the others: a helper that the machine does not run at the moment takes no chunk, and nobody waits for it.
- * Which thread computes a chunk never matters to the result.
+ * A job has many small steps, and every thread claims a share of those that are left until none is: large shares at
+ * first, because memory is read fastest in one go, and small ones at the end, so that all come to it together. The
+ * caller works like the others: a helper that the machine does not run at the moment takes nothing, and nobody waits
+ * for it. Which thread computes a step never matters to the result.
  *
- * Helpers wait in two steps: for a moment they spin, because the next job of a forward pass mostly comes at once; then
- * they sleep, because on a busy machine the core is needed by others.
+ * Who waits does so in two ways: for a moment it spins, because the next job of a forward pass mostly comes at once;
+ * then it sleeps, because on a busy machine the core is needed by others.
  *
  * Builds without threads (no WebAssembly atomics, natively no -pthread) have the same functions and one thread.
  */
@@ -17,15 +18,15 @@
 
 enum { MAX_THREADS = 8 };
 
-/* Computes one chunk. `thread` is below the number of threads, and nobody else's while the chunk is computed. */
-typedef void Job(void *context, int chunk, int thread);
+/* Computes the steps first .. end - 1. `thread` is below the number of threads, and nobody else's meanwhile. */
+typedef void Job(void *context, int first, int end, int thread);
 
 #if defined(__wasm_atomics__) || defined(_REENTRANT)
 
 #include <stdatomic.h>
 
-enum { SPIN_TURNS = 2000 };               /* looks at a word before going to sleep: a few microseconds */
-enum { LEFT = 0xffffff, TOP_SHIFT = 24 }; /* of the claims' word: chunks left, below the number of threads */
+enum { SPIN_TURNS = 20000 };              /* looks at a word before going to sleep: some 10 microseconds */
+enum { LEFT = 0xffffff, TOP_SHIFT = 24 }; /* of the claims' word: steps left, below the number of threads */
 
 /* A number that threads wait for. On a cache line of its own: the others are written all the time as well. */
 typedef struct {
@@ -34,13 +35,13 @@ typedef struct {
 } Word;
 
 static Word claims = {.value = 1u << TOP_SHIFT};
-static Word unfinished; /* chunks of the job that are not computed yet */
+static Word unfinished; /* steps of the job that are not computed yet */
 
-/* The job. Written only while no chunk is unfinished, read only by those who have claimed one. */
+/* The job. Written only while no step is unfinished, read only by those who have claimed some. */
 static struct {
     Job *run;
     void *context;
-    uint32_t chunks;
+    uint32_t steps;
 } job;
 
 #ifdef __wasm__
@@ -85,25 +86,27 @@ static void announce(Word *word) {
     if (word->sleepers) wake_all(word);
 }
 
-/* Claims a chunk, if `seen` is still what the word of claims says, and computes it. */
+/* Claims a share of the steps, if `seen` is still what the word of claims says, and computes it. */
 static void work(uint32_t seen, int thread) {
-    if (!atomic_compare_exchange_strong(&claims.value, &seen, seen - 1)) return;
-    job.run(job.context, (int)(job.chunks - (seen & LEFT)), thread);
-    if (--unfinished.value == 0) announce(&unfinished);
+    const uint32_t threads = seen >> TOP_SHIFT, left = seen & LEFT, share = (left + 2 * threads - 1) / (2 * threads);
+    if (!atomic_compare_exchange_strong(&claims.value, &seen, seen - share)) return;
+    const uint32_t first = job.steps - left;
+    job.run(job.context, (int)first, (int)(first + share), thread);
+    if (atomic_fetch_sub(&unfinished.value, share) == share) announce(&unfinished);
 }
 
-/* Calls the job for every chunk, 0 .. chunks - 1 (below 2^24), once each, and returns when all are computed. */
-static void parallel(Job *run, void *context, int chunks) {
+/* Has the job's steps 0 .. steps - 1 (below 2^24) computed, once each, and returns when all are. */
+static void parallel(Job *run, void *context, int steps) {
     uint32_t threads = claims.value >> TOP_SHIFT, seen;
-    if (threads == 1 || chunks == 1) {
-        for (int chunk = 0; chunk < chunks; chunk++) run(context, chunk, 0);
+    if (threads == 1 || steps == 1) {
+        run(context, 0, steps, 0);
         return;
     }
     job.run = run;
     job.context = context;
-    job.chunks = (uint32_t)chunks;
-    unfinished.value = (uint32_t)chunks;
-    claims.value = threads << TOP_SHIFT | (uint32_t)chunks;
+    job.steps = (uint32_t)steps;
+    unfinished.value = (uint32_t)steps;
+    claims.value = threads << TOP_SHIFT | (uint32_t)steps;
     announce(&claims);
     while ((seen = claims.value) & LEFT) work(seen, 0);
     while ((seen = unfinished.value)) await_change(&unfinished, seen);
@@ -130,9 +133,7 @@ EXPORT(set_threads) int set_threads(int n) {
 
 #else
 
-static void parallel(Job *run, void *context, int chunks) {
-    for (int chunk = 0; chunk < chunks; chunk++) run(context, chunk, 0);
-}
+static void parallel(Job *run, void *context, int steps) { run(context, 0, steps, 0); }
 
 EXPORT(set_threads) int set_threads(int n) {
     (void)n;

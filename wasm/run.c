@@ -382,8 +382,7 @@ typedef struct {
 
 /* A few tokens' queries of the heads that share one key/value head: m->q in, m->xb out. Both products go through the
  * cache tile by tile, so that a tile is read once for all the queries. */
-static void attention_part(void *context, int part, int thread) {
-    const AttentionJob *job = context;
+static void attention_part(const AttentionJob *job, int part, int thread) {
     const Model *m = job->m;
     const int size = m->head_size, padded = pad4(size), dim = pad4(m->config.dim), n_kv_heads = m->config.n_kv_heads;
     const int kv_head = part % n_kv_heads, first = part / n_kv_heads * m->tokens_at_once;
@@ -414,6 +413,10 @@ static void attention_part(void *context, int part, int thread) {
         for (int t = 0; t < n; t++)
             memcpy(m->xb + at + (size_t)t * dim + h * size, heads + (h * n + t) * padded, (size_t)size * sizeof(float));
     }
+}
+
+static void attention_parts(void *context, int first, int end, int thread) {
+    for (int part = first; part < end; part++) attention_part(context, part, thread);
 }
 
 /* h1 = silu(h1) * h3 */
@@ -456,7 +459,7 @@ static void forward_batch(Model *m, const int32_t *tokens, int n, int position) 
             cache_key_value(layer, m, m->k + (size_t)t * kv_dim, m->v + (size_t)t * kv_dim, position + t);
         }
         const int blocks = (n + m->tokens_at_once - 1) / m->tokens_at_once;
-        parallel(attention_part, &(AttentionJob){m, layer, position, n}, blocks * c->n_kv_heads);
+        parallel(attention_parts, &(AttentionJob){m, layer, position, n}, blocks * c->n_kv_heads);
         in = activations(m, m->xb, c->dim, n);
         matmul(&(Product){&layer->wo, m->xb2}, 1, &in, n);
         add(m->x, m->xb2, n * dim);
