@@ -10,8 +10,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __wasm_simd128__
+#if defined(__wasm_simd128__)
 #include <wasm_simd128.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 /* The relaxed build multiplies int8 by int8. Natively it can be imitated (-DRELAXED), so that tests reach its code. */
@@ -162,8 +164,10 @@ INLINE Weights weights_load(const int8_t *p) {
 
 /* sum + the products of two neighbours */
 INLINE i32x4 dot_q8(i32x4 sum, Weights w, Inputs x) {
-#ifdef __wasm_simd128__
+#if defined(__wasm_simd128__)
     return sum + (i32x4)wasm_i32x4_dot_i16x8((v128_t)w, (v128_t)x);
+#elif defined(__SSE2__) /* compilers do not find it by themselves */
+    return sum + (i32x4)_mm_madd_epi16((__m128i)w, (__m128i)x);
 #else
     for (int i = 0; i < 8; i++) sum[i / 2] += w[i] * x[i];
     return sum;
