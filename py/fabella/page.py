@@ -94,7 +94,7 @@ class Page:
         self._seconds = 0.0
 
     def advance(self, milliseconds: float) -> str:
-        """Goes on with the story for about this long, at least by one token.
+        """Goes on with the story for about this long, at least by one token; returns at once with the first sampled.
 
         Returns
         -------
@@ -110,7 +110,8 @@ class Page:
             steps.append(step)
             if step.from_prompt:
                 began = now  # to read is not to tell
-            if step.end or now >= deadline:
+            first = self._sampled == 0 and not step.from_prompt
+            if step.end or first or now >= deadline:
                 break
         self._seconds += now - began
         self._sampled += sum(not step.from_prompt for step in steps)
