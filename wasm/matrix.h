@@ -16,7 +16,7 @@
  * is the same in every build: floats are added once per group, in the order of the columns.
  *
  * So a kernel walks one pointer, needs no sum across lanes, and every row of the result is summed by the same
- * operations, whether one token is computed or many: prefill and decode give the same bits.
+ * operations, whether one token is computed or many: prefill and decode give the same bits of finite numbers.
  */
 #ifndef FABELLA_MATRIX_H
 #define FABELLA_MATRIX_H
@@ -195,8 +195,8 @@ static void quantize(const Activations *x, int cols, int n) {
             float max = max4[0];
             for (int i = 1; i < 4; i++) max = max4[i] > max ? max4[i] : max;
             const bool fine = finite[0] & finite[1] & finite[2] & finite[3];
-            const float inverse =
-                fine && max > 1e-30f ? 127.0f / max : 0; /* smaller ones would overflow the quotient */
+            /* groups of up to 1e-30 count as 0: of far smaller ones the quotient would overflow */
+            const float inverse = fine && max > 1e-30f ? 127.0f / max : 0;
             x->scales[at] = inverse > 0 ? max / 127.0f : fine ? 0 : __builtin_nanf(""); /* spoils the whole product */
             i32x4 sum = {0};
             for (int i = 0; i < GROUP; i += 4) {

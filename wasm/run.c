@@ -10,7 +10,8 @@
  * shortlist, log_sum_exp or draw.
  *
  * There is no stdio and no exit: what can fail returns a negative error code. Arithmetic is the same, operation by
- * operation, for a token alone and for a token in a batch, and in every build of this file: the same bits everywhere.
+ * operation, for a token alone and for a token in a batch, and in every build of this file: the same bits everywhere,
+ * as long as all numbers are finite.
  */
 #include "abi.h"
 #include "maths.h"
@@ -353,18 +354,19 @@ static void cache_key_value(Layer *layer, const Model *m, const float *k, const 
     for (int h = 0; h < heads; h++) memcpy(values + h * pad4(size), v + h * size, (size_t)size * 4);
 }
 
-/* weights[0 .. n - 1] = softmax(scale * weights); zeros from n to end, a multiple of 4. */
+/* weights[0 .. n - 1] = softmax(scale * weights); zeros from n to end, a multiple of 4. All NaN if a score is not
+ * finite, or its position would be lost in silence. */
 static void softmax(float *weights, int n, int end, float scale) {
-    f32x4 max4 = f32x4_splat(-3e38f);
+    f32x4 max4 = f32x4_splat(-3e38f), total = f32x4_splat(0);
     for (int i = 0; i < end; i += 4) {
         i32x4 later = i32x4_splat(i) + (i32x4){0, 1, 2, 3} >= n;
         f32x4 score = f32x4_select(later, f32x4_splat(-3e38f), f32x4_load(weights + i) * scale);
         max4 = f32x4_max(score, max4);
+        total += score - score; /* 0 or NaN */
         f32x4_store(weights + i, score);
     }
     float max = max4[0];
     for (int lane = 1; lane < 4; lane++) max = max4[lane] > max ? max4[lane] : max;
-    f32x4 total = f32x4_splat(0);
     for (int i = 0; i < end; i += 4) {
         f32x4 weight = f32x4_exp(f32x4_load(weights + i) - max);
         total += weight;

@@ -2,7 +2,8 @@
  *
  * The types are GCC/Clang vector extensions, so + - * work lane by lane and the same source compiles to wasm SIMD128,
  * to wasm relaxed SIMD and to native code. Only what the extensions cannot say is a function here. Every operation is
- * exact or correctly rounded IEEE arithmetic: the bits are the same in every build (compile with -ffp-contract=off).
+ * exact or correctly rounded IEEE arithmetic: the bits are the same in every build. Compile with -ffp-contract=off, so
+ * that a * b + c is rounded twice; gcc needs -fno-tree-vectorize as well where the target can fuse the two.
  */
 #ifndef FABELLA_SIMD_H
 #define FABELLA_SIMD_H
@@ -74,7 +75,7 @@ INLINE f32x4 f32x4_from_i32x4(i32x4 a) { return __builtin_convertvector(a, f32x4
 INLINE i32x4 i32x4_round_f32x4(f32x4 a) { return (i32x4)(a + ROUND_MAGIC) - (i32x4)f32x4_splat(ROUND_MAGIC); }
 
 /* e^a. Range reduction to |r| <= ln(2)/2, a polynomial of degree 6, then 2^n by the exponent bits.
- * Relative error below 3e-7; 0 below -87, e^88 above 88. */
+ * Relative error below 3e-7; 0 below -87 and for NaN, e^88 above 88. */
 INLINE f32x4 f32x4_exp(f32x4 a) {
     i32x4 kept = a >= -87.0f;
     f32x4 clamped = (f32x4)((i32x4)a & kept);
