@@ -1,8 +1,8 @@
 """Measures what the README says of speed and size: ``python -m tests.figures``, after ``python build.py test``.
 
 Everything is measured in one run on one machine, rounds interleaved; medians, with lowest and highest in brackets. The
-page is served with the headers that make a browser's clock fine (cross-origin isolation); it does not
-need them.
+page has one thread, as on a host that sends no special headers. For the time outside the C code it is served with them
+all the same, because cross-origin isolation makes the browser's clock fine.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CONFIG_15M = Config(
 
 # Put before the page's worker: the functions of run.wasm note how long they took. A token's time goes from one
 # forward_token to the next; "turn" tells the tokens in which a message was sent and the worker listened for others. The
-# stopwatch's own time, about a microsecond a call, counts as outside. One thread, as on any plain host.
+# stopwatch's own time, about a microsecond a call, counts as outside. One thread, as on a plain host.
 STOPWATCH = """{
 Object.defineProperty(self, "crossOriginIsolated", { value: false });
 let tokens = [], inside = 0, begun = null, turn = false;
@@ -103,9 +103,7 @@ class Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def end_headers(self) -> None:
-        """Adds cross-origin isolation, and caching as a content-hashed name allows it."""
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        """Adds caching as a content-hashed name allows it."""
         self.send_header("Cache-Control", "no-cache" if self.path.endswith("/") else "max-age=31536000, immutable")
         super().end_headers()
 
@@ -113,10 +111,20 @@ class Handler(SimpleHTTPRequestHandler):
         """Stays silent."""
 
 
+class IsolatedHandler(Handler):
+    """Serves dist/ with cross-origin isolation."""
+
+    def end_headers(self) -> None:
+        """Adds the two headers."""
+        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        super().end_headers()
+
+
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
+def served(folder: Path, handler: type[Handler] = Handler) -> Iterator[str]:
     """The address of a server for this folder."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -224,19 +232,24 @@ def main() -> None:
     warm: list[dict[str, float]] = []
     settled: dict[str, list[dict[str, float]]] = {"greedy": [], "as the page is set": [], "15M, greedy": []}
     terminal: list[float] = []
-    with TemporaryDirectory() as folder, served(DIST) as url, sync_playwright() as playwright:
-        large = Path(folder)
-        bundle(write_random_model(large / "15m.gguf", CONFIG_15M, type="Q8_0"), None, large / "dist")
+    with (
+        TemporaryDirectory() as folder,
+        served(DIST) as url,
+        served(DIST, IsolatedHandler) as isolated,
+        served(Path(folder) / "dist", IsolatedHandler) as large,
+        sync_playwright() as playwright,
+    ):
+        model_15m = write_random_model(Path(folder) / "15m.gguf", CONFIG_15M, type="Q8_0")
+        bundle(model_15m, None, Path(folder) / "dist")
         browser = playwright.chromium.launch(executable_path=find_browser(), args=BROWSER_ARGUMENTS)
         for number in range(ROUNDS):
             print(f"round {number + 1} of {ROUNDS} ...", file=sys.stderr)
             context = browser.new_context()
             cold.append(boot(context, url))
             warm.append(boot(context, url))
-            settled["greedy"].append(driver(context, url, temperature=0))
-            settled["as the page is set"].append(driver(context, url, temperature=0.8))
-            with served(large / "dist") as large_url:
-                settled["15M, greedy"].append(driver(context, large_url, temperature=0))
+            settled["greedy"].append(driver(context, isolated, temperature=0))
+            settled["as the page is set"].append(driver(context, isolated, temperature=0.8))
+            settled["15M, greedy"].append(driver(context, large, temperature=0))
             context.close()
             terminal.append(wasmtime_rate(model))
         version = browser.version

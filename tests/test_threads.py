@@ -24,39 +24,45 @@ ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-
 
 # Runs web/engine.js in Node with helpers that only note what they are told; a step takes as long as the test says.
 CHOOSE = """
-const [url, cores, failing, seconds] = JSON.parse(process.argv[1]);
+const [url, cores, failing, silent, seconds] = JSON.parse(process.argv[1]);
 const told = [];
 globalThis.Worker = class {
   constructor() {
     const number = told.push([]);
     this.postMessage = (message) => {
       if (typeof message === "number") told[number - 1].push(message);
-      else setTimeout(() => (failing.includes(number) ? this.onerror(new Event("error")) : this.onmessage()));
+      else if (failing.includes(number)) setTimeout(() => this.onerror(new Event("error")));
+      else if (!silent.includes(number)) setTimeout(() => this.onmessage());
     };
+    this.terminate = () => told[number - 1].push("terminated");
   }
 };
 Object.defineProperty(globalThis, "navigator", { value: { hardwareConcurrency: cores } });
 const { Engine } = await import(url);
 let threads = 1;
-let allocated = 0;
+const stacks = [];
 const engine = new Engine("simd", {
   set_threads: (count) => (threads = count),
-  allocate: (size) => (allocated += size),
+  allocate: (size) => size * stacks.push(true),
+  release: (stack) => stacks.pop(),
 });
 engine.startHelpers("helper.js", null, null);
 await engine.chooseThreads(() => seconds[threads]);
-console.log(JSON.stringify([engine.threads, threads, told]));
+console.log(JSON.stringify([engine.threads, threads, told, stacks.length]));
 """
 
 
-def choose(cores: int, seconds: list[float], failing: tuple[int, ...] = ()) -> tuple[int, list[list[int]]]:
+def choose(
+    cores: int, seconds: list[float], failing: tuple[int, ...] = (), silent: tuple[int, ...] = ()
+) -> tuple[int, list[list[int | str]]]:
     """How many threads the page chooses, and what each helper was told."""
     url = (build.WEB / "engine.js").as_uri()
-    given = json.dumps([url, cores, failing, seconds])
+    given = json.dumps([url, cores, failing, silent, seconds])
     command = ["node", "--no-warnings", "--input-type=module", "--eval", CHOOSE, given]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    chosen, in_use, told = json.loads(done.stdout)
+    chosen, in_use, told, stacks = json.loads(done.stdout)
     assert chosen == in_use
+    assert stacks == min(cores, 8) - 1 - len(failing + silent)
     return chosen, told
 
 
@@ -86,8 +92,8 @@ def test_a_helper_that_cannot_start_is_done_without() -> None:
     seconds = [0, *(1 / n for n in range(1, 9))]
     chosen, told = choose(4, seconds, failing=(2,))
     assert chosen == 3
-    assert [messages[-1:] for messages in told] == [[1], [], [2]]
-    assert choose(4, seconds, failing=(1, 2, 3)) == (1, [[], [], []])
+    assert [messages[-1] for messages in told] == [1, "terminated", 2]
+    assert choose(4, seconds, failing=(1, 3), silent=(2,)) == (1, [["terminated"]] * 3)
 
 
 # ---- In the browser --------------------------------------------------------------------------------------------------

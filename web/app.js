@@ -6,7 +6,7 @@
  */
 
 import { Story } from "./story.js";
-import { ending, engineName, megabytes, roughly, sentence, tokens } from "./words.js";
+import { ending, engineName, megabytes, pace, roughly, sentence, tokens } from "./words.js";
 
 /** @import { Assets, Done, Failure, FromWorker, Ready, Settings, Steps, ToWorker } from "./messages.js" */
 
@@ -182,7 +182,7 @@ function draw({ steps, tokens_per_second }, request) {
   request.told += own.length;
   if (request.told > 0) {
     if (performance.getEntriesByName("first-token").length === 0) performance.mark("first-token");
-    meter.textContent = `${tokens(request.told)}, ${Math.round(tokens_per_second)} a second`;
+    meter.textContent = tokens(request.told) + pace(tokens_per_second);
   }
 }
 
@@ -198,7 +198,7 @@ function finish({ reason: end, seconds, tokens_per_second }, { begun, stopped, t
   if (begun) {
     element("reason", HTMLElement).textContent = long;
     element("figures", HTMLElement).textContent =
-      `${tokens(told)} in ${seconds.toFixed(1)} s, ${Math.round(tokens_per_second)} a second. Seed ${settings.seed}.`;
+      `${tokens(told)} in ${seconds.toFixed(1)} s${pace(tokens_per_second)}. Seed ${settings.seed}.`;
     keepSeed.value = settings.seed;
     keepSeed.hidden = settings.seed === seed.value;
     endingBox.dataset.reason = reason;

@@ -16,6 +16,9 @@ const STACK = 65536;
 /** Pages of 64 KiB, as build.py tells the linker. */
 const SHARED_MEMORY = { initial: 256, maximum: 65536, shared: true };
 
+/** Milliseconds that a helper may take once all else is ready. Helpers are a help, not a need. */
+const PATIENCE = 1000;
+
 /** Milliseconds until the browser has compiled the engine for speed, and of one measurement; how many are compared. */
 const WARM_UP = 20;
 const MEASUREMENT = 5;
@@ -88,7 +91,8 @@ export async function startEngine({ simd, memory }, url, helperUrl, count) {
 
 /** An instance of run.wasm, with its helper threads. */
 export class Engine {
-  /** Thread 1, 2, ...: each becomes a worker that is ready to help, or null. @type {Promise<Worker | null>[]} */
+  /** Who may become thread 1, 2, ...: `ready` says whether it can help. */
+  /** @type {{ helper: Worker, stack: number, ready: Promise<boolean> }[]} */
   #starting = [];
   /** @type {Worker[]} */
   #helpers = [];
@@ -122,14 +126,14 @@ export class Engine {
         this.exports.release(stack);
         return;
       }
-      const ready = new Promise((resolve) => {
-        helper.onmessage = () => resolve(helper);
+      const ready = new Promise((/** @type {(can: boolean) => void} */ resolve) => {
+        helper.onmessage = () => resolve(true);
         helper.onerror = (event) => {
           event.preventDefault(); // it is no error of the page's: there is a thread less
-          resolve(null);
+          resolve(false);
         };
       });
-      this.#starting.push(ready);
+      this.#starting.push({ helper, stack, ready });
     }
   }
 
@@ -138,7 +142,15 @@ export class Engine {
    * @param {(milliseconds: number) => number} measure  works for about this long and returns the time of one step
    */
   async chooseThreads(measure) {
-    for (const helper of await Promise.all(this.#starting)) if (helper) this.#helpers.push(helper);
+    const late = new Promise((resolve) => setTimeout(resolve, PATIENCE, false));
+    for (const { helper, stack, ready } of this.#starting) {
+      if (await Promise.race([ready, late])) {
+        this.#helpers.push(helper);
+      } else {
+        helper.terminate();
+        this.exports.release(stack);
+      }
+    }
     if (this.#helpers.length) measure(WARM_UP);
     let best = 1;
     for (let more = 2; more <= this.#helpers.length + 1; more++) {

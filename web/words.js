@@ -18,6 +18,9 @@ export function roughly(number) {
 /** @param {number} count */
 export const tokens = (count) => `${count.toLocaleString("en")} ${count === 1 ? "token" : "tokens"}`;
 
+/** @param {number} rate  tokens per second; 0 if there were not two of them yet */
+export const pace = (rate) => (rate ? `, ${Math.round(rate).toLocaleString("en")} a second` : "");
+
 /**
  * @param {"simd" | "relaxed"} simd
  * @param {number} threads

@@ -2,10 +2,10 @@
 
 An example::
 
-engine = Engine(host, model, source)
-logits = engine.prefill([1, 403, 407])     # the whole prompt at once
-logits = engine.forward(263)               # then token by token
-engine.rewind(2)                           # forget all but the first two positions
+    engine = Engine(host, model, source)
+    logits = engine.prefill([1, 403, 407])     # the whole prompt at once
+    logits = engine.forward(263)               # then token by token
+    engine.rewind(2)                           # forget all but the first two positions
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Sequence
 
 from fabella.errors import EngineError, ModelFileError
-from fabella.hosts import Host
+from fabella.hosts import Host, read_all
 from fabella.modelfile import TENSOR_TYPES, ByteSource, ModelFile, Tensor
 from fabella.sampler import SHORTLIST
 
@@ -137,7 +137,7 @@ class Engine:
         layer, type = int(block[1]) if block else 0, TENSOR_TYPES[tensor.type].number
         code = begin(self._model, TENSOR_NUMBERS[name], layer, type, tensor.rows, tensor.columns, tensor.group)
         _check(code, f"loading {tensor.name}")
-        scales = self.host.put(source.read(tensor.scales, tensor.scales_size)) if tensor.group else 0
+        scales = self.host.put(read_all(source, tensor.scales, tensor.scales_size)) if tensor.group else 0
         try:
             for start in range(0, tensor.size, _portion(tensor)):
                 size = min(_portion(tensor), tensor.size - start)

@@ -16,6 +16,20 @@ from fabella.errors import EngineError
 from fabella.modelfile import ByteSource
 
 
+def read_all(source: ByteSource, offset: int, size: int) -> bytes:
+    """Reads `size` bytes of a file, from `offset` on.
+
+    Raises
+    ------
+    EngineError
+        If the file has become shorter since it was opened.
+    """
+    data = source.read(offset, size)
+    if len(data) != size:
+        raise EngineError(f"only {len(data)} of {size} bytes could be read: the model file has changed meanwhile")
+    return data
+
+
 class Host(ABC):
     """An instance of ``run.wasm``: its functions and its memory. Pointers are byte offsets into that memory."""
 
@@ -68,10 +82,7 @@ class Host(ABC):
         EngineError
             If the file has become shorter since it was opened.
         """
-        data = source.read(offset, size)
-        if len(data) != size:
-            raise EngineError(f"only {len(data)} of {size} bytes could be read: the model file has changed meanwhile")
-        self.write(pointer, data)
+        self.write(pointer, read_all(source, offset, size))
 
 
 class WasmtimeHost(Host):
@@ -80,7 +91,8 @@ class WasmtimeHost(Host):
     Parameters
     ----------
     wasm
-        The module's bytes; by default the fastest build inside this package that this wasmtime supports.
+        The module's bytes; by default the SIMD128 build inside this package. Relaxed SIMD is no faster under wasmtime
+        (wasm/LOG.md).
     """
 
     def __init__(self, wasm: bytes | None = None) -> None:
@@ -88,13 +100,7 @@ class WasmtimeHost(Host):
 
         engine = wasmtime.Engine()
         self._store = wasmtime.Store(engine)
-        if wasm is None:
-            wasm = packaged_wasm("relaxed")
-            try:
-                wasmtime.Module.validate(engine, wasm)
-            except wasmtime.WasmtimeError:
-                wasm = packaged_wasm("simd")
-        module = wasmtime.Module(engine, wasm)
+        module = wasmtime.Module(engine, packaged_wasm() if wasm is None else wasm)
         grown = wasmtime.Func(self._store, wasmtime.FuncType([wasmtime.ValType.i32()], []), lambda _index: None)
         self._exports = wasmtime.Instance(self._store, module, [grown] * len(module.imports)).exports(self._store)
         memory = self._exports["memory"]
@@ -193,8 +199,8 @@ class BrowserFile:
         return data
 
 
-def packaged_wasm(build: str) -> bytes:
-    """The bytes of the package's own ``run.wasm``, built for ``relaxed`` SIMD or for plain ``simd``.
+def packaged_wasm() -> bytes:
+    """The bytes of the package's own ``run.wasm``.
 
     Raises
     ------
@@ -202,6 +208,6 @@ def packaged_wasm(build: str) -> bytes:
         If the package lies here as source and nothing was compiled yet.
     """
     try:
-        return files("fabella").joinpath(f"run-{build}.wasm").read_bytes()
+        return files("fabella").joinpath("run.wasm").read_bytes()
     except FileNotFoundError:
         raise EngineError("run.wasm is missing from the package: compile it with `python build.py`") from None

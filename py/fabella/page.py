@@ -99,7 +99,8 @@ class Page:
         Returns
         -------
         JSON ``{"steps": [{"token", "text", "from_prompt"}, …], "end": null or the reason, "tokens", "seconds",
-        "tokens_per_second"}``, where the last three count the sampled tokens of the story so far.
+        "tokens_per_second"}``, where the last three are of the sampled tokens of the story so far. Time counts from
+        the first of them, so that the rate is 0 until there are two.
         """
         assert self._steps is not None, "advance() without tell()"
         steps: list[Step] = []
@@ -108,14 +109,15 @@ class Page:
         for step in self._steps:
             now = time.perf_counter()
             steps.append(step)
-            if step.from_prompt:
-                began = now  # to read is not to tell
-            first = self._sampled == 0 and not step.from_prompt
-            if step.end or first or now >= deadline:
+            if self._sampled == 0:
+                began = now  # to read the prompt is not to tell
+                if not step.from_prompt:
+                    break
+            if step.end or now >= deadline:
                 break
         self._seconds += now - began
         self._sampled += sum(not step.from_prompt for step in steps)
-        rate = self._sampled / self._seconds if self._seconds > 0 else 0.0
+        rate = (self._sampled - 1) / self._seconds if self._seconds > 0 else 0.0
         return json.dumps(
             {
                 "steps": [{"token": step.token, "text": step.text, "from_prompt": step.from_prompt} for step in steps],
