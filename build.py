@@ -60,7 +60,6 @@ ENGINES = {
     "threads-simd": THREADS,
     "threads-relaxed": (*RELAXED, *THREADS),
 }
-PACKAGED_ENGINES = ("simd", "relaxed")  # those in the Python package: wasmtime has no use for the others
 RELAXED_CLANG = 19  # the first one whose relaxed SIMD is the standard's
 COMPILE_FLAGS = (
     *("-std=c11", "-O3", "-msimd128", "-Wall", "-Wextra", "-Werror"),
@@ -309,7 +308,7 @@ def install_by_hand(packages: tuple[str, ...]) -> str:
 
 
 def build_engines() -> dict[str, Path]:
-    """Compile wasm/run.c in all builds; return the module of each, and put those in the Python package that it has."""
+    """Compile wasm/run.c in all builds; return the module of each, and put the plain one in the Python package."""
     emcc = ensure_emcc()
     macros = run(emcc, "-dM", "-E", "-x", "c", os.devnull)
     emcc_knows_relaxed = int(re.findall(r"__clang_major__ (\d+)", macros)[0]) >= RELAXED_CLANG
@@ -322,11 +321,10 @@ def build_engines() -> dict[str, Path]:
         if clang and "-mrelaxed-simd" in flags:
             make = partial(compile_with_clang, clang, emcc, flags)
         engines[name] = cached(f"run-{name}.wasm", key, make)
-    for name in PACKAGED_ENGINES:
-        installed = ROOT / f"py/fabella/run-{name}.wasm"
-        if not installed.exists() or installed.read_bytes() != engines[name].read_bytes():
-            shutil.copyfile(engines[name], installed)
-        installed.chmod(0o644)  # the wheel keeps it
+    installed = ROOT / "py/fabella/run.wasm"
+    if not installed.exists() or installed.read_bytes() != engines["simd"].read_bytes():
+        shutil.copyfile(engines["simd"], installed)
+    installed.chmod(0o644)  # the wheel keeps it
     return engines
 
 

@@ -18,7 +18,7 @@ from wasmtime import _ffi as ffi
 import build
 from fabella.engine import Engine
 from fabella.gguf import read_gguf
-from fabella.hosts import Host, WasmtimeHost, packaged_wasm
+from fabella.hosts import Host, WasmtimeHost
 from fabella.modelfile import Config, FileSource
 from train.quantize import STORED
 
@@ -193,21 +193,3 @@ def test_helpers_that_never_came_are_not_waited_for(shipped_model: Path, engines
     assert host.function("set_threads")(4) == 4
     data = shipped_model.read_bytes()
     assert logit_hashes(host, data) == logit_hashes(WasmtimeHost(engines["simd"]), data)
-
-
-def test_wasmtime_runs_relaxed_simd_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules: list[bytes] = []
-    compiled = wasmtime.Module
-
-    class Module(compiled):  # type: ignore[misc, valid-type]
-        def __init__(self, engine: wasmtime.Engine, wasm: bytes) -> None:
-            modules.append(wasm)
-            super().__init__(engine, wasm)
-
-    monkeypatch.setattr(wasmtime, "Module", Module)
-    WasmtimeHost()
-    without = wasmtime.Config()
-    without.wasm_relaxed_simd = False
-    monkeypatch.setattr(wasmtime, "Engine", partial(wasmtime.Engine, without))
-    WasmtimeHost()
-    assert modules == [packaged_wasm("relaxed"), packaged_wasm("simd")]
