@@ -1,12 +1,14 @@
 /* Runs wasm/run.c natively, under sanitizers, on what tests/test_native.py writes:
  *
- *   native MODEL TOKENS BATCH ALLOCATIONS
+ *   native MODEL TOKENS BATCH ALLOCATIONS THREADS
  *
  * MODEL: the Config, then for each tensor int32 {tensor, layer, type, rows, cols, group, bytes, scales}, its bytes and
  * its float scales (of type I8). The first row is loaded by itself, if there are more.
- * TOKENS: int32 token ids, computed BATCH at a time. Prints the logits' bits after each batch, then a shortlist.
+ * TOKENS: int32 token ids, computed BATCH at a time. Prints the logits' bits after each batch, then a shortlist; of
+ * several THREADS (compiled with -pthread) also how many steps the helpers computed.
  * A tensor that is refused is printed as `tensor CODE`; so is a refused model or batch.
- * ALLOCATIONS: how many succeed before one fails; what it was for is printed with its code and then tried again. -1: all.
+ * ALLOCATIONS: how many succeed before one fails; what it was for is printed with its code and then tried again. -1:
+ * all.
  */
 #include <stddef.h>
 #include <stdio.h>
@@ -22,27 +24,71 @@ static void *unreliable_realloc(void *data, size_t size) { return refused() ? NU
 #define malloc unreliable_malloc
 #define calloc unreliable_calloc
 #define realloc unreliable_realloc
+#include "../wasm/parallel.h"
+
+static _Atomic long helped;
+static Job *counted;
+
+static void count(void *context, int first, int end, int thread) {
+    if (thread > 0) helped += end - first;
+    counted(context, first, end, thread);
+}
+
+static void counting_parallel(Job *run, void *context, int steps) {
+    counted = run;
+    parallel(count, context, steps);
+}
+
+#define parallel counting_parallel
 #include "../wasm/run.c"
 #undef malloc
 
+#ifdef _REENTRANT
+static pthread_t helpers[MAX_THREADS];
+
+static void *help(void *number) {
+    thread_main((int)(intptr_t)number);
+    return NULL;
+}
+
+static void start_helpers(int threads) {
+    set_threads(threads);
+    for (int i = 1; i < threads; i++)
+        if (pthread_create(&helpers[i], NULL, help, (void *)(intptr_t)i)) exit(2);
+}
+
+static void end_helpers(int threads) {
+    set_threads(1);
+    for (int i = 1; i < threads; i++) pthread_join(helpers[i], NULL);
+    if (threads > 1) printf("helped %ld\n", helped);
+}
+#else
+static void start_helpers(int threads) {
+    if (threads > 1) exit(2);
+}
+
+static void end_helpers(int threads) { (void)threads; }
+#endif
+
 static char *read_file(const char *path, size_t *size) {
     FILE *file = fopen(path, "rb");
-    if (!file) return NULL;
+    if (!file) exit(2);
     fseek(file, 0, SEEK_END);
     *size = (size_t)ftell(file);
     rewind(file);
-    char *data = malloc(*size + 1); /* exactly as large as the file, so that a read past its end is caught */
-    if (data && fread(data, 1, *size, file) != *size) data = NULL;
+    char *data = malloc(*size); /* exactly as large as the file, so that a read past its end is caught */
+    if ((!data && *size) || fread(data, 1, *size, file) != *size) exit(2);
     fclose(file);
     return data;
 }
 
 int main(int argc, char **argv) {
     size_t model_size, tokens_size;
-    if (argc != 5) return 2;
+    if (argc != 6) return 2;
     char *file = read_file(argv[1], &model_size), *tokens = read_file(argv[2], &tokens_size);
-    int batch = atoi(argv[3]), n = (int)(tokens_size / 4);
-    if (!file || !tokens || model_size < sizeof(Config) || batch < 1) return 2;
+    int batch = atoi(argv[3]), threads = atoi(argv[5]), n = (int)(tokens_size / 4);
+    if (model_size < sizeof(Config) || batch < 1) return 2;
+    start_helpers(threads);
 
     Config config;
     memcpy(&config, file, sizeof config);
@@ -92,7 +138,7 @@ int main(int argc, char **argv) {
                 printf("%08x%c", bits, i + 1 < config.vocab_size ? ' ' : '\n');
             }
         }
-        if (!code && n > 0) {
+        if (!code) {
             int count = shortlist(model, 5);
             printf("shortlist %d", count);
             for (int i = 0; i < count; i++) printf(" %d", model_candidates(model)[i].id);
@@ -101,6 +147,7 @@ int main(int argc, char **argv) {
         }
         model_free(model);
     }
+    end_helpers(threads);
     free(file);
     free(tokens);
     return 0;

@@ -1,4 +1,4 @@
-"""wasm/run.c compiled natively under AddressSanitizer and UndefinedBehaviorSanitizer: no error, and the wasm's bits."""
+"""wasm/run.c compiled natively, under sanitizers for addresses, undefined behaviour and threads: the wasm's bits."""
 
 from __future__ import annotations
 
@@ -41,12 +41,17 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return runner(compile_native(tmp_path_factory.mktemp("native"), *FLAGS, *SANITIZERS))
 
 
+@pytest.fixture(scope="session")
+def threaded(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return runner(compile_native(tmp_path_factory.mktemp("threaded"), *FLAGS, "-pthread", "-fsanitize=thread"))
+
+
 def runner(program: Path, *under: str) -> Run:
-    def run(model: bytes, tokens: list[int], batch: int = 1, allocations: int = -1) -> list[str]:
+    def run(model: bytes, tokens: list[int], batch: int = 1, allocations: int = -1, threads: int = 1) -> list[str]:
         files = program.with_name("model"), program.with_name("tokens")
         files[0].write_bytes(model)
         files[1].write_bytes(np.array(tokens, np.int32).tobytes())
-        command = [*under, str(program), *map(str, files), str(batch), str(allocations)]
+        command = [*under, str(program), *map(str, [*files, batch, allocations, threads])]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
@@ -99,6 +104,22 @@ def test_the_native_build_computes_the_bits_of_the_wasm(
         assert float(lines.pop(0).split()[1]) == pytest.approx(logits.log_sum_exp(0.7), rel=1e-8)
         draws = [logits.draw(0.7, coin) for coin in (0, 0.5, 0.99999)]
         assert lines.pop(0).split()[1:] == [str(token) for token in draws]
+
+
+@pytest.mark.parametrize(("config", "type"), [(CONFIG, "F32"), (CONFIG, "Q8_0"), (CONFIG, "Q4_1"), (ODD, "F32")])
+def test_helpers_compute_a_share_of_the_same_bits(threaded: Run, config: Config, type: str, tmp_path: Path) -> None:
+    """ThreadSanitizer sees whether the claims order all that the threads read and write."""
+    records = tensor_records(write_random_model(tmp_path / "model.gguf", config, type=type))
+    model = joined(config_bytes(config, True), records)
+    tokens = list(range(32)) * 2
+    steps = 0
+    for batch in (1, 5, 64):
+        expected = threaded(model, tokens, batch)
+        for threads in (2, 3, 8):
+            *lines, helped = threaded(model, tokens, batch, threads=threads)
+            assert lines == expected
+            steps += int(helped.removeprefix("helped "))
+    assert steps > 0
 
 
 @pytest.mark.parametrize(
@@ -156,6 +177,13 @@ def test_tokens_and_positions_out_of_range_are_refused(native: Run, tmp_path: Pa
     assert native(model, [1, -1], 2) == ["forward -6"]
     assert native(model, [1] * 81, 81) == ["forward -7"]
     assert native(model, [1] * 81, 80)[-1] == "forward -7"
+
+
+def test_before_the_first_token_there_is_none_to_choose(native: Run, tmp_path: Path) -> None:
+    """Nor one in the padding, beyond the vocabulary."""
+    records = tensor_records(write_random_model(tmp_path / "model.gguf", ODD))
+    model = joined(config_bytes(ODD, True), records)
+    assert native(model, []) == ["shortlist -8", "log_sum_exp nan", "draw -8 -8 -8"]
 
 
 def test_broken_numbers_are_refused(native: Run, tmp_path: Path) -> None:

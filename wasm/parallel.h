@@ -2,8 +2,8 @@
  *
  * A job has many small steps, and every thread claims a share of those that are left until none is: large shares at
  * first, because memory is read fastest in one go, and small ones at the end, so that all come to it together. The
- * caller works like the others: a helper that the machine does not run at the moment takes nothing, and nobody waits
- * for it. Which thread computes a step never matters to the result.
+ * caller works like the others. A helper that the machine does not run at the moment claims nothing and is not waited
+ * for; one that has claimed a share is. Which thread computes a step never matters to the result.
  *
  * Who waits does so in two ways: for a moment it spins, because the next job of a forward pass mostly comes at once;
  * then it sleeps, because on a busy machine the core is needed by others.
@@ -25,8 +25,10 @@ typedef void Job(void *context, int first, int end, int thread);
 
 #include <stdatomic.h>
 
-enum { SPIN_TURNS = 20000 };              /* looks at a word before going to sleep: some 10 microseconds */
-enum { LEFT = 0xffffff, TOP_SHIFT = 24 }; /* of the claims' word: steps left, below the number of threads */
+enum { SPIN_LOOKS = 20000 }; /* at a word before going to sleep: some 10 microseconds */
+
+/* The claims' word. Its low 24 bits: steps that nobody has claimed; above them: the number of threads. */
+enum { LEFT = 0xffffff, TOP_SHIFT = 24 };
 
 /* A number that threads wait for. On a cache line of its own: the others are written all the time as well. */
 typedef struct {
@@ -42,7 +44,7 @@ static struct {
     Job *run;
     void *context;
     uint32_t steps;
-} job;
+} current;
 
 #ifdef __wasm__
 /* Sleeps, unless the word has another value already. */
@@ -73,7 +75,7 @@ static void wake_all(Word *word) {
 
 /* Waits for the word to have another value; may return early. */
 static void await_change(Word *word, uint32_t value) {
-    for (int i = 0; i < SPIN_TURNS; i++)
+    for (int i = 0; i < SPIN_LOOKS; i++)
         if (word->value != value) return;
     word->sleepers++;
     sleep_while(word, value);
@@ -90,8 +92,8 @@ static void announce(Word *word) {
 static void work(uint32_t seen, int thread) {
     const uint32_t threads = seen >> TOP_SHIFT, left = seen & LEFT, share = (left + 2 * threads - 1) / (2 * threads);
     if (!atomic_compare_exchange_strong(&claims.value, &seen, seen - share)) return;
-    const uint32_t first = job.steps - left;
-    job.run(job.context, (int)first, (int)(first + share), thread);
+    const uint32_t first = current.steps - left;
+    current.run(current.context, (int)first, (int)(first + share), thread);
     if (atomic_fetch_sub(&unfinished.value, share) == share) announce(&unfinished);
 }
 
@@ -102,9 +104,9 @@ static void parallel(Job *run, void *context, int steps) {
         run(context, 0, steps, 0);
         return;
     }
-    job.run = run;
-    job.context = context;
-    job.steps = (uint32_t)steps;
+    current.run = run;
+    current.context = context;
+    current.steps = (uint32_t)steps;
     unfinished.value = (uint32_t)steps;
     claims.value = threads << TOP_SHIFT | (uint32_t)steps;
     announce(&claims);
@@ -112,7 +114,8 @@ static void parallel(Job *run, void *context, int steps) {
     while ((seen = unfinished.value)) await_change(&unfinished, seen);
 }
 
-/* What a helper does, as thread 1, 2, ...: its share of all jobs, until set_threads wants fewer threads. */
+/* What a helper does, as thread 1, 2, ...: its shares of all jobs, until set_threads wants fewer threads. Not to be
+ * ended from outside before: parallel would wait for ever for a share that it has claimed. */
 EXPORT(thread_main) void thread_main(int thread) {
     for (uint32_t seen; (uint32_t)thread < (seen = claims.value) >> TOP_SHIFT;) {
         if (seen & LEFT)
@@ -123,7 +126,8 @@ EXPORT(thread_main) void thread_main(int thread) {
 }
 
 /* Lets parallel use n threads from now on, 1 at first, as many as there may be at most; returns how many. The host
- * starts a helper, which calls thread_main, for each but the first; one that it does not start is not waited for. */
+ * starts a helper, which calls thread_main, for each but the first; one that it does not start is not waited for. To be
+ * called between jobs, by the thread that calls parallel. */
 EXPORT(set_threads) int set_threads(int n) {
     n = n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
     claims.value = (uint32_t)n << TOP_SHIFT;

@@ -72,9 +72,9 @@ typedef struct {
 typedef struct {
     Config config;
     int head_size, kv_dim;
-    int group;           /* query heads that share a key/value head */
+    int kv_mul;          /* query heads that share a key/value head */
     int tokens_at_once;  /* in attention */
-    int queries_at_once; /* tokens_at_once * group */
+    int queries_at_once; /* tokens_at_once * kv_mul */
 
     /* Weights */
     Matrix token_embd; /* (vocab_size, dim) */
@@ -196,9 +196,9 @@ EXPORT(model_new) int model_new(const Config *config, Model **out) {
     m->config = *config;
     m->head_size = c->dim / c->n_heads;
     m->kv_dim = c->n_kv_heads * m->head_size;
-    m->group = c->n_heads / c->n_kv_heads;
-    m->tokens_at_once = m->group < QUERIES ? QUERIES / m->group : 1;
-    m->queries_at_once = m->tokens_at_once * m->group;
+    m->kv_mul = c->n_heads / c->n_kv_heads;
+    m->tokens_at_once = m->kv_mul < QUERIES ? QUERIES / m->kv_mul : 1;
+    m->queries_at_once = m->tokens_at_once * m->kv_mul;
     m->missing = 9 * (int64_t)c->n_layers + 2 + !c->tied;
     int widest = c->dim > c->hidden_dim ? c->dim : c->hidden_dim;
     bool enough = (m->layers = allocate_zeroed((uint64_t)c->n_layers, sizeof(Layer))) &&
@@ -219,6 +219,7 @@ EXPORT(model_new) int model_new(const Config *config, Model **out) {
     }
     for (int i = 0; i < m->head_size / 2; i++)
         m->frequency[i] = exp_double(-2.0 * i / m->head_size * log_double(c->rope_base));
+    for (int id = 0; id < pad4(c->vocab_size); id++) m->logits[id] = -__builtin_inff(); /* none before forward */
     *out = m;
     return OK;
 }
@@ -390,28 +391,28 @@ static void attention_part(const AttentionJob *job, int part, int thread) {
     const int kv_head = part % n_kv_heads, first = part / n_kv_heads * m->tokens_at_once;
     const int n = job->n - first < m->tokens_at_once ? job->n - first : m->tokens_at_once;
     const int position = job->position + first, end = position + n;
-    const size_t at = (size_t)first * dim + (size_t)kv_head * m->group * size;
+    const size_t at = (size_t)first * dim + (size_t)kv_head * m->kv_mul * size;
     const int stride = m->capacity, value_stride = n_kv_heads * padded;
-    float *scores = m->scores + (size_t)thread * m->queries_at_once * stride; /* (group, n, stride) */
-    float *heads = m->heads + (size_t)thread * m->queries_at_once * padded;   /* (group, n, padded) */
+    float *scores = m->scores + (size_t)thread * m->queries_at_once * stride; /* (kv_mul, n, stride) */
+    float *heads = m->heads + (size_t)thread * m->queries_at_once * padded;   /* (kv_mul, n, padded) */
 
     for (int tile = 0; tile < end; tile += TILE) {
         const float *keys = job->layer->keys + (size_t)tile * m->kv_dim + (size_t)kv_head * size * TILE;
-        for (int h = 0; h < m->group; h++)
+        for (int h = 0; h < m->kv_mul; h++)
             f32_product(keys, TILE, TILE, m->q + at + h * size, dim, scores + h * n * stride + tile, stride, size, n,
                         false);
     }
-    for (int row = 0; row < m->group * n; row++)
+    for (int row = 0; row < m->kv_mul * n; row++)
         softmax(scores + row * stride, position + row % n + 1, pad4(end), 1.0f / __builtin_sqrtf((float)size));
-    memset(heads, 0, (size_t)m->group * n * padded * sizeof(float));
+    memset(heads, 0, (size_t)m->kv_mul * n * padded * sizeof(float));
     for (int tile = 0; tile < end; tile += TILE) {
         const float *values = job->layer->values + (size_t)tile * value_stride + kv_head * padded;
         const int columns = end - tile < TILE ? end - tile : TILE;
-        for (int h = 0; h < m->group; h++)
+        for (int h = 0; h < m->kv_mul; h++)
             f32_product(values, value_stride, padded, scores + h * n * stride + tile, stride, heads + h * n * padded,
                         padded, columns, n, true);
     }
-    for (int h = 0; h < m->group; h++) {
+    for (int h = 0; h < m->kv_mul; h++) {
         for (int t = 0; t < n; t++)
             memcpy(m->xb + at + (size_t)t * dim + h * size, heads + (h * n + t) * padded, (size_t)size * sizeof(float));
     }
@@ -576,7 +577,7 @@ static float largest_logit(const Model *m) {
     for (int id = 0; id < m->config.vocab_size; id += 4) {
         f32x4 logit = f32x4_load(m->logits + id);
         i32x4 better = (logit > largest) & (logit - logit == 0);
-        largest = (f32x4)(((i32x4)logit & better) | ((i32x4)largest & ~better));
+        largest = f32x4_select(better, logit, largest);
     }
     for (int lane = 1; lane < 4; lane++) largest[0] = largest[lane] > largest[0] ? largest[lane] : largest[0];
     return largest[0];
