@@ -65,15 +65,18 @@ COMPILE_FLAGS = (
     *("-std=c11", "-O3", "-msimd128", "-Wall", "-Wextra", "-Werror"),
     "-ffp-contract=off",  # the same bits everywhere: a*b+c is never fused
 )
-# A .wasm without JavaScript, for wasmtime and browsers alike, whose memory grows up to 4 GB.
-EMCC_LINK = ("-sSTANDALONE_WASM", "--no-entry", "-sALLOW_MEMORY_GROWTH", "-sMAXIMUM_MEMORY=4GB")
+# A .wasm without JavaScript, for wasmtime and browsers alike. Memory grows from 16 MB up to 4 GB; the stack has 64 KB.
+EMCC_LINK = (
+    *("-sSTANDALONE_WASM", "--no-entry", "-sTOTAL_STACK=64KB"),
+    *("-sALLOW_MEMORY_GROWTH", "-sINITIAL_MEMORY=16MB", "-sMAXIMUM_MEMORY=4GB"),
+)
 # What an older emcc passes to its own linker for these; that linker does not know relaxed SIMD.
 WASM_LD_LINK = (
     *("-lstandalonewasm-memgrow", "-lstubs", "-lnoexit", "-lc", "-ldlmalloc", "-lcompiler_rt"),
     *("--entry=_initialize", "--import-undefined", "--strip-all", "--initial-memory=16777216"),
     *("--max-memory=4294967296", "--global-base=1024", "-z", "stack-size=65536"),
 )
-# Threads have one memory, which JavaScript makes and hands to each, and a stack each (web/threads.js).
+# Threads have one memory, which JavaScript makes and hands to each, and a stack each (web/engine.js).
 EMCC_LINK_THREADS = ("-sIMPORTED_MEMORY", "-Wl,--shared-memory,--export=__stack_pointer")
 WASM_LD_LINK_THREADS = ("--import-memory", "--shared-memory", "--export=__stack_pointer")
 

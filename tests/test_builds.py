@@ -145,6 +145,19 @@ def test_each_build_needs_what_its_name_says_and_no_more(engines: dict[str, byte
         assert is_valid(wasm, threads=False) == ("threads" not in name)
 
 
+def test_each_build_needs_of_its_host_what_the_page_gives_it(engines: dict[str, bytes]) -> None:
+    config = wasmtime.Config()
+    config.wasm_threads = config.shared_memory = True
+    engine = wasmtime.Engine(config)
+    for name, wasm in engines.items():
+        module = wasmtime.Module(engine, wasm)
+        names = {"emscripten_notify_memory_growth"} | ({"memory"} if "threads" in name else set())
+        assert {(item.module, item.name) for item in module.imports} == {("env", name) for name in names}
+        types = [*(item.type for item in module.imports), *(item.type for item in module.exports)]
+        (memory,) = (type for type in types if isinstance(type, wasmtime.MemoryType))
+        assert (memory.limits.min, memory.limits.max) == (256, 65536)
+
+
 def test_relaxed_simd_computes_the_bits_of_plain_simd(
     model: Path, engines: dict[str, bytes], expected: list[str]
 ) -> None:
