@@ -1,7 +1,7 @@
 /* The yardstick REF: a Llama's forward pass in float32, written as one writes it first, in the manner of llama2.c.
  *
  * No intrinsics, no packing, no batches: what a compiler makes of plain loops with -O3 -msimd128 -ffast-math. The
- * prompt is computed token by token.
+ * prompt is computed token by token, the logits after its last one.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -73,8 +73,8 @@ static void softmax(float *p, int n) {
     for (int i = 0; i < n; i++) p[i] /= sum;
 }
 
-/* Computes one token at a position and returns the likeliest next one. */
-__attribute__((export_name("plain_forward"))) int plain_forward(int token, int position) {
+/* Computes one token at a position; returns the likeliest next one if that is `wanted`. */
+__attribute__((export_name("plain_forward"))) int plain_forward(int token, int position, int wanted) {
     const int dim = config.dim, hidden = config.hidden_dim, kv = (int)kv_dim();
     const int head_size = dim / config.n_heads, group = config.n_heads / config.n_kv_heads;
     const float *embedding = weights, *w = weights + (size_t)config.vocab_size * (size_t)dim;
@@ -116,6 +116,7 @@ __attribute__((export_name("plain_forward"))) int plain_forward(int token, int p
         matmul(xb2, h1, w, hidden, dim), w += dim * hidden;
         for (int i = 0; i < dim; i++) x[i] += xb2[i];
     }
+    if (!wanted) return -1;
     rmsnorm(x, x, w, dim), w += dim;
     matmul(logits, x, config.tied ? embedding : w, dim, config.vocab_size);
     int best = 0;

@@ -20,7 +20,7 @@ serve(async (spec) => {
   new Uint8Array(memory.buffer, weights, file.byteLength - header).set(new Uint8Array(file, header));
   const load_ms = performance.now() - started;
 
-  const prefill = (ids) => ids.reduce((_, id, position) => plain_forward(id, position), 0);
-  const told = await stepByStep(spec, prefill, plain_forward);
+  const prefill = (ids) => ids.reduce((_, id, at) => plain_forward(id, at, Number(at === ids.length - 1)), 0);
+  const told = await stepByStep(spec, prefill, (token, position) => plain_forward(token, position, 1));
   return { load_ms, ...told };
 });
