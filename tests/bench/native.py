@@ -15,13 +15,15 @@ from .browser import LIMIT, Failure
 from .engines import BUILT, HERE
 
 
-def _run(*command: str | Path) -> str:
+def run(*command: str | Path) -> str:
+    """What a program prints, or the Failure that it ended with."""
     try:
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=LIMIT, check=False)
     except subprocess.TimeoutExpired:
         raise Failure(f"no answer within {LIMIT} s") from None
     if done.returncode:
-        raise Failure((done.stderr or done.stdout).strip().splitlines()[-1])
+        words = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"  # a signal leaves no words
+        raise Failure(words.splitlines()[-1])
     return done.stdout
 
 
@@ -29,7 +31,7 @@ def llamacpp(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     """Measures native llama.cpp; `spec` and the answer as in web/bench.js."""
     names = ("ids", "tokens", "seconds", "stories", "threads")
     asked = {"model": str(folder / "model.gguf"), **{name: spec[name] for name in names}}
-    answer: dict[str, Any] = json.loads(_run("node", HERE / "llamacpp.mjs", json.dumps(asked)).splitlines()[-1])
+    answer: dict[str, Any] = json.loads(run("node", HERE / "llamacpp.mjs", json.dumps(asked)).splitlines()[-1])
     return answer
 
 
@@ -40,7 +42,7 @@ def native(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
         config = read_gguf(source).config
     records.write_bytes(joined(config_bytes(config, True), tensor_records(folder / "model.gguf")))
     numbers = [str(spec[name]) for name in ("tokens", "seconds", "stories")]
-    loaded, *stories, tokens = _run(BUILT / "native", records, folder / "prompt.bin", *numbers).splitlines()
+    loaded, *stories, tokens = run(BUILT / "native", records, folder / "prompt.bin", *numbers).splitlines()
     times = [tuple(map(float, line.split())) for line in stories]
     return {
         "load_ms": float(loaded),
