@@ -18,7 +18,7 @@ export async function fabella(spec) {
   const started = performance.now();
   const { headers } = await fetch(model, { method: "HEAD" });
   assets.model = { url: model, bytes: Number(headers.get("Content-Length")), name: "model.gguf" };
-  const worker = await startWorker(new URL(assets.worker, base).href);
+  const worker = await startWorker(new URL(assets.worker, base).href, spec.threads);
   let steps = [];
   let first = 0; // when the first token after the prompt was there
   const until = (type) =>
@@ -35,7 +35,7 @@ export async function fabella(spec) {
     });
   const told = () => steps.filter((step) => !step.from_prompt);
   worker.postMessage({ type: "load", assets, base });
-  await until("ready");
+  const { simd, threads } = await until("ready");
   const load_ms = performance.now() - started;
 
   let id = 0;
@@ -56,5 +56,5 @@ export async function fabella(spec) {
     const decode_ms = asked + (await tell(spec.ids.length + spec.tokens)) - first;
     return { prefill_ms, decode_ms, decoded: told().length - 1 }; // the first token comes of the prompt
   });
-  return { load_ms, stories, tokens: told().map((step) => step.token) };
+  return { load_ms, simd, threads, stories, tokens: told().map((step) => step.token) };
 }

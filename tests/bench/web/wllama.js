@@ -17,7 +17,6 @@ export async function wllama(spec) {
   const stories = await repeat(spec, async () => {
     text = "";
     let first = 0;
-    let usage = {};
     let timings = {};
     const asked = performance.now();
     await engine.createCompletion({
@@ -29,14 +28,13 @@ export async function wllama(spec) {
       onData: (chunk) => {
         first ||= performance.now();
         text += chunk.choices[0]?.text ?? "";
-        usage = chunk.usage ?? usage;
         timings = chunk.timings ?? timings;
       },
     });
     const done = performance.now();
     if (timings.prompt_n !== spec.ids.length)
       throw new Error(`the prompt is ${timings.prompt_n} tokens here, not ${spec.ids.length}`);
-    return { prefill_ms: first - asked, decode_ms: done - first, decoded: timings.predicted_n - 1, timings };
+    return { prefill_ms: first - asked, decode_ms: done - first, decoded: timings.predicted_n - 1 };
   });
   return { load_ms, stories, text };
 }
