@@ -18,10 +18,13 @@ from fabella.gguf import read_gguf
 from fabella.modelfile import Config, FileSource
 from train.quantize import read_weights
 
+from .bench import __main__ as bench
 from .bench import models, report
-from .bench.__main__ import save
+from .bench.__main__ import rates, results_file, save
 from .bench.browser import Bench, Failure, Server
 from .bench.engines import BUILT, ENGINES, build_all, compile_plain, engines_for
+from .bench.native import run
+from .bench.onnx_llama import write_onnx
 from .random_models import load
 
 SMALL = Config(64, 96, 2, 4, 2, 300, 256)
@@ -75,6 +78,7 @@ def test_the_shipped_models_prompt_is_as_long_as_the_others() -> None:
     ids, text = models.story_prompt(tokenizer)
     assert len(ids) == models.PROMPT_TOKENS
     assert tokenizer.encode(text) == ids
+    assert " ".join(models.STORY.split()).startswith(f"{text} ")  # whole words
 
 
 # ---- Yardsticks ------------------------------------------------------------------------------------------------------
@@ -110,8 +114,33 @@ def test_the_plain_forward_pass_tells_our_engines_story(tmp_path: Path) -> None:
     engine, _ = load(path)
     for position, token in enumerate(ids):
         ((likeliest, best), (_, second)) = engine.forward(token).shortlist(2)
-        theirs = plain.call("plain_forward", token, position)
-        assert theirs == likeliest or best - second < 1e-3
+        wanted = position % 2
+        theirs = plain.call("plain_forward", token, position, wanted)
+        assert theirs == (likeliest if wanted else -1) or best - second < 1e-3
+
+
+def test_the_onnx_graph_computes_our_engines_logits(tmp_path: Path) -> None:
+    """With a prompt at once, and token by token after it; as nearly as 8 bits of weights and of activations allow."""
+    pytest.importorskip("onnx", reason="no onnx (tests/bench/requirements-bench.txt) to write the graph with")
+    runtime: Any = pytest.importorskip("onnxruntime", reason="no onnxruntime (as onnx) to run the graph with")
+    path, ids = small_model(tmp_path, "F32")
+    with FileSource(path) as source:
+        weights = {name: read_weights(source, tensor) for name, tensor in read_gguf(source).tensors.items()}
+    write_onnx(tmp_path / "onnx", SMALL, weights)
+    session = runtime.InferenceSession(tmp_path / "onnx/onnx/model_quantized.onnx", providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    empty = np.zeros((1, SMALL.n_kv_heads, 0, SMALL.head_size), np.float32)
+    past = {given.name: empty for given in session.get_inputs() if given.name.startswith("past_key_values.")}
+
+    engine, _ = load(path)
+    split = 100
+    for begin, end in [(0, split), *((at, at + 1) for at in range(split, len(ids)))]:
+        asked = {"input_ids": np.array([ids[begin:end]]), "attention_mask": np.ones((1, end), np.int64), **past}
+        results = dict(zip(outputs, session.run(None, asked), strict=True))
+        past = {name: results[name.replace("past_key_values", "present")] for name in past}
+        ours = np.array(engine.prefill(ids[begin:end]).to_array())
+        theirs = results["logits"][0, 0]
+        assert np.linalg.norm(theirs - ours) < 0.1 * np.linalg.norm(ours)
 
 
 def test_a_measurement_in_the_browser(browser: Browser, tmp_path: Path) -> None:
@@ -119,15 +148,14 @@ def test_a_measurement_in_the_browser(browser: Browser, tmp_path: Path) -> None:
     build_all({name: "not wanted here" for name in ENGINES if name != "fabella"})
     server = Server(tmp_path, {"model": tmp_path})
     try:
-        bench = Bench(browser, server)
-        answer = bench.measure("model", {"engine": "roofline", "bytes": 1_000_001, "seconds": 0.1})
+        pages = Bench(browser, server)
+        answer = pages.measure("model", {"engine": "roofline", "bytes": 1_000_001, "seconds": 0.1, "threads": 1})
         with pytest.raises(Failure, match="holds no built page"):
-            bench.measure("model", {"engine": "fabella"})
+            pages.measure("model", {"engine": "fabella"})
     finally:
         server.close()
     assert answer["bytes"] == 1_000_192
     assert 0.1 < np.median(answer["gb_per_s"]) < 2000
-    assert sum(answer["wasm_memory"]) > 1_000_192
     assert answer["code_bytes"] == sum(build.size(BUILT / f"roofline.{end}") for end in ("js", "wasm"))
     assert answer["model_bytes"] == 0
 
@@ -139,19 +167,21 @@ def entry(number: int, engine: str, decode: float, prefill: float, **others: Any
     story = {"prefill_ms": 1000 * models.PROMPT_TOKENS / prefill, "decode_ms": 1e5 / decode, "decoded": 100}
     cold = {"prefill_ms": 1e6, "decode_ms": 1e6, "decoded": 100}
     common = {"round": number, "model": "15M-Q8_0", "engine": engine, "load_ms": 1234.4, "memory_bytes": None}
-    return {**common, "stories": [cold, story, story], "tokens": [7, 8, 9], **others}
+    build = {"simd": "simd", "threads": 1} if engine == "fabella" else {}
+    return {**common, **build, **rates([cold, story, story]), "tokens": "7 8 9", **others}
 
 
 @pytest.fixture
 def results() -> dict[str, Any]:
     size = models.packed_bytes(models.SHAPES["15M"], "Q8_0")
     runs = [
-        *(entry(0, "fabella", 900, 4000), entry(0, "wllama", 100, 400, tokens=[7, 8, 1])),
+        *(entry(0, "fabella", 900, 4000), entry(0, "wllama", 100, 400, tokens="7 8 1")),
         *(entry(1, "fabella", 1100, 5000), entry(1, "wllama", 50, 500)),
         entry(2, "fabella", 1000, 4500),
-        {"round": 0, "model": "15M-Q8_0", "engine": "onnxruntime", "error": "out of patience"},
+        *({"round": n, "model": "15M-Q8_0", "engine": "onnxruntime", "error": "out of patience"} for n in range(3)),
+        {"round": 2, "model": "15M-Q8_0", "engine": "wllama", "error": "out of memory"},
         *(
-            {"round": number, "model": "15M-Q8_0", "engine": "roofline", "bytes": size, "gb_per_s": [0.0, 20.0, 90.0]}
+            {"round": number, "model": "15M-Q8_0", "engine": "roofline", "bytes": size, "gb_per_s": 20.0}
             for number in range(3)
         ),
     ]
@@ -171,10 +201,36 @@ def test_the_tables_say_what_was_measured(results: dict[str, Any]) -> None:
     assert "| wllama | 2 of 3 |" in lines
     assert "| Fabella | 1,234 |" in lines
     assert "Left out: REF: plain C, f32, fast-math: no compiler." in lines
-    assert "Failed: onnxruntime with 15M-Q8_0: out of patience." in lines
+    assert "| ONNX Runtime Web q8, bare loop | failed |" in lines
+    assert "Failed: ONNX Runtime Web q8, bare loop with 15M-Q8_0 in round 1, 2, 3: out of patience." in lines
+    assert "Failed: wllama with 15M-Q8_0 in round 3: out of memory." in lines
+    assert "3 rounds, 1 thread. Fabella's build: SIMD, 1 thread." in lines[0]
     assert "Versions: wllama 1.2.3." in lines
     assert "peak memory" in text
     assert "transformers.js" not in text  # never ran
+
+
+def test_the_report_says_how_peers_were_run(results: dict[str, Any]) -> None:
+    assert "own counters" not in report.tables(results)
+    results["runs"] += [
+        entry(0, "llamacpp", 100, 200),
+        *(entry(0, engine, 100, 200, model="135M-Q4_1") for engine in ("fabella", "transformers")),
+    ]
+    text = report.tables(results)
+    assert "Native llama.cpp is timed by its own counters" in text
+    assert "135M-Q4_1: transformers.js and ONNX Runtime run it with 8-bit weights, not 4-bit." in text
+
+
+def test_several_threads_have_no_share_of_the_roofline(results: dict[str, Any]) -> None:
+    results["threads"] = 2
+    results["runs"] = [
+        entry(0, "fabella", 900, 4000, simd="relaxed", threads=2),
+        entry(1, "fabella", 900, 4000, simd="relaxed", threads=1),
+    ]
+    text = report.tables(results)
+    assert "up to 2 threads. Fabella's build: relaxed SIMD, 1 thread or relaxed SIMD, 2 threads." in text
+    assert "loop of loads" not in text
+    assert "roofline" not in text
 
 
 def test_the_chart_is_a_picture(results: dict[str, Any], tmp_path: Path) -> None:
@@ -190,6 +246,37 @@ def test_results_are_saved_whole_or_not_at_all(results: dict[str, Any], tmp_path
         save(path, {"runs": object()})
     assert json.loads(path.read_text()) == results
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_results_of_another_machine_browser_or_page_go_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "index.html").write_text("page")
+    files = {results_file(tmp_path, "1.0", False, 1), results_file(tmp_path, "1.0", False, 1)}
+    assert len(files) == 1
+    files |= {results_file(tmp_path, "1.1", False, 1), results_file(tmp_path, "1.0", False, 2)}
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "machine", lambda: "another")
+        files.add(results_file(tmp_path, "1.0", False, 1))
+    (tmp_path / "index.html").write_text("another page")
+    files.add(results_file(tmp_path, "1.0", False, 1))
+    assert len(files) == 5
+
+
+def test_fewer_threads_than_one_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", "--threads", "0"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "--threads: must be at least 1, not 0" in capsys.readouterr().err
+
+
+def test_a_program_that_dies_without_a_word_is_a_failure() -> None:
+    with pytest.raises(Failure, match=r"^exit status -9$"):
+        run("sh", "-c", "kill -9 $$")
+    with pytest.raises(Failure, match=r"^why$"):
+        run("sh", "-c", "echo first; echo why; exit 3")
 
 
 def test_engines_are_given_the_models_that_they_can_run() -> None:

@@ -1,8 +1,9 @@
 """Runs the benchmark: ``python build.py bench``, which installs and builds what this needs and then starts it.
 
 In every round each model is run by each engine in turn, so that what else the machine does falls on all alike. Each
-measurement is kept at once in ``results/DATE-BUILD.json``, where BUILD is a hash of the page that was measured; after
-Ctrl-C, or with more rounds, a rerun goes on from there. Tables (.md) and a chart (.png) are written beside it.
+measurement is kept at once in ``results/DATE-KEY.json``, where KEY is a hash of all that the figures depend on (see
+`results_file`); after Ctrl-C, or with more rounds, a rerun goes on from there. Tables (.md) and a chart (.png) are
+written beside it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import platform
 import re
+import statistics
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +27,7 @@ import build
 from . import native
 from .browser import Bench, Failure, opened
 from .engines import ENGINES, HERE, build_all, engines_for, install_peers, versions
-from .models import MODELS, QUICK, config_of, make_model, packed_bytes
+from .models import MODELS, PROMPT_TOKENS, QUICK, config_of, make_model, packed_bytes
 from .report import chart, tables
 
 STORIES = 3  # told at least; the first only warms up
@@ -43,10 +45,18 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def results_file(dist: Path, quick: bool, threads: int) -> Path:
-    """Where the results belong: to this page's newest file, or to a new one of today."""
-    page = build.digest(*sorted(path for path in dist.rglob("*") if path.is_file() and path.suffix != ".gguf"))[:6]
-    name = f"{page}{f'-{threads}-threads' if threads > 1 else ''}{'-quick' if quick else ''}.json"
+def results_file(dist: Path, browser: str, quick: bool, threads: int) -> Path:
+    """Where the results belong: to the newest file of the same key, or to a new one of today.
+
+    The key stands for the machine, the browser's version, the page, the models, and the benchmark's own sources with
+    the lock file of the peers, so that no file mixes figures that cannot be compared. `report` measures nothing.
+    """
+    page = (path for path in dist.rglob("*") if path.is_file() and path.suffix != ".gguf")
+    own = (path for folder in (HERE, HERE / "web") for path in folder.iterdir() if path.is_file())
+    engine = (build.ROOT / "wasm").glob("*.[ch]")  # compiled for this machine as well
+    sources = (path for path in (*own, *engine) if path.name != "report.py")
+    key = build.digest(machine(), browser, build.WEB / "models/stories.gguf", *sorted(page), *sorted(sources))[:6]
+    name = f"{key}{f'-{threads}-threads' if threads > 1 else ''}{'-quick' if quick else ''}.json"
     earlier = sorted((HERE / "results").glob(f"*-{name}"))
     return earlier[-1] if earlier else HERE / f"results/{datetime.date.today()}-{name}"
 
@@ -55,12 +65,25 @@ def save(path: Path, results: dict[str, Any]) -> None:
     """Write the results in the place of what was there; never half."""
     path.parent.mkdir(exist_ok=True)
     new = path.with_suffix(".new")
-    new.write_text(json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    new.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     new.replace(path)
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    """What is kept of many values."""
+    return {"lowest": min(values), "median": statistics.median(values), "best": max(values)}
+
+
+def rates(stories: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Tokens/s, decode and prefill, over all stories but the first (told by code that is not optimised yet)."""
+    return {
+        "decode": spread([1000 * story["decoded"] / story["decode_ms"] for story in stories[1:]]),
+        "prefill": spread([1000 * PROMPT_TOKENS / story["prefill_ms"] for story in stories[1:]]),
+    }
+
+
 def measure(bench: Bench, folder: Path, model: str, engine: str, threads: int = 1) -> dict[str, Any]:
-    """One measurement, or the error that it ended with."""
+    """One measurement, as the report wants it, or the error that it ended with."""
     asked = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
     spec = {
         "engine": engine,
@@ -71,8 +94,9 @@ def measure(bench: Bench, folder: Path, model: str, engine: str, threads: int = 
     try:
         if engine == "roofline":
             size = packed_bytes(config_of(MODELS[model]), MODELS[model].type)
-            answer = bench.measure(model, {"engine": engine, "bytes": size, "seconds": ROOFLINE_SECONDS})
-            return {name: answer[name] for name in ("bytes", "gb_per_s")}
+            spec = {"engine": engine, "bytes": size, "seconds": ROOFLINE_SECONDS, "threads": 1}
+            answer = bench.measure(model, spec)
+            return {"bytes": answer["bytes"], "gb_per_s": statistics.median(answer["gb_per_s"])}
         if engine == "llamacpp":
             answer = native.llamacpp(folder, spec)
         elif engine == "native":
@@ -84,7 +108,10 @@ def measure(bench: Bench, folder: Path, model: str, engine: str, threads: int = 
     if MODELS[model].config and "text" in answer:  # one character is one token
         pieces = token_numbers(folder)
         answer["tokens"] = [pieces[character] for character in answer["text"]]
+    answer |= rates(answer.pop("stories"))
     answer.pop("text", None)
+    if "tokens" in answer:
+        answer["tokens"] = " ".join(map(str, answer["tokens"]))  # one line of the file
     return answer
 
 
@@ -102,18 +129,18 @@ def run(models: list[str], rounds: int, dist: Path, quick: bool, threads: int) -
     left_out = install_peers()
     build_all(left_out)
     folders = {model: make_model(model) for model in tqdm(models, desc="models", unit="model")}
-    path = results_file(dist, quick, threads)
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
-    kept = [entry for entry in results["runs"] if "error" not in entry]
-    done = {(entry["round"], entry["model"], entry["engine"]) for entry in kept}
     wanted = [
         (number, model, engine)
         for number in range(rounds)
         for model in models
-        for engine in [*engines_for(model, left_out, threads), "roofline"]
+        for engine in [*engines_for(model, left_out, threads), *(["roofline"] if threads == 1 else [])]
     ]
-    missing = [one for one in wanted if one not in done]
     with opened(dist, folders, threads > 1) as bench:
+        path = results_file(dist, bench.version, quick, threads)
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
+        kept = [entry for entry in results["runs"] if "error" not in entry]
+        done = {(entry["round"], entry["model"], entry["engine"]) for entry in kept}
+        missing = [one for one in wanted if one not in done]
         results = {
             "date": results.get("date", str(datetime.date.today())),
             "machine": machine(),
@@ -144,9 +171,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help=f"only {' and '.join(QUICK)}, two rounds")
     parser.add_argument("--models", nargs="+", choices=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--rounds", type=int, help="how often each engine runs each model (default 5)")
-    parser.add_argument("--threads", type=int, default=1, help="for all that can use several (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="that each engine may use, if it can (default 1)")
     parser.add_argument("--dist", type=Path, default=build.ROOT / "dist", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.threads < 1:
+        parser.error(f"--threads: must be at least 1, not {arguments.threads}")
     models = arguments.models or list(QUICK if arguments.quick else MODELS)
     rounds = arguments.rounds or (2 if arguments.quick else 5)
     try:

@@ -18,25 +18,27 @@ Results = dict[str, Any]
 # ---- Figures ---------------------------------------------------------------------------------------------------------
 
 
-def rates(run: Run, what: str) -> list[float]:
-    """Tokens/s of each story but the first (told by code that the browser has not optimised yet), decode or prefill."""
-    stories = run["stories"][1:] or run["stories"]
-    if what == "prefill":
-        return [1000 * PROMPT_TOKENS / story["prefill_ms"] for story in stories]
-    return [1000 * story["decoded"] / story["decode_ms"] for story in stories]
-
-
 def runs_of(results: Results, model: str, engine: str) -> list[Run]:
     """The successful measurements of an engine with a model, by round."""
     runs = [run for run in results["runs"] if (run["model"], run["engine"]) == (model, engine)]
     return sorted((run for run in runs if "error" not in run), key=lambda run: run["round"])
 
 
+def spread(runs: list[Run], what: str) -> tuple[float, float, float]:
+    """Tokens/s of decode or prefill over all rounds: the lowest, the median of the rounds' medians, the best."""
+    rates = [run[what] for run in runs]
+    return (
+        min(rate["lowest"] for rate in rates),
+        statistics.median(rate["median"] for rate in rates),
+        max(rate["best"] for rate in rates),
+    )
+
+
 def paired_ratios(results: Results, model: str, peer: str, what: str) -> list[float]:
     """Our rate divided by a peer's, in each round that both have."""
     theirs = {run["round"]: run for run in runs_of(results, model, peer)}
     return [
-        statistics.median(rates(run, what)) / statistics.median(rates(theirs[run["round"]], what))
+        run[what]["median"] / theirs[run["round"]][what]["median"]
         for run in runs_of(results, model, OURS)
         if run["round"] in theirs
     ]
@@ -46,19 +48,18 @@ def roofline_shares(results: Results, model: str) -> list[float]:
     """Bytes of packed weights that decoding reads each second, as a part of what a bare loop read in the same round."""
     bandwidth = {run["round"]: run for run in runs_of(results, model, "roofline")}
     return [
-        statistics.median(rates(run, "decode")) * bandwidth[run["round"]]["bytes"]
-        / (1e9 * statistics.median(bandwidth[run["round"]]["gb_per_s"]))
+        run["decode"]["median"] * bandwidth[run["round"]]["bytes"] / (1e9 * bandwidth[run["round"]]["gb_per_s"])
         for run in runs_of(results, model, OURS)
         if run["round"] in bandwidth
-    ]  # fmt: skip
+    ]
 
 
 def agreement(results: Results, model: str, engine: str) -> tuple[int, int] | None:
     """How many of its first tokens an engine picks as we do, and of how many; fewest over the rounds."""
-    ours = {run["round"]: run["tokens"] for run in runs_of(results, model, OURS)}
+    ours = {run["round"]: run["tokens"].split() for run in runs_of(results, model, OURS)}
     counts = []
     for run in runs_of(results, model, engine):
-        pairs = list(zip(run.get("tokens", []), ours.get(run["round"], []), strict=False))
+        pairs = list(zip(run.get("tokens", "").split(), ours.get(run["round"], []), strict=False))
         if pairs:
             counts.append((next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs)), len(pairs)))
     return min(counts, default=None)
@@ -72,6 +73,38 @@ def number(value: float) -> str:
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def threads(count: int) -> str:
+    """So many threads, in words."""
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def builds(results: Results) -> str:
+    """The builds of itself that Fabella chose, and with how many threads."""
+    ours = {(run["simd"], run["threads"]) for run in results["runs"] if run["engine"] == OURS and "error" not in run}
+    return " or ".join(
+        f"{'relaxed SIMD' if simd == 'relaxed' else 'SIMD'}, {threads(count)}" for simd, count in sorted(ours)
+    )
+
+
+def notes(results: Results) -> list[str]:
+    """What one must know of the peers that ran, a paragraph each."""
+    ran = {(run["engine"], run["model"]) for run in results["runs"]}
+    lines = []
+    if any(engine == "llamacpp" for engine, _ in ran):
+        lines += [
+            "Native llama.cpp is timed by its own counters, prompt evaluation and evaluation, without sampling and "
+            "without the JavaScript that calls it; all others are timed as their caller waits for them.",
+            "",
+        ]
+    q4 = {model for engine, model in ran if engine in ("onnxruntime", "transformers") and MODELS[model].type == "Q4_1"}
+    if q4:
+        lines += [
+            f"{', '.join(sorted(q4))}: transformers.js and ONNX Runtime run it with 8-bit weights, not 4-bit.",
+            "",
+        ]
+    return lines
 
 
 def _grid(results: Results, first: str, engines: list[str], cell: Callable[[str, str], str]) -> list[str]:
@@ -90,13 +123,11 @@ def tables(results: Results) -> str:
 
     def rate(what: str) -> Callable[[str, str], str]:
         def cell(model: str, engine: str) -> str:
-            if errors := [r for r in results["runs"] if (r["model"], r["engine"]) == (model, engine) and "error" in r]:
-                return "failed" if len(errors) == results["rounds"] else "–"
-            values = [value for run in runs_of(results, model, engine) for value in rates(run, what)]
-            if not values:
-                return ""
-            best, low = number(max(values)), number(min(values))
-            return f"{number(statistics.median(values))} ({low} – {best})"
+            runs = runs_of(results, model, engine)
+            if not runs:
+                return "failed" if any((r["model"], r["engine"]) == (model, engine) for r in results["runs"]) else ""
+            lowest, middle, best = map(number, spread(runs, what))
+            return f"{middle} ({lowest} – {best})"
 
         return cell
 
@@ -122,15 +153,18 @@ def tables(results: Results) -> str:
         return f"{found[0]} of {found[1]}" if found else ""
 
     engines, peers = list(ENGINES), [name for name in ENGINES if name != OURS]
+    several = results["threads"] > 1
+    roofline = "; and the bytes of weights it reads each second, as a share of what a bare loop of loads reads"
     lines = [
         f"{results['date']}, {results['machine']}, {results['browser']}, {results['rounds']} rounds, "
-        f"{'one thread' if results['threads'] == 1 else str(results['threads']) + ' threads'}. "
-        f"{PROMPT_TOKENS} tokens of prompt, then one by one, greedily. Median (lowest – best).",
+        f"{'up to ' if several else ''}{threads(results['threads'])}. Fabella's build: {builds(results)}. "
+        f"{PROMPT_TOKENS} tokens of prompt, then one by one, greedily. "
+        "Median of the rounds' medians (lowest – best of all).",
         "",
         *_grid(results, "decode, tokens/s", engines, rate("decode")),
         *_grid(results, "prefill, tokens/s", engines, rate("prefill")),
-        "Fabella's rate divided by the other's in the same round, median of the rounds; and the bytes of weights it "
-        "reads each second, as a share of what a bare loop of loads reads.",
+        *notes(results),
+        f"Fabella's rate divided by the other's in the same round, median of the rounds{'' if several else roofline}.",
         "",
         *_grid(results, "decode, Fabella ÷", [*peers, "roofline"], ratio("decode")),
         *_grid(results, "prefill, Fabella ÷", peers, ratio("prefill")),
@@ -141,8 +175,13 @@ def tables(results: Results) -> str:
         *_grid(results, "leading tokens that are Fabella's too", peers, agrees),
     ]
     lines += [f"Left out: {ENGINES[name].title}: {why}." for name, why in results["left_out"].items()]
-    errors = {(r["engine"], r["model"]): r["error"] for r in results["runs"] if "error" in r}
-    lines += [f"Failed: {engine} with {model}: {error}." for (engine, model), error in errors.items()]
+    failed: dict[tuple[str, str, str], list[int]] = {}
+    for run in results["runs"]:
+        if "error" in run:
+            failed.setdefault((run["engine"], run["model"], run["error"]), []).append(run["round"] + 1)
+    for (engine, model, error), rounds in failed.items():
+        title = ENGINES[engine].title if engine in ENGINES else engine
+        lines.append(f"Failed: {title} with {model} in round {', '.join(map(str, rounds))}: {error}.")
     lines += [f"Versions: {', '.join(f'{ENGINES[name].title} {v}' for name, v in results['versions'].items())}."]
     return "\n".join(lines) + "\n"
 
@@ -150,27 +189,37 @@ def tables(results: Results) -> str:
 # ---- The chart -------------------------------------------------------------------------------------------------------
 
 
+# One strong colour, for us; the references outside the browser are grey.
+COLOURS = {
+    "fabella": "#c8102e",
+    "wllama": "#8fb5d8",
+    "transformers": "#f1c78f",
+    "onnxruntime": "#dcd58c",
+    "plain": "#a9cfa4",
+    "llamacpp": "0.6",
+    "native": "0.8",
+}
+
+
 def chart(results: Results, path: Path) -> None:
     """Draw the median decode rates, a group of bars for each model, from lowest to best by a line."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     models = [name for name in MODELS if any(run["model"] == name for run in results["runs"])]
     engines = [name for name in ENGINES if any(runs_of(results, model, name) for model in models)]
     figure = Figure(figsize=(10, 0.9 + 0.22 * (len(engines) + 1.5) * len(models)), layout="constrained")
     axes = figure.subplots()
-    colours = dict(zip(ENGINES, ("C3", "C0", "C1", "C8", "C2", "0.45", "0.7"), strict=True))
     ticks = []
     row = 0.0
     for model in models:
         shown = [name for name in engines if runs_of(results, model, name)]
         ticks.append(row + (len(shown) - 1) / 2)
         for name in shown:
-            values = [value for run in runs_of(results, model, name) for value in rates(run, "decode")]
-            middle = statistics.median(values)
-            label = ENGINES[name].title if not axes.get_legend_handles_labels()[1].count(ENGINES[name].title) else None
-            axes.barh(row, middle, 0.85, color=colours[name], label=label)
-            axes.plot([min(values), max(values)], [row, row], color="black", linewidth=1)
-            axes.text(max(values) * 1.06, row, number(middle), va="center", fontsize=8)
+            lowest, middle, best = spread(runs_of(results, model, name), "decode")
+            axes.barh(row, middle, 0.85, color=COLOURS[name])
+            axes.plot([lowest, best], [row, row], color="black", linewidth=1)
+            axes.text(best * 1.06, row, number(middle), va="center", fontsize=8)
             row += 1
         row += 1.5
     axes.set_xscale("log")
@@ -178,7 +227,8 @@ def chart(results: Results, path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("decode, tokens/s (median; the line from lowest to best; logarithmic)")
-    axes.set_title(f"{results['browser']}, {results['date']}, threads: {results['threads']}", fontsize=10)
+    axes.set_title(f"{results['browser']}, {results['date']}, {builds(results)}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.04), ncols=4, frameon=False, fontsize=8)
+    legend = [Patch(color=COLOURS[name], label=ENGINES[name].title) for name in engines]
+    axes.legend(handles=legend, loc="lower left", bbox_to_anchor=(0, 1.04), ncols=4, frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
