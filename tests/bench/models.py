@@ -37,12 +37,13 @@ PACKED_BYTES = {"F32": 4.0, "Q8_0": (32 + 4) / 32, "Q4_1": (16 + 8) / 32}
 # Blocks of characters, so that each token of a random model is one character and a prompt's text is its tokens.
 ALPHABET = [(0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x20000, 0x2A6DF)]
 
+# The shipped model goes on from its first 128 tokens for longer than the benchmark asks.
 STORY = """Once upon a time, there was a little mouse who lived under an old apple tree. Every morning she ran to the
 river to look at the boats. One day a small red boat came by with nobody in it. The mouse was very brave, so she jumped
 in and held the rope. The wind blew and the boat went far away, past the farm and the big bridge. "Where are we going?"
-she asked, but there was no one to answer. At night the stars came out and she counted them until she fell asleep. When
-the sun came up again, she saw a green island with a tall tower, and on the tower a bird was singing a sweet song. The
-bird looked down and said, "Hello, little mouse! You have come a long way. Would you like some breakfast?" """
+she asked, but there was no one to answer. At night the stars came out and she counted them until she fell asleep. In
+the morning she saw a green island with a tall tower, and on the tower a bird was singing a sweet song. The bird looked
+down and said, "Hello, little mouse! You have come a long way. Would you like some breakfast?" """
 
 
 @dataclass(frozen=True)
@@ -192,13 +193,13 @@ def prompt(config: Config, tokenizer: Tokenizer) -> tuple[list[int], str]:
 
 
 def story_prompt(tokenizer: Tokenizer) -> tuple[list[int], str]:
-    """The beginning of a story that is as many tokens long as the random prompts are."""
+    """The beginning of a story, in whole words, that is as many tokens long as the random prompts are."""
     story = " ".join(STORY.split())
-    for end in range(len(story)):
+    for end in (at for at, character in enumerate(story) if character == " "):
         ids = tokenizer.encode(story[:end])
         if len(ids) == PROMPT_TOKENS:
             return ids, story[:end]
-    raise ValueError(f"no beginning of the story has {PROMPT_TOKENS} tokens")
+    raise ValueError(f"no words at the beginning of the story are {PROMPT_TOKENS} tokens")
 
 
 # ---- Plain float32 ---------------------------------------------------------------------------------------------------
