@@ -227,7 +227,7 @@ def chart(results: Results, path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("decode, tokens/s (median; the line from lowest to best; logarithmic)")
-    axes.set_title(f"{results['browser']}, {results['date']}, {builds(results)}", fontsize=10)
+    axes.set_title(f"{results['browser']}, {results['date']}; Fabella: {builds(results)}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     legend = [Patch(color=COLOURS[name], label=ENGINES[name].title) for name in engines]
     axes.legend(handles=legend, loc="lower left", bbox_to_anchor=(0, 1.04), ncols=4, frameon=False, fontsize=8)
