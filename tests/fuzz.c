@@ -1,7 +1,8 @@
 /* A libFuzzer target: any bytes as a model's tensors and as tokens.
  *
- * The first bytes choose a small Config; then come a few tensors that may be right or wrong, in any order, then all that
- * are missing, and then tokens. A tensor's rows arrive in two parts. Nothing may crash, overflow, leak or be undefined.
+ * The first bytes choose a small Config; then come a few tensors that may be right or wrong, in any order, then all
+ * that are missing, and then tokens, forwards and rewound. A tensor's rows arrive in two parts. Nothing may crash,
+ * overflow, leak or be undefined.
  */
 #include "../wasm/run.c"
 
@@ -70,6 +71,8 @@ static void load_floats(Model *m, int tensor, int layer) {
     free(data);
 }
 
+enum { LONG = 250 }; /* tokens: two of these, and the caches grow */
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     Bytes bytes = {data, size};
@@ -80,10 +83,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     config.dim = config.n_heads * 2 * (1 + next(&bytes) % 16);
     config.hidden_dim = 1 + next(&bytes) % 70;
     config.vocab_size = 1 + next(&bytes) % 70;
-    config.seq_len = 90;
+    config.seq_len = 600; /* the caches start with room for 256 */
     config.tied = next(&bytes) % 2;
-    const uint8_t fault = next(&bytes);
-    if (fault > 240) ((int32_t *)&config)[fault % 8] = (int8_t)next(&bytes);
+    const uint8_t fault = next(&bytes), field = fault % 10;
+    if (fault > 240 && field < 8) ((int32_t *)&config)[field] = (int8_t)next(&bytes);
+    if (fault > 240 && field >= 8) {
+        uint32_t bits = 0;
+        for (int i = 0; i < 4; i++) bits = bits << 8 | next(&bytes);
+        *(field == 8 ? &config.rope_base : &config.norm_eps) = f32_from_bits(bits);
+    }
     Model *m;
     if (model_new(&config, &m)) return 0;
     for (int i = next(&bytes) % 8; i > 0; i--) {
@@ -93,11 +101,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     for (int layer = 0; layer < config.n_layers; layer++)
         for (int tensor = 0; tensor < 12; tensor++)
             if (load(m, tensor, layer, &bytes)) load_floats(m, tensor, layer);
-    for (int position = 0, n; position < 50 && (position == 0 || bytes.size); position += n) {
-        int32_t tokens[40];
-        n = 1 + next(&bytes) % 40;
+    for (int round = 0, position = 0; round < 6 && (round == 0 || bytes.size); round++) {
+        int32_t tokens[LONG];
+        const uint8_t count = next(&bytes), where = next(&bytes);
+        const int n = count > 250 ? LONG : 1 + count % 40;
+        if (where > 200) position = where % (position + 2); /* back, or to one too far */
         for (int i = 0; i < n; i++) tokens[i] = next(&bytes) % (config.vocab_size + 1);
-        if (forward(m, tokens, n, position)) break;
+        if (forward(m, tokens, n, position) == OK) position += n;
         shortlist(m, next(&bytes));
         log_sum_exp(m, next(&bytes) / 64.0);
         draw(m, next(&bytes) / 64.0, next(&bytes) / 256.0);

@@ -1,6 +1,6 @@
 """libFuzzer on packing, loading and computing (tests/fuzz.c), both orders of integers: a moment in every test run.
 
-The long one: ``python build.py test -m slow tests/test_fuzz.py``.
+The long one: ``python build.py test -m slow tests/test_fuzz.py``. What either finds in build/fuzz/ helps the next.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+import build
 
 FLAGS = "-std=c11 -g -O1 -fno-sanitize-recover=all -ffp-contract=off -Wall -Wextra -Werror".split()
 SANITIZERS = "-fsanitize=fuzzer,address,undefined"
@@ -30,13 +32,13 @@ def fuzzer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def fuzz(program: Path, seconds: int) -> None:
-    corpus = program.with_name("corpus")
-    corpus.mkdir(exist_ok=True)
+    corpus = build.CACHE / "fuzz"
+    corpus.mkdir(parents=True, exist_ok=True)
     limits = (f"-max_total_time={seconds}", "-max_len=1024", "-len_control=0", "-rss_limit_mb=1000", "-seed=1")
     done = subprocess.run([program, *limits, corpus], cwd=program.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
     runs = int(done.stderr.split("Done ")[1].split()[0])
-    print(f"{runs:,} inputs, {len(list(corpus.iterdir())):,} of them new ways through the code")
+    print(f"{runs:,} inputs, {len(list(corpus.iterdir())):,} ways through the code known by now")
     assert runs > 10 * seconds
 
 

@@ -128,6 +128,7 @@ static int pack_row(Matrix *w, int row, int type, const char *source, const floa
     if (row == first) memset(panel.data, 0, (size_t)panel.rows * matrix_row_bytes(w->layout, w->cols));
     if (w->layout == F32) {
         for (int c = 0; c < w->cols; c++) {
+            if (type == TYPE_I8 && (int8_t)source[c] == -128) return E_RANGE;
             float f = type == TYPE_I8 ? scales[(before + c) / file_group] * (float)(int8_t)source[c]
                                       : read_float(type, source, c);
             if (!is_finite(f)) return E_NOT_FINITE;

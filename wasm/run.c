@@ -157,6 +157,7 @@ static int reserve(Model *m, int positions) {
 
 /* ---- loading ---------------------------------------------------------------------------------------------------- */
 
+/* Frees a model and all that it owns; NULL is allowed. */
 EXPORT(model_free) void model_free(Model *m) {
     if (!m) return;
     for (int l = 0; m->layers && l < m->config.n_layers; l++) {
@@ -186,7 +187,7 @@ static bool config_is_valid(const Config *c) {
            is_finite(c->norm_eps) && (c->tied == 0 || c->tied == 1);
 }
 
-/* Makes an empty model in *out. */
+/* Makes an empty model in *out, or NULL. Errors: E_CONFIG, E_MEMORY. */
 EXPORT(model_new) int model_new(const Config *config, Model **out) {
     *out = NULL;
     if (!config_is_valid(config)) return E_CONFIG;
@@ -254,7 +255,8 @@ static int begin_matrix(Loading *loading, Matrix *w, int rows, int cols) {
 }
 
 /* Starts a tensor of (rows, cols) numbers of a GGUF type; a norm has one row. `group` is 0 but for I8, where so many
- * weights, counted over the whole tensor, share a scale. */
+ * weights, counted over the whole tensor, share a scale. Errors: E_TENSOR, also before the tensor begun earlier has all
+ * its rows; E_MEMORY. The model is as it was then. */
 EXPORT(tensor_begin) int tensor_begin(Model *m, int tensor, int layer, int type, int rows, int cols, int group) {
     const Config *c = &m->config;
     if (layer < 0 || layer >= c->n_layers || m->loading.rows || cols <= 0) return E_TENSOR;
@@ -298,8 +300,9 @@ static int pack_rows(Loading *loading, const char *data, uint64_t rows, uint64_t
     return OK;
 }
 
-/* Packs the next rows of the tensor: `size` bytes as they lie in the file, and all the scales of an I8 tensor. After
- * the last row the next tensor may begin; after an error this one may begin anew. */
+/* Packs the next rows of the tensor: `size` bytes as they lie in the file, whole rows. `scales` are all those of an I8
+ * tensor, ceil(rows * cols / group), every time; else NULL. Both may go afterwards. Errors: E_TENSOR, E_NOT_FINITE,
+ * E_RANGE. After the last row the next tensor may begin; after an error this one may begin anew. */
 EXPORT(tensor_rows) int tensor_rows(Model *m, const char *data, uint32_t size, const float *scales) {
     Loading *loading = &m->loading;
     if (!loading->rows) return E_TENSOR;
@@ -479,7 +482,8 @@ static void forward_batch(Model *m, const int32_t *tokens, int n, int position) 
 }
 
 /* Computes tokens[n] at positions position .. position + n - 1 and the logits after the last of them. The positions
- * before must have been computed; those after are forgotten, so a smaller position rewinds. */
+ * before must have been computed; those after are forgotten, so a smaller position rewinds. Errors: E_INCOMPLETE,
+ * E_POSITION, E_TOKEN, E_MEMORY. Nothing is computed or forgotten then. */
 EXPORT(forward) int forward(Model *m, const int32_t *tokens, int n, int position) {
     const Config *c = &m->config;
     if (m->missing) return E_INCOMPLETE;
@@ -502,9 +506,12 @@ EXPORT(forward) int forward(Model *m, const int32_t *tokens, int n, int position
     return OK;
 }
 
+/* (vocab_size): those of the last forward, until the next; -inf before the first. */
 EXPORT(model_logits) float *model_logits(Model *m) { return m->logits; }
 
-/* ---- what Python asks of the logits. One that is not a finite number is left out everywhere. --------------------- */
+/* ---- what Python asks of the logits. One that is not a finite number is left out everywhere. ---------------------
+ *
+ * A temperature is at least 1e-38: below, its inverse is no float. */
 
 /* True if a ranks after b: a smaller logit, or the same and a larger id. */
 static bool ranks_after(Candidate a, Candidate b) { return a.logit < b.logit || (a.logit == b.logit && a.id > b.id); }
@@ -525,7 +532,7 @@ static void make_heap(Candidate *heap, int n) {
 }
 
 /* The k best candidates, best first; of equals the smaller id first. Returns how many there are at model_candidates:
- * fewer than k only if there are no more. */
+ * fewer than k only if there are no more; E_LOGITS if there is none. */
 EXPORT(shortlist) int shortlist(Model *m, int k) {
     const int vocab_size = m->config.vocab_size;
     const float *logits = m->logits;
@@ -569,6 +576,7 @@ EXPORT(forward_token) int forward_token(Model *m, int32_t token, int position, i
     return count == E_LOGITS ? 0 : count;
 }
 
+/* As many as shortlist or forward_token returned, until the next of either. */
 EXPORT(model_candidates) Candidate *model_candidates(Model *m) { return m->candidates; }
 
 /* The largest finite logit; -inf without any. */
@@ -609,7 +617,8 @@ EXPORT(log_sum_exp) double log_sum_exp(const Model *m, double temperature) {
     return sum > 0 ? largest / temperature + log_double(sum) : __builtin_nan("");
 }
 
-/* The first token, in the order of ids, up to which the probabilities add up to more than `coin` (0 <= coin < 1). */
+/* The first token, in the order of ids, up to which the probabilities add up to more than `coin` (0 <= coin < 1);
+ * E_LOGITS without any. */
 EXPORT(draw) int draw(const Model *m, double temperature, double coin) {
     float largest = 0;
     double sum = sum_of_weights(m, temperature, &largest), remaining = coin * sum;
@@ -629,6 +638,7 @@ EXPORT(draw) int draw(const Model *m, double temperature, double coin) {
 
 /* ---- memory for the host ---------------------------------------------------------------------------------------- */
 
+/* NULL when out of memory. What it gives, `release` takes back. */
 EXPORT(allocate) void *allocate(uint32_t size) { return malloc(size); }
 
 EXPORT(release) void release(void *data) { free(data); }
