@@ -169,6 +169,7 @@ def test_relaxed_simd_computes_the_bits_of_plain_simd(
 def test_threads_compute_the_bits_of_one(
     model: Path, engines: dict[str, bytes], expected: list[str], simd: str, threads: int
 ) -> None:
+    """That helpers do take their shares is counted natively (test_native.py)."""
     host = ThreadsHost(engines[f"threads-{simd}"])
     with host.threads(threads) as ended:
         assert logit_hashes(host, model.read_bytes()) == expected
