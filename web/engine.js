@@ -153,21 +153,37 @@ export class Engine {
     }
     if (this.#helpers.length) measure(WARM_UP);
     let best = 1;
-    for (let more = 2; more <= this.#helpers.length + 1; more++) {
-      /** @type {[number, number[]][]} */
-      const both = [[best, []], [more, []]];
-      for (let round = 0; round < ROUNDS; round++) {
-        for (const [threads, times] of both) {
-          this.#setThreads(threads);
-          times.push(measure(MEASUREMENT));
-        }
-      }
-      const [before, after] = both.map(([, times]) => median(times));
-      if (before < WORTHWHILE * after) break;
-      best = more;
-    }
+    while (best <= this.#helpers.length && this.#isFaster(best + 1, best, measure)) best++;
     this.#setThreads(best);
     for (const helper of this.#helpers.splice(best - 1)) helper.postMessage(0);
+  }
+
+  /**
+   * Compares the number of threads that was best at first with one again, as the machine may have more or less else to
+   * do by now.
+   * @param {(milliseconds: number) => number} measure
+   */
+  reconsiderThreads(measure) {
+    const most = this.#helpers.length + 1;
+    if (most > 1) this.#setThreads(this.#isFaster(most, 1, measure) ? most : 1);
+  }
+
+  /**
+   * @param {number} more  threads
+   * @param {number} fewer
+   * @param {(milliseconds: number) => number} measure
+   */
+  #isFaster(more, fewer, measure) {
+    /** @type {[number, number[]][]} */
+    const both = [[fewer, []], [more, []]];
+    for (let round = 0; round < ROUNDS; round++) {
+      for (const [threads, times] of both) {
+        this.#setThreads(threads);
+        times.push(measure(MEASUREMENT));
+      }
+    }
+    const [before, after] = both.map(([, times]) => median(times));
+    return before >= WORTHWHILE * after;
   }
 
   /** @param {number} threads */

@@ -20,6 +20,7 @@ const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ 
  *   tell: (request: string) => void,
  *   advance: (milliseconds: number) => string,
  *   stop: () => void,
+ *   rest: () => void,
  * }}
  */
 let storyteller;
@@ -47,7 +48,7 @@ scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
   } else if (message.id === story?.id) {
     storyteller.stop();
     send({ type: "done", reason: "stopped", ...story });
-    story = null;
+    finish();
   }
 };
 
@@ -82,7 +83,7 @@ function advance() {
     send({ type: "steps", id, steps, tokens_per_second: figures.tokens_per_second });
     if (end) {
       send({ type: "done", id, reason: end, ...figures });
-      story = null;
+      finish();
     } else {
       story = { id, ...figures };
       nextTurn.port2.postMessage(id);
@@ -91,6 +92,14 @@ function advance() {
     story = null;
     fail(id, error);
   }
+}
+
+/** The time between two stories is used to find out whether the threads are still worth it. */
+function finish() {
+  story = null;
+  setTimeout(() => {
+    if (!story) storyteller.rest();
+  });
 }
 
 /**
@@ -134,7 +143,8 @@ async function load(assets, base) {
   const { Page } = python.pyimport("fabella.page");
   const page = Page(engine.exports, file);
   await engine.chooseThreads(page.forward_time);
-  storyteller = { info: page.info, tell: page.tell, advance: page.advance, stop: page.stop };
+  const rest = () => engine.reconsiderThreads(page.forward_time);
+  storyteller = { info: page.info, tell: page.tell, advance: page.advance, stop: page.stop, rest };
   send({ type: "ready", model: JSON.parse(storyteller.info()), simd: engine.simd, threads: engine.threads });
 }
 
