@@ -107,12 +107,6 @@ enum { DOT_COLS = 4 };
 typedef int8_t Quantized; /* an activation */
 typedef i8x16 Weights, Inputs;
 
-INLINE Inputs inputs_splat(const Quantized *p) {
-    int32_t four;
-    memcpy(&four, p, sizeof four);
-    return (Inputs)(i32x4){four, four, four, four};
-}
-
 INLINE Weights weights_load(const int8_t *p) {
     Weights w;
     memcpy(&w, p, sizeof w);
@@ -146,12 +140,6 @@ enum { DOT_COLS = 2 };
 typedef int16_t Quantized; /* an activation, -127 .. 127 as well: as wide as what it is multiplied by */
 typedef i16x8 Weights, Inputs;
 
-INLINE Inputs inputs_splat(const Quantized *p) {
-    int32_t pair;
-    memcpy(&pair, p, sizeof pair);
-    return (Inputs)(i32x4){pair, pair, pair, pair};
-}
-
 INLINE Weights weights_load(const int8_t *p) {
 #ifdef __wasm_simd128__
     return (Weights)wasm_i16x8_load8x8(p);
@@ -181,5 +169,12 @@ INLINE i32x4 dot_q4(i32x4 sum, Weights w, Inputs x) { return dot_q8(sum, w, x); 
 INLINE Weights weights_of_nibbles(u8x16 bytes, int k) { return (Weights)(((u16x8)bytes >> (4 * k)) & 15); }
 
 #endif
+
+/* DOT_COLS activations, which are four bytes in both builds, for each of the four rows. */
+INLINE Inputs inputs_splat(const Quantized *p) {
+    int32_t columns;
+    memcpy(&columns, p, sizeof columns);
+    return (Inputs)i32x4_splat(columns);
+}
 
 #endif
