@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from functools import partial
@@ -48,6 +48,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 FIREFOXES = ("firefox-esr", "firefox")
 FIREFOX_PACKAGES = ("firefox-esr",)  # Debian's names
 WEBKIT_PACKAGES = ("webkit2gtk-driver", "xvfb")
+
+# The headers with which a host allows the page threads; its clock is finer, too.
+ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
@@ -179,6 +182,20 @@ def apt_install(what: str, *packages: str) -> bool:
     return True
 
 
+def install_by_hand(packages: Sequence[str]) -> str:
+    """Return what to do where `apt_install` does nothing."""
+    return f"On Debian: sudo apt-get install --no-install-recommends {' '.join(packages)}"
+
+
+def install_for_tests(what: str, *packages: str) -> None:
+    """Install Debian packages that some tests need where that is possible, or say why these will be skipped."""
+    try:
+        if not apt_install(f"{what} for the tests", *packages):
+            say(f"{what} is missing, and its tests will be skipped. {install_by_hand(packages)}")
+    except BuildError as error:  # kin of Debian need not have these packages
+        say(f"{what} cannot be installed, and its tests will be skipped: {error}")
+
+
 def ensure_python(lock: str) -> None:
     """Make .venv and install the pinned packages of a requirements file, unless that is done already."""
     if not PYTHON.exists():
@@ -239,7 +256,7 @@ def ensure_emcc() -> str:
     if not found:
         raise BuildError(
             "Emscripten's compiler, emcc, is missing.\n"
-            "On Debian: sudo apt-get install --no-install-recommends emscripten\n"
+            f"{install_by_hand(['emscripten'])}\n"
             "Elsewhere (https://emscripten.org/docs/getting_started):\n"
             "    git clone https://github.com/emscripten-core/emsdk && cd emsdk\n"
             "    ./emsdk install latest && ./emsdk activate latest && source ./emsdk_env.sh"
@@ -258,7 +275,7 @@ def ensure_clang() -> str:
         raise BuildError(
             f"this emcc is older than LLVM {RELAXED_CLANG} and cannot compile relaxed SIMD, and "
             f"{' and '.join(programs)} are missing.\n"
-            f"On Debian: sudo apt-get install --no-install-recommends {' '.join(packages)}\n"
+            f"{install_by_hand(packages)}\n"
             "Elsewhere: install a newer Emscripten (https://emscripten.org/docs/getting_started)"
         )
     return found
@@ -295,16 +312,8 @@ def ensure_browsers() -> None:
     """Make sure that there is a browser to test the page in; install others to compare with where that is possible."""
     ensure_chromium()
     for name, find, packages in (("Firefox", find_firefox, FIREFOX_PACKAGES), ("WebKit", find_webkit, WEBKIT_PACKAGES)):
-        try:
-            if not find() and not apt_install(f"{name} for the tests", *packages):
-                say(f"{name} is missing, and its tests will be skipped: {install_by_hand(packages)}")
-        except BuildError as error:  # kin of Debian need not have these packages
-            say(f"{name} cannot be installed, and its tests will be skipped: {error}")
-
-
-def install_by_hand(packages: tuple[str, ...]) -> str:
-    """Return what to do where `apt_install` does nothing."""
-    return f"on Debian, sudo apt-get install --no-install-recommends {' '.join(packages)}"
+        if not find():
+            install_for_tests(name, *packages)
 
 
 # ---- The parts of the page -------------------------------------------------------------------------------------------
@@ -580,8 +589,8 @@ class PageHandler(http.server.SimpleHTTPRequestHandler):
     def end_headers(self) -> None:
         """Add the page's own Content-Security-Policy as a header, so that the worker is under it as well."""
         self.send_header("Content-Security-Policy", self.policy)
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")  # this one and the next allow threads
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        for name, value in ISOLATION.items():
+            self.send_header(name, value)
         self.send_header("Cache-Control", "max-age=31536000, immutable" if self.sends_hashed_file() else "no-cache")
         super().end_headers()
 
@@ -648,10 +657,7 @@ def ensure_fuzzer() -> None:
     packages = ("libclang-rt-19-dev", "valgrind")
     found = shutil.which("valgrind") and list(Path("/usr/lib").glob("llvm-19/lib/clang/19/lib/linux/*fuzzer*"))
     if sys.platform == "linux" and not found:
-        try:
-            apt_install("libFuzzer and Valgrind for the tests", "clang-19", *packages)
-        except BuildError as error:
-            say(f"libFuzzer and Valgrind cannot be installed, and their tests will be skipped: {error}")
+        install_for_tests("libFuzzer or Valgrind", "clang-19", *packages)
 
 
 def test(pytest_arguments: list[str]) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 
 from playwright.sync_api import BrowserContext, Page, Route, sync_playwright
 
-from build import PageHandler, bundle
+from build import ISOLATION, PageHandler, bundle
 from fabella.modelfile import Config
 
 from .conftest import BROWSER_ARGUMENTS, find_browser
@@ -116,8 +116,8 @@ class IsolatedHandler(Handler):
 
     def end_headers(self) -> None:
         """Adds the two headers."""
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        for name, value in ISOLATION.items():
+            self.send_header(name, value)
         super().end_headers()
 
 

@@ -20,8 +20,6 @@ from .conftest import Handler, Site, Visit
 from .random_models import write_random_model
 from .test_page import PROMPT, assert_told, missing, reference, reporting_policy
 
-ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
-
 # Runs web/engine.js in Node with helpers that only note what they are told; a step takes as long as the test says.
 CHOOSE = """
 const [url, cores, failing, silent, seconds, later] = JSON.parse(process.argv[1]);
@@ -131,7 +129,7 @@ def loaded(visit: Visit, part: str) -> list[str]:
 @pytest.fixture
 def isolated(site: Site) -> Site:
     """The page around the random model, on a host that allows threads."""
-    site.headers.update(ISOLATED)
+    site.headers.update(build.ISOLATION)
     return site
 
 
@@ -230,7 +228,7 @@ def test_threads_never_hurt(browser: Browser, built: Callable[[Path], Path], tmp
     """
     folder = built(write_random_model(tmp_path / "stories15M.gguf", STORIES15M, type="Q8_0"))
     sites = {"threads": Site(folder), "one": Site(folder)}
-    sites["threads"].headers.update(ISOLATED)
+    sites["threads"].headers.update(build.ISOLATION)
     visits = {name: Visit(browser.new_context()).open(site) for name, site in sites.items()}
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
     try:

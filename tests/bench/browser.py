@@ -83,8 +83,8 @@ class Handler(SimpleHTTPRequestHandler):
     def end_headers(self) -> None:
         """Adds the headers of cross-origin isolation."""
         if self.bench.isolated:
-            self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-            self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+            for name, value in build.ISOLATION.items():
+                self.send_header(name, value)
         super().end_headers()
 
     def handle(self) -> None:
