@@ -719,7 +719,7 @@ def parser() -> argparse.ArgumentParser:
     testing = commands.add_parser("test", help=text, description=text.capitalize() + ".", allow_abbrev=False)
     testing.usage = "build.py test [-h] [pytest arguments ...]"
     testing.set_defaults(command="test")
-    text = "bundle the page, then measure it beside its peers in one browser; takes an hour, with --quick two minutes"
+    text = "bundle the page, then measure it beside its peers in one browser; takes half an hour, --quick two minutes"
     measuring = commands.add_parser("bench", help=text, add_help=False, allow_abbrev=False)
     measuring.set_defaults(command="bench")
     return main
