@@ -116,11 +116,6 @@ document.querySelector("#tell").click();
 await idle();
 return document.querySelector("#story").textContent;
 """
-# Words fade in, and pictures are taken of what is there then.
-FADED = """
-const fading = document.querySelector("#story").getAnimations({ subtree: true });
-await Promise.all(fading.map(({ finished }) => finished.catch(() => {})));
-"""
 
 
 def test_the_page_tells_the_same_stories_as_under_wasmtime(
@@ -135,7 +130,6 @@ def test_the_page_tells_the_same_stories_as_under_wasmtime(
             told = driven.run(IDLE + TELL, {"prompt": PROMPT, "length": LENGTH, **asdict(settings)})
             assert told == expected
             assert len(told) > 600
-        driven.run(FADED)
         for width, height in ((1200, 900), (375, 812)):
             driven.resize(width, height)
             (screenshots / f"{driven.name}-{width}.png").write_bytes(driven.picture())
@@ -212,7 +206,7 @@ const ask = (message, type) => new Promise((resolve, reject) => {
   worker.postMessage(message);
 });
 try {
-  const { threads } = await ask({ type: "load", assets, base: document.baseURI }, "ready");
+  const { threads } = await ask({ type: "load", assets, base: document.baseURI }, "engine");
   const hashes = {};
   for (const model of models) {
     ({ hashes: hashes[model] } = await ask({ type: "probe", id: 0, program, model: `../models/${model}` }, "hashes"));

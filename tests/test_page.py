@@ -106,28 +106,6 @@ def test_tells_the_same_story_as_under_wasmtime_with_any_settings(visit: Visit, 
         assert_told(visit, reference(random_model, PROMPT, 150, **settings))
 
 
-@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
-def test_words_fade_in_and_become_plain_text(visit: Visit, site: Site, random_model: Path, motion: Any) -> None:
-    expected = reference(random_model, PROMPT, 150, temperature=0.0)
-    visit.page.emulate_media(reduced_motion=motion)
-    visit.open(site)
-    visit.page.evaluate("""() => {
-        notebook.fresh = 0;
-        const count = (node) => (notebook.fresh += node.className === "fresh");
-        const watch = new MutationObserver((records) => records.forEach((each) => each.addedNodes.forEach(count)));
-        watch.observe(document.querySelector("#story"), { childList: true, subtree: true });
-    }""")
-    visit.tell(PROMPT, temperature=0, length=150)
-    expect(visit.story.locator(".fresh")).to_have_count(0)
-    assert_told(visit, expected)
-    fresh = visit.page.evaluate("notebook.fresh")
-    if motion == "reduce":
-        assert fresh == 0
-    else:
-        lines = (visit.story.text_content() or "").count("\n")
-        assert 0 < fresh <= len(visit.received("steps")) + lines, "one a message, not one a token"
-
-
 def test_the_worker_reads_the_prompt_without_sampling_it(visit: Visit, site: Site) -> None:
     text = visit.open(site).tell("Grüße aus dem Wald: 🦊 sagt „Hallo“.", temperature=0, length=100)
     assert text.startswith("Grüße aus dem Wald: 🦊 sagt „Hallo“.")

@@ -25,7 +25,7 @@ typedef void Job(void *context, int first, int end, int thread);
 
 #include <stdatomic.h>
 
-enum { SPIN_LOOKS = 20000 }; /* at a word before going to sleep: some 10 microseconds */
+enum { SPIN_LOOKS = 200000 }; /* at a word before going to sleep */
 
 /* The claims' word. Its low 24 bits: steps that nobody has claimed; above them: the number of threads. */
 enum { LEFT = 0xffffff, TOP_SHIFT = 24 };

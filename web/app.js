@@ -8,7 +8,7 @@
 import { Story } from "./story.js";
 import { ending, engineName, megabytes, pace, roughly, sentence, tokens } from "./words.js";
 
-/** @import { Assets, Done, Failure, FromWorker, Ready, Settings, Steps, ToWorker } from "./messages.js" */
+/** @import { Assets, Done, Failure, FromWorker, Model, Settings, Steps, ToWorker } from "./messages.js" */
 
 /**
  * @typedef {object} Request  a story that the visitor asked for
@@ -64,6 +64,8 @@ let request = null;
 let requests = 0;
 let context = 0; // the model's, in tokens
 let ended = ""; // how the last story ended, in short
+/** What is known of the model and its engine. @type {Record<string, string>} */
+let facts = {};
 /** Bytes of the download. */
 let download = { model: { loaded: 0, total: 0 }, python: { loaded: 0, total: 0 } };
 
@@ -100,9 +102,12 @@ function receive(message) {
     case "ready":
       performance.mark("ready");
       engine = "ready";
-      showModel(message);
+      showModel(message.model);
       if (request) sendRequest(request);
       render();
+      break;
+    case "engine":
+      showFacts({ Engine: engineName(message.simd, message.threads) });
       break;
     case "steps":
       if (message.id === request?.id && !request.stopped) draw(message, request);
@@ -271,8 +276,8 @@ function renderSettings() {
   }
 }
 
-/** @param {Ready} message */
-function showModel({ model, simd, threads }) {
+/** @param {Model} model */
+function showModel(model) {
   context = model.context;
   length.max = String(context);
   renderSettings();
@@ -283,13 +288,13 @@ function showModel({ model, simd, threads }) {
     Shape: `${model.layers} layers, ${model.dim} wide`,
     Vocabulary: tokens(model.vocab_size),
     Context: tokens(context),
-    Engine: engineName(simd, threads),
     Licence: model.license ?? "not stated",
   });
 }
 
-/** @param {Record<string, string>} facts  about the model */
-function showFacts(facts) {
+/** @param {Record<string, string>} more  about the model and its engine, in place of what was known under that name */
+function showFacts(more) {
+  facts = { ...facts, ...more };
   const rows = Object.entries(facts).map(([name, value]) => {
     const row = document.createElement("div");
     row.appendChild(document.createElement("dt")).textContent = name;

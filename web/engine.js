@@ -24,7 +24,7 @@ const WARM_UP = 20;
 const MEASUREMENT = 5;
 const ROUNDS = 5;
 
-/** A further thread must make the engine at least this much faster: less may be chance. */
+/** More threads must make the engine at least this much faster: less may be chance. */
 const WORTHWHILE = 1.05;
 
 /**
@@ -91,10 +91,9 @@ export async function startEngine({ simd, memory }, url, helperUrl, count) {
 
 /** An instance of run.wasm, with its helper threads. */
 export class Engine {
-  /** Who may become thread 1, 2, ...: `ready` says whether it can help. */
   /** @type {{ helper: Worker, stack: number, ready: Promise<boolean> }[]} */
   #starting = [];
-  /** @type {Worker[]} */
+  /** Who becomes thread 1, 2, ...  @type {Worker[]} */
   #helpers = [];
   threads = 1;
 
@@ -108,7 +107,7 @@ export class Engine {
   }
 
   /**
-   * Starts as many helpers as could be of use. They are idle until `chooseThreads`.
+   * Starts as many helpers as could be of use.
    * @param {string} url  helper.js
    * @param {WebAssembly.Module} module
    * @param {WebAssembly.Memory} memory
@@ -138,10 +137,10 @@ export class Engine {
   }
 
   /**
-   * Measures the engine with one thread, with two, and so on while that makes it faster.
+   * Waits for the helpers, does without those that do not come, and chooses how many threads to use.
    * @param {(milliseconds: number) => number} measure  works for about this long and returns the time of one step
    */
-  async chooseThreads(measure) {
+  async awaitHelpers(measure) {
     const late = new Promise((resolve) => setTimeout(resolve, PATIENCE, false));
     for (const { helper, stack, ready } of this.#starting) {
       if (await Promise.race([ready, late])) {
@@ -152,20 +151,23 @@ export class Engine {
       }
     }
     if (this.#helpers.length) measure(WARM_UP);
-    let best = 1;
-    while (best <= this.#helpers.length && this.#isFaster(best + 1, best, measure)) best++;
-    this.#setThreads(best);
-    for (const helper of this.#helpers.splice(best - 1)) helper.postMessage(0);
+    this.chooseThreads(measure);
   }
 
   /**
-   * Compares the number of threads that was best at first with one again, as the machine may have more or less else to
-   * do by now.
+   * Measures the engine with one thread, with two, four, and so on while that makes it faster. To be called again
+   * between stories, because the machine may have more or less else to do by then.
    * @param {(milliseconds: number) => number} measure
    */
-  reconsiderThreads(measure) {
+  chooseThreads(measure) {
     const most = this.#helpers.length + 1;
-    if (most > 1) this.#setThreads(this.#isFaster(most, 1, measure) ? most : 1);
+    let best = 1;
+    while (best < most) {
+      const more = Math.min(2 * best, most);
+      if (!this.#isFaster(more, best, measure)) break;
+      best = more;
+    }
+    this.#setThreads(best);
   }
 
   /**

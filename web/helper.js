@@ -2,7 +2,7 @@
  * A helper thread of the engine (engine.js): another instance of run.wasm, in the same memory.
  *
  * Its first message says what to run. Each further one is the thread's number: it helps until it is not wanted any
- * more, which is at once if it has helped since that message was sent. 0 ends it.
+ * more, which is at once if it has helped since that message was sent.
  */
 
 const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));
@@ -14,9 +14,6 @@ scope.onmessage = (
   const { exports } = new WebAssembly.Instance(module, { env: { memory, emscripten_notify_memory_growth() {} } });
   const { __stack_pointer, thread_main } = /** @type {Record<string, any>} */ (exports);
   __stack_pointer.value = stackTop;
-  scope.onmessage = ({ data: thread }) => {
-    if (thread) thread_main(thread);
-    else scope.close();
-  };
+  scope.onmessage = ({ data: thread }) => thread_main(thread);
   scope.postMessage("ready");
 };

@@ -43,14 +43,15 @@
  *
  * worker → page
  * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number}} Progress  bytes
- * @typedef {{type: "ready", model: Model, simd: "simd" | "relaxed", threads: number}} Ready
+ * @typedef {{type: "ready", model: Model}} Ready
+ * @typedef {{type: "engine", simd: "simd" | "relaxed", threads: number}} EngineState  after "ready" and between stories
  * @typedef {{type: "steps", id: number, steps: Step[], tokens_per_second: number}} Steps  at most one a frame,
  *     but that the first sampled token is sent at once
  * @typedef {{type: "done", id: number, reason: Reason, tokens: number, seconds: number,
  *            tokens_per_second: number}} Done
  * @typedef {{type: "error", id: number | null, field: string | null, message: string}} Failure
  *     id null: the worker could not load or cannot go on, and has to be started afresh
- * @typedef {Progress | Ready | Steps | Done | Failure} FromWorker
+ * @typedef {Progress | Ready | EngineState | Steps | Done | Failure} FromWorker
  */
 
 export {};

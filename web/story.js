@@ -3,15 +3,6 @@ export class Story {
   /** @param {HTMLElement} element */
   constructor(element) {
     this.element = element;
-    this.fades = matchMedia("(prefers-reduced-motion: no-preference)");
-    // Words that have faded in become plain text, so that a finished story is nothing but paragraphs.
-    element.addEventListener("animationend", ({ target }) => {
-      if (target instanceof HTMLElement && target.className === "fresh") {
-        const paragraph = target.parentElement;
-        target.replaceWith(...target.childNodes);
-        paragraph?.normalize();
-      }
-    });
   }
 
   clear() {
@@ -31,21 +22,13 @@ export class Story {
         if (line === "\n") paragraph.className = "blank";
       }
       if (given) {
-        const last = paragraph.lastElementChild;
-        (last ?? paragraph.appendChild(this.#ink("given"))).append(line);
-      } else if (this.fades.matches) {
-        paragraph.appendChild(this.#ink("fresh")).append(line);
+        const last = paragraph.lastElementChild ?? paragraph.appendChild(document.createElement("span"));
+        last.className = "given";
+        last.append(line);
       } else {
         paragraph.append(line);
         paragraph.normalize();
       }
     }
-  }
-
-  /** @param {"given" | "fresh"} kind */
-  #ink(kind) {
-    const span = document.createElement("span");
-    span.className = kind;
-    return span;
   }
 }

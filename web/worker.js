@@ -16,7 +16,6 @@ const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ 
 /**
  * Python's side, once it is loaded. The methods are bound once: a look-up would make a new proxy for every call.
  * @type {{
- *   info: () => string,
  *   tell: (request: string) => void,
  *   advance: (milliseconds: number) => string,
  *   stop: () => void,
@@ -94,7 +93,7 @@ function advance() {
   }
 }
 
-/** The time between two stories is used to find out whether the threads are still worth it. */
+/** The time between two stories is used to find out how many threads are best by now. */
 function finish() {
   story = null;
   setTimeout(() => {
@@ -142,10 +141,15 @@ async function load(assets, base) {
   explain = explainer(python);
   const { Page } = python.pyimport("fabella.page");
   const page = Page(engine.exports, file);
-  await engine.chooseThreads(page.forward_time);
-  const rest = () => engine.reconsiderThreads(page.forward_time);
-  storyteller = { info: page.info, tell: page.tell, advance: page.advance, stop: page.stop, rest };
-  send({ type: "ready", model: JSON.parse(storyteller.info()), simd: engine.simd, threads: engine.threads });
+  await engine.awaitHelpers(page.forward_time);
+  const tellOfEngine = () => send({ type: "engine", simd: engine.simd, threads: engine.threads });
+  const rest = () => {
+    engine.chooseThreads(page.forward_time);
+    tellOfEngine();
+  };
+  storyteller = { tell: page.tell, advance: page.advance, stop: page.stop, rest };
+  send({ type: "ready", model: JSON.parse(page.info()) });
+  tellOfEngine();
 }
 
 /**
