@@ -19,13 +19,13 @@ const SHARED_MEMORY = { initial: 256, maximum: 65536, shared: true };
 /** Milliseconds that a helper may take once all else is ready. Helpers are a help, not a need. */
 const PATIENCE = 1000;
 
-/** Milliseconds until the browser has compiled the engine for speed, and of one measurement; how many are compared. */
+/** Milliseconds until the browser has compiled the engine for speed, and of one measurement; how many are added up. */
 const WARM_UP = 20;
 const MEASUREMENT = 5;
 const ROUNDS = 5;
 
 /** More threads must make the engine at least this much faster: less may be chance. */
-const WORTHWHILE = 1.05;
+const WORTHWHILE = 1.1;
 
 /**
  * A module whose function `dot` computes (127, 127, 127, 127) · (255, 255, 255, 255) with the instruction that the
@@ -176,15 +176,14 @@ export class Engine {
    * @param {(milliseconds: number) => number} measure
    */
   #isFaster(more, fewer, measure) {
-    /** @type {[number, number[]][]} */
-    const both = [[fewer, []], [more, []]];
+    let before = 0;
+    let after = 0;
     for (let round = 0; round < ROUNDS; round++) {
-      for (const [threads, times] of both) {
-        this.#setThreads(threads);
-        times.push(measure(MEASUREMENT));
-      }
+      this.#setThreads(fewer);
+      before += measure(MEASUREMENT);
+      this.#setThreads(more);
+      after += measure(MEASUREMENT);
     }
-    const [before, after] = both.map(([, times]) => median(times));
     return before >= WORTHWHILE * after;
   }
 
@@ -194,6 +193,3 @@ export class Engine {
     for (let thread = 1; thread < threads; thread++) this.#helpers[thread - 1].postMessage(thread);
   }
 }
-
-/** @param {number[]} values  an odd number of them */
-const median = (values) => values.sort((a, b) => a - b)[(values.length - 1) / 2];

@@ -11,6 +11,9 @@ import { pickBuild, startEngine } from "./engine.js";
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 33;
 
+/** Milliseconds from a story's end until nobody draws any more. */
+const REST = 250;
+
 const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));
 
 /**
@@ -32,6 +35,7 @@ let explain = () => null;
 
 /** The story being told. @type {{ id: number, tokens: number, seconds: number, tokens_per_second: number } | null} */
 let story = null;
+let resting = 0; // a timer
 
 // Python works for a frame at a time. Then a message to ourselves queues up behind the page's, so that Stop is heard.
 const nextTurn = new MessageChannel();
@@ -93,12 +97,13 @@ function advance() {
   }
 }
 
-/** The time between two stories is used to find out how many threads are best by now. */
+/** The time between two stories is used, once the page has drawn the end, to find out how many threads are best now. */
 function finish() {
   story = null;
-  setTimeout(() => {
+  clearTimeout(resting);
+  resting = setTimeout(() => {
     if (!story) storyteller.rest();
-  });
+  }, REST);
 }
 
 /**
