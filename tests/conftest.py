@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, TimeoutError, expect, sync_playwright
 
 import build
 from fabella.modelfile import Config
@@ -228,10 +227,11 @@ class Visit:
         """Asks for a story, waits for its end, and returns its text."""
         before = len(self.received("done"))
         self.ask(prompt, **settings)
-        deadline = time.monotonic() + 60
-        while len(self.received("done")) == before:
-            assert time.monotonic() < deadline, f"no end after a minute; the page says: {self.alert.text_content()!r}"
-            self.page.wait_for_timeout(20)
+        ended = "(before) => notebook.received.filter(({ type }) => type === 'done').length > before"
+        try:
+            self.page.wait_for_function(ended, arg=before, polling=20, timeout=60_000)
+        except TimeoutError:
+            pytest.fail(f"no end after a minute; the page says: {self.alert.text_content()!r}")
         expect(self.tell_button).to_be_visible()
         return self.story.text_content() or ""
 

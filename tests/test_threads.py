@@ -231,7 +231,8 @@ STORIES = 9
 def test_threads_never_hurt(browser: Browser, built: Callable[[Path], Path], tmp_path: Path, busy: bool) -> None:
     """Stories on a page with threads and on one without, in turns, also where another program keeps a core busy.
 
-    This measures: nothing else must run on the machine.
+    This measures: nothing else must run on the machine. The first pair of stories does not count, because the other
+    program is noticed only after it.
     """
     folder = built(write_random_model(tmp_path / "stories15M.gguf", STORIES15M, type="Q8_0"))
     sites = {"threads": Site(folder), "one": Site(folder)}
@@ -242,17 +243,15 @@ def test_threads_never_hurt(browser: Browser, built: Callable[[Path], Path], tmp
         for _ in range(STORIES):
             for visit in visits.values():
                 visit.tell(PROMPT, temperature=0, length=250)
-                visit.page.wait_for_timeout(200)  # it reconsiders its threads
+                visit.page.wait_for_timeout(500)  # it chooses its threads anew
     finally:
         if other:
             other.kill()
         for site in sites.values():
             site.close()
-    rates = {
-        name: statistics.median(done["tokens_per_second"] for done in visit.received("done")[1:])
-        for name, visit in visits.items()
-    }
-    print(f"\none thread {rates['one']:.0f} tokens a second, threads {rates['threads']:.0f}")
+    rates = {name: [done["tokens_per_second"] for done in visit.received("done")] for name, visit in visits.items()}
+    ratios = [several / one for several, one in zip(rates["threads"], rates["one"], strict=True)]
+    print("\nstories with threads ÷ with one:", *(f"{ratio:.2f}" for ratio in ratios))
     for visit in visits.values():
         visit.context.close()
-    assert rates["threads"] >= 0.9 * rates["one"]
+    assert statistics.median(ratios[1:]) >= 0.9
