@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import time
 import tracemalloc
 from array import array
 from dataclasses import replace
@@ -94,6 +95,53 @@ def test_agrees_with_torch_and_prefill_with_decode(config: Config, type: str, ti
         engine.rewind(0)
         for start, end in pairwise([*range(0, len(tokens), cut), len(tokens)]):
             assert bits(engine.prefill(tokens[start:end])) == one_by_one[end - 1]
+
+
+LONG = Config(dim=64, hidden_dim=96, n_layers=1, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=4096)
+
+
+def test_a_long_context_agrees_with_torch_and_prefill_with_decode(tmp_path: Path) -> None:
+    path = write_random_model(tmp_path / "long.gguf", LONG)
+    engine, _ = load(path)
+    reference, _ = load_gguf(path)
+    tokens = some_tokens(LONG)
+    with torch.no_grad():
+        expected = reference.eval()(torch.tensor([tokens]))[0].numpy()
+    one_by_one = [bits(engine.forward(token)) for token in tokens]
+    error = np.abs(np.frombuffer(b"".join(one_by_one), np.float32).reshape(expected.shape) - expected)
+    assert error.max() < 5e-5
+    for cut in (LONG.seq_len, 1500):
+        engine.rewind(0)
+        for start, end in pairwise([*range(0, LONG.seq_len, cut), LONG.seq_len]):
+            assert bits(engine.prefill(tokens[start:end])) == one_by_one[end - 1]
+
+
+def test_in_a_long_context_a_token_takes_time_in_proportion_to_its_position(tmp_path: Path) -> None:
+    engine, _ = load(write_random_model(tmp_path / "long.gguf", LONG))
+    tokens = some_tokens(LONG)
+
+    def measure(positions: int) -> tuple[float, float]:
+        """Seconds for reading so many tokens, and for the next one. The best of several: the machine has moods."""
+        reading, decoding = [], []
+        for _ in range(3):
+            engine.rewind(0)
+            times = [time.perf_counter()]
+            engine.prefill(tokens[:positions])
+            times.append(time.perf_counter())
+            for token in tokens[positions : positions + 50]:
+                engine.forward(token)
+                times.append(time.perf_counter())
+            first, *others = (end - start for start, end in pairwise(times))
+            reading.append(first)
+            decoding += others
+        return min(reading), min(decoding)
+
+    # Attention grows with the position, all else does not: twice as far takes at most twice as long, and to read twice
+    # as much four times.
+    measured = [measure(positions) for positions in (1000, 2000, 4000)]
+    for (near_reading, near_decoding), (far_reading, far_decoding) in pairwise(measured):
+        assert far_decoding < 1.25 * 2 * near_decoding
+        assert far_reading < 1.25 * 4 * near_reading
 
 
 @pytest.mark.parametrize("type", ["F16", "BF16"])
