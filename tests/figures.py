@@ -2,7 +2,7 @@
 
 Everything is measured in one run on one machine, rounds interleaved; medians, with lowest and highest in brackets. The
 page has one thread, as on a host that sends no special headers. For the time outside the C code it is served with them
-all the same, because cross-origin isolation makes the browser's clock fine.
+all the same, because cross-origin isolation makes the browser's clock fine. What threads bring is measured last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
-from playwright.sync_api import BrowserContext, Page, Route, sync_playwright
+from playwright.sync_api import BrowserContext, Page, Route, TimeoutError, sync_playwright
 
 from build import ISOLATION, PageHandler, bundle
 from fabella.modelfile import Config
@@ -40,9 +40,23 @@ CONFIG_15M = Config(
     dim=288, hidden_dim=768, n_layers=6, n_heads=6, n_kv_heads=6, vocab_size=32000, seq_len=256, norm_eps=1e-5
 )
 
-# Put before the page's worker: the functions of run.wasm note how long they took. A token's time goes from one
-# forward_token to the next; "turn" tells the tokens in which a message was sent and the worker listened for others. The
-# stopwatch's own time, about a microsecond a call, counts as outside. One thread, as on a plain host.
+# Put before the page's worker: `watch` is asked to wrap each function of run.wasm.
+WATCHED = """
+for (const name of ["instantiate", "instantiateStreaming"]) {
+  const original = WebAssembly[name].bind(WebAssembly);
+  WebAssembly[name] = async (...parameters) => {
+    const result = await original(...parameters);
+    if (!result.instance?.exports.model_new) return result; // it is Python's
+    const exports = Object.entries(result.instance.exports).map(([key, value]) =>
+      [key, typeof value === "function" ? watch(key, value) : value]);
+    return { module: result.module, instance: { exports: Object.fromEntries(exports) } };
+  };
+}
+"""
+
+# Notes how long the functions of run.wasm took. A token's time goes from one forward_token to the next; "turn" tells
+# the tokens in which a message was sent and the worker listened for others. The stopwatch's own time, about a
+# microsecond a call, counts as outside. One thread, as on a plain host.
 STOPWATCH = """{
 Object.defineProperty(self, "crossOriginIsolated", { value: false });
 let tokens = [], inside = 0, begun = null, turn = false;
@@ -56,16 +70,7 @@ const watch = (name, work) => (...parameters) => {
   }
   try { return work(...parameters); } finally { inside += performance.now() - start; }
 };
-for (const name of ["instantiate", "instantiateStreaming"]) {
-  const original = WebAssembly[name].bind(WebAssembly);
-  WebAssembly[name] = async (...parameters) => {
-    const result = await original(...parameters);
-    if (!result.instance?.exports.model_new) return result; // it is Python's
-    const exports = Object.entries(result.instance.exports).map(([key, value]) =>
-      [key, typeof value === "function" ? watch(key, value) : value]);
-    return { module: result.module, instance: { exports: Object.fromEntries(exports) } };
-  };
-}
+WATCHED
 const post = self.postMessage.bind(self);
 self.postMessage = (message) => {
   turn = true;
@@ -74,7 +79,29 @@ self.postMessage = (message) => {
   tokens = [];
 };
 }
-"""
+""".replace("WATCHED", WATCHED)
+
+# Notes how long a token took with each number of threads that the page compares: it computes the first position for it.
+COMPARISON = """{
+let threads = 1, seconds = {};
+const watch = (name, work) => (...parameters) => {
+  const start = performance.now();
+  const result = work(...parameters);
+  if (name === "set_threads") threads = result;
+  if (name === "forward_token" && parameters[2] === 0) {
+    (seconds[threads] ??= []).push((performance.now() - start) / 1000);
+  }
+  return result;
+};
+WATCHED
+const post = self.postMessage.bind(self);
+self.postMessage = (message) => {
+  if (message.type !== "engine") return post(message);
+  post({ ...message, seconds });
+  seconds = {};
+};
+}
+""".replace("WATCHED", WATCHED)
 
 # Put before the page's script: every message from the worker is noted with its time.
 NOTEBOOK = """
@@ -132,23 +159,36 @@ def served(folder: Path, handler: type[Handler] = Handler) -> Iterator[str]:
         server.shutdown()
 
 
-def tell(page: Page) -> list[dict[str, Any]]:
-    """Tells one story and returns the worker's messages meanwhile."""
+def tell(page: Page) -> dict[str, Any]:
+    """Tells one story and returns the worker's last message about it."""
     page.evaluate("notebook.length = 0")
     page.get_by_role("button", name="Tell", exact=True).click()
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        notes: list[dict[str, Any]] = page.evaluate("notebook")
-        if notes and notes[-1]["type"] == "done":
-            return notes
-        page.wait_for_timeout(50)
-    raise TimeoutError(f"no story after two minutes; the page says: {page.get_by_role('alert').text_content()!r}")
+    return noted(page, "done")
 
 
-def open_page(context: BrowserContext, url: str, temperature: float = 0) -> Page:
+def noted(page: Page, type: str) -> dict[str, Any]:
+    """The worker's message of this type, once it is there."""
+    found = "(wanted) => notebook.find(({ type }) => type === wanted)"
+    try:
+        page.wait_for_function(found, arg=type, polling=50, timeout=120_000)
+    except TimeoutError:
+        said = page.get_by_role("alert").text_content()
+        raise SystemExit(f"the worker has not said {type!r} for two minutes; the page says: {said!r}") from None
+    message: dict[str, Any] = page.evaluate(found, type)
+    return message
+
+
+def open_page(context: BrowserContext, url: str, temperature: float = 0, before_worker: str | None = None) -> Page:
     """A page that tells stories, greedy ones unless asked otherwise, as soon as it is there."""
+
+    def with_script(route: Route) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, body=f"{before_worker}{response.text()}")
+
     page = context.new_page()
     page.add_init_script(NOTEBOOK)
+    if before_worker:
+        page.route("**/worker-*.js", with_script)
     page.goto(url)
     page.get_by_label("Prompt").fill(PROMPT)
     page.get_by_role("slider", name="Temperature").fill(str(temperature))
@@ -158,12 +198,12 @@ def open_page(context: BrowserContext, url: str, temperature: float = 0) -> Page
 def boot(context: BrowserContext, url: str) -> dict[str, float]:
     """Milliseconds from opening the page to its readiness and to a story's first token; the first story's rate."""
     page = open_page(context, url)
-    notes = tell(page)
+    end = tell(page)
     marks = {
         name: page.evaluate(f"performance.getEntriesByName('{name}')[0].startTime") for name in ("ready", "first-token")
     }
     page.close()
-    return {**marks, "rate": notes[-1]["tokens_per_second"]}
+    return {**marks, "rate": end["tokens_per_second"]}
 
 
 def driver(context: BrowserContext, url: str, temperature: float) -> dict[str, float]:
@@ -171,18 +211,11 @@ def driver(context: BrowserContext, url: str, temperature: float) -> dict[str, f
 
     Medians over tokens, so that what else the machine does to some of them does not count.
     """
-
-    def with_stopwatch(route: Route) -> None:
-        response = route.fetch()
-        route.fulfill(response=response, body=STOPWATCH + response.text())
-
-    context.route("**/worker-*.js", with_stopwatch)
-    page = open_page(context, url, temperature)
+    page = open_page(context, url, temperature, STOPWATCH)
     for _ in range(WARM_UP):
         tell(page)
-    ends = [tell(page)[-1] for _ in range(STORIES)]
+    ends = [tell(page) for _ in range(STORIES)]
     page.close()
-    context.unroute("**/worker-*.js")
 
     tokens = [token for end in ends for token in end["tokens"]]
 
@@ -196,6 +229,25 @@ def driver(context: BrowserContext, url: str, temperature: float) -> dict[str, f
         "outside": outside,
         "share": 100 * outside / (outside + median("inside", turn=False)),
     }
+
+
+def threads(context: BrowserContext, several_url: str, one_url: str) -> list[dict[str, float]]:
+    """What threads bring: the engine's time for a token, one thread's ÷ several, and the rate of stories, in turns."""
+    several = open_page(context, several_url, before_worker=COMPARISON)
+    one = open_page(context, one_url)
+    for page in (several, one):
+        noted(page, "engine")
+    rows = []
+    for _ in range(WARM_UP + STORIES):
+        told = tell(several)["tokens_per_second"]
+        compared = noted(several, "engine")["seconds"]
+        told_by_one = tell(one)["tokens_per_second"]
+        noted(one, "engine")  # it is at rest
+        means = [statistics.mean(seconds) for _threads, seconds in sorted(compared.items())]
+        rows.append({"engine": means[0] / min(means[1:], default=means[0]), "story": told / told_by_one})
+    several.close()
+    one.close()
+    return rows[WARM_UP:]
 
 
 def wasmtime_rate(model: Path) -> float:
@@ -237,6 +289,7 @@ def main() -> None:
         served(DIST) as url,
         served(DIST, IsolatedHandler) as isolated,
         served(Path(folder) / "dist", IsolatedHandler) as large,
+        served(Path(folder) / "dist") as large_plain,
         sync_playwright() as playwright,
     ):
         model_15m = write_random_model(Path(folder) / "15m.gguf", CONFIG_15M, type="Q8_0")
@@ -252,6 +305,10 @@ def main() -> None:
             settled["15M, greedy"].append(driver(context, large, temperature=0))
             context.close()
             terminal.append(wasmtime_rate(model))
+        print("threads ...", file=sys.stderr)
+        context = browser.new_context()
+        threaded = threads(context, large, large_plain)
+        context.close()
         version = browser.version
         browser.close()
 
@@ -268,6 +325,8 @@ def main() -> None:
         show("... outside run.wasm, per token", rows, "outside", "µs")
         show("... outside run.wasm, share of a token's time", rows, "share", "%", digits=1)
     show("wasmtime, the first story", [{"rate": rate} for rate in terminal], "rate", "tokens/s")
+    show("threads ÷ one, 15M, the engine alone", threaded, "engine", "×", digits=2)
+    show("threads ÷ one, 15M, stories", threaded, "story", "×", digits=2)
 
 
 if __name__ == "__main__":
