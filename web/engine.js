@@ -16,9 +16,6 @@ const STACK = 65536;
 /** Pages of 64 KiB, as build.py tells the linker. */
 const SHARED_MEMORY = { initial: 256, maximum: 65536, shared: true };
 
-/** Milliseconds that a helper may take once all else is ready. Helpers are a help, not a need. */
-const PATIENCE = 1000;
-
 /** Milliseconds until the browser has compiled the engine for speed, and of one measurement; how many are added up. */
 const WARM_UP = 20;
 const MEASUREMENT = 5;
@@ -91,8 +88,6 @@ export async function startEngine({ simd, memory }, url, helperUrl, count) {
 
 /** An instance of run.wasm, with its helper threads. */
 export class Engine {
-  /** @type {{ helper: Worker, stack: number, ready: Promise<boolean> }[]} */
-  #starting = [];
   /** Who becomes thread 1, 2, ...  @type {Worker[]} */
   #helpers = [];
   threads = 1;
@@ -107,13 +102,13 @@ export class Engine {
   }
 
   /**
-   * Starts as many helpers as could be of use.
+   * Starts as many helpers as could be of use. One that does not arrive is done without.
    * @param {string} url  helper.js
    * @param {WebAssembly.Module} module
    * @param {WebAssembly.Memory} memory
    */
   startHelpers(url, module, memory) {
-    while (this.#starting.length < maxThreads() - 1) {
+    for (let thread = 1; thread < maxThreads(); thread++) {
       const stack = this.exports.allocate(STACK) >>> 0;
       if (stack === 0) return;
       const helper = new Worker(url, { type: "module" });
@@ -125,43 +120,26 @@ export class Engine {
         this.exports.release(stack);
         return;
       }
-      const ready = new Promise((/** @type {(can: boolean) => void} */ resolve) => {
-        helper.onmessage = () => resolve(true);
-        helper.onerror = (event) => {
-          event.preventDefault(); // it is no error of the page's: there is a thread less
-          resolve(false);
-        };
-      });
-      this.#starting.push({ helper, stack, ready });
-    }
-  }
-
-  /**
-   * Waits for the helpers, does without those that do not come, and chooses how many threads to use.
-   * @param {(milliseconds: number) => number} measure  works for about this long and returns the time of one step
-   */
-  async awaitHelpers(measure) {
-    const late = new Promise((resolve) => setTimeout(resolve, PATIENCE, false));
-    for (const { helper, stack, ready } of this.#starting) {
-      if (await Promise.race([ready, late])) {
+      helper.onmessage = () => {
+        helper.onerror = null;
         this.#helpers.push(helper);
-      } else {
-        helper.terminate();
+      };
+      helper.onerror = (event) => {
+        event.preventDefault(); // it is no error of the page's: there is a thread less
         this.exports.release(stack);
-      }
+      };
     }
-    if (this.#helpers.length) measure(WARM_UP);
-    this.chooseThreads(measure);
   }
 
   /**
-   * Measures the engine with one thread, with two, four, and so on while that makes it faster. To be called again
-   * between stories, because the machine may have more or less else to do by then.
-   * @param {(milliseconds: number) => number} measure
+   * Measures the engine with one thread, with two, four, and so on while that makes it faster. To be called between
+   * stories, because the machine has more or less else to do each time.
+   * @param {(milliseconds: number) => number} measure  works for about this long and returns the time of one step
    */
   chooseThreads(measure) {
     const most = this.#helpers.length + 1;
     let best = 1;
+    if (best < most) measure(WARM_UP);
     while (best < most) {
       const more = Math.min(2 * best, most);
       if (!this.#isFaster(more, best, measure)) break;

@@ -11,7 +11,7 @@ import { pickBuild, startEngine } from "./engine.js";
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 33;
 
-/** Milliseconds from a story's end until nobody draws any more. */
+/** Milliseconds that the page may take to draw what it was told last. */
 const REST = 250;
 
 const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));
@@ -22,7 +22,7 @@ const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ 
  *   tell: (request: string) => void,
  *   advance: (milliseconds: number) => string,
  *   stop: () => void,
- *   rest: () => void,
+ *   chooseThreads: () => void,
  * }}
  */
 let storyteller;
@@ -97,12 +97,20 @@ function advance() {
   }
 }
 
-/** The time between two stories is used, once the page has drawn the end, to find out how many threads are best now. */
 function finish() {
   story = null;
+  rest();
+}
+
+/** The time until the next story, once the page has nothing more to draw, is used to find out how many threads are best. */
+function rest() {
   clearTimeout(resting);
   resting = setTimeout(() => {
-    if (!story) storyteller.rest();
+    try {
+      if (!story) storyteller.chooseThreads();
+    } catch (error) {
+      fail(null, error);
+    }
   }, REST);
 }
 
@@ -146,15 +154,13 @@ async function load(assets, base) {
   explain = explainer(python);
   const { Page } = python.pyimport("fabella.page");
   const page = Page(engine.exports, file);
-  await engine.awaitHelpers(page.forward_time);
-  const tellOfEngine = () => send({ type: "engine", simd: engine.simd, threads: engine.threads });
-  const rest = () => {
+  const chooseThreads = () => {
     engine.chooseThreads(page.forward_time);
-    tellOfEngine();
+    send({ type: "engine", simd: engine.simd, threads: engine.threads });
   };
-  storyteller = { tell: page.tell, advance: page.advance, stop: page.stop, rest };
+  storyteller = { tell: page.tell, advance: page.advance, stop: page.stop, chooseThreads };
   send({ type: "ready", model: JSON.parse(page.info()) });
-  tellOfEngine();
+  rest();
 }
 
 /**

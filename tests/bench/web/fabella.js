@@ -35,8 +35,9 @@ export async function fabella(spec) {
     });
   const told = () => steps.filter((step) => !step.from_prompt);
   worker.postMessage({ type: "load", assets, base });
-  const { simd, threads } = await until("ready");
+  await until("ready");
   const load_ms = performance.now() - started;
+  const { simd, threads } = await until("engine");
 
   let id = 0;
   const tell = async (length) => {
