@@ -83,12 +83,12 @@ self.postMessage = (message) => {
 
 # Notes how long a token took with each number of threads that the page compares: it computes the first position for it.
 COMPARISON = """{
-let threads = 1, seconds = {};
+let threads = null, seconds = {};
 const watch = (name, work) => (...parameters) => {
   const start = performance.now();
   const result = work(...parameters);
   if (name === "set_threads") threads = result;
-  if (name === "forward_token" && parameters[2] === 0) {
+  if (name === "forward_token" && parameters[2] === 0 && threads !== null) {
     (seconds[threads] ??= []).push((performance.now() - start) / 1000);
   }
   return result;
@@ -98,7 +98,7 @@ const post = self.postMessage.bind(self);
 self.postMessage = (message) => {
   if (message.type !== "engine") return post(message);
   post({ ...message, seconds });
-  seconds = {};
+  [threads, seconds] = [null, {}]; // until the next warm-up is over
 };
 }
 """.replace("WATCHED", WATCHED)
@@ -244,7 +244,7 @@ def threads(context: BrowserContext, several_url: str, one_url: str) -> list[dic
         told_by_one = tell(one)["tokens_per_second"]
         noted(one, "engine")  # it is at rest
         means = [statistics.mean(seconds) for _threads, seconds in sorted(compared.items())]
-        rows.append({"engine": means[0] / min(means[1:], default=means[0]), "story": told / told_by_one})
+        rows.append({"engine": means[0] / min(means[1:]) if means[1:] else 1, "story": told / told_by_one})
     several.close()
     one.close()
     return rows[WARM_UP:]

@@ -58,7 +58,7 @@ int main(void) {
         int steps = number % 11 ? rand() % MAX_STEPS : number % 3;
         counts->number = number;
         counts->threads = (int)(claims.value >> TOP_SHIFT);
-        counts->pause = number % 50 == 0 ? 100 : 0; /* long enough for the others to go to sleep */
+        counts->pause = number % 50 == 0 ? 100 : 0; /* long enough for the others to go to sleep after 200 looks */
         parallel(count, counts, steps);
         int total = 0;
         for (int i = 0; i < MAX_STEPS; i++)

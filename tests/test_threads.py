@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -22,8 +23,8 @@ from .conftest import Handler, Site, Visit
 from .random_models import write_random_model
 from .test_page import PROMPT, assert_told, missing, reference, reporting_policy
 
-# Runs web/engine.js in Node with helpers that only note what they are told; a step takes as long as the test says, each
-# time that threads are chosen something else.
+# Runs web/engine.js in Node with helpers that only note what they are told. How long a step takes with which number of
+# threads is given for each time that they are chosen.
 CHOOSE = """
 const [url, cores, failing, silent, steps] = JSON.parse(process.argv[1]);
 const told = [];
@@ -119,6 +120,11 @@ def words(state: dict[str, Any]) -> str:
     return f"{simd}, {state['threads']} thread{'s' if state['threads'] > 1 else ''}"
 
 
+def at_rest(visit: Visit) -> None:
+    """Waits until the threads are chosen."""
+    visit.page.wait_for_function("() => notebook.received.at(-1).type === 'engine'")
+
+
 def loaded(visit: Visit, part: str) -> list[str]:
     """The names of the files that were asked for."""
     return [name for name in (url.rsplit("/", 1)[1] for url in visit.requests) if name.startswith(part)]
@@ -145,10 +151,26 @@ def test_threads_where_the_host_allows_them(visit: Visit, isolated: Site, random
     expect(engine(visit)).to_have_text(words(state))
     visit.tell(PROMPT, temperature=0, length=150)
     assert_told(visit, reference(random_model, PROMPT, 150, temperature=0.0))
-    visit.page.wait_for_function("() => notebook.received.at(-1).type === 'engine'")
+    at_rest(visit)
     expect(engine(visit)).to_have_text(words(visit.received("engine")[-1]))
     assert visit.complaints == []
     assert isolated.reports == [], "the policy fits the helpers as well"
+
+
+def test_threads_are_chosen_before_the_first_story_and_not_while_one_is_told(
+    visit: Visit, isolated: Site, random_model: Path
+) -> None:
+    visit.open(isolated, ready=False)
+    visit.tell(PROMPT, temperature=0, length=150)
+    visit.tell(PROMPT, temperature=0, length=1500)
+    (done,) = visit.received("done")[1:]
+    assert done["seconds"] > 0.25, "there would have been time"
+    assert_told(visit, reference(random_model, PROMPT, 1500, temperature=0.0))
+    at_rest(visit)
+    types = [message["type"] for message in visit.page.evaluate("notebook.received")]
+    assert [type for type, _ in itertools.groupby(types)] == [
+        *("ready", "engine", "steps", "done", "steps", "done", "engine")
+    ]
 
 
 def test_one_thread_on_a_plain_host(visit: Visit, site: Site) -> None:
@@ -236,7 +258,7 @@ def test_threads_never_hurt(browser: Browser, built: Callable[[Path], Path], tmp
         for _ in range(STORIES):
             for visit in visits.values():
                 visit.tell(PROMPT, temperature=0, length=250)
-                visit.page.wait_for_timeout(500)  # it chooses its threads anew
+                at_rest(visit)
     finally:
         if other:
             other.kill()

@@ -5,8 +5,8 @@
  * caller works like the others. A helper that the machine does not run at the moment claims nothing and is not waited
  * for; one that has claimed a share is. Which thread computes a step never matters to the result.
  *
- * Who waits does so in two ways: for a moment it spins, because the next job of a forward pass mostly comes at once;
- * then it sleeps, because on a busy machine the core is needed by others.
+ * Who waits does so in two ways: for a moment it spins, because the next job of a forward pass comes at once and the
+ * next token's first one as soon as Python has picked it; then it sleeps, because others may need the core.
  *
  * Builds without threads (no WebAssembly atomics, natively no -pthread) have the same functions and one thread.
  */
@@ -25,7 +25,9 @@ typedef void Job(void *context, int first, int end, int thread);
 
 #include <stdatomic.h>
 
-enum { SPIN_LOOKS = 200000 }; /* at a word before going to sleep */
+#ifndef SPIN_LOOKS
+#define SPIN_LOOKS 200000 /* at a word before going to sleep: some 100 microseconds */
+#endif
 
 /* The claims' word. Its low 24 bits: steps that nobody has claimed; above them: the number of threads. */
 enum { LEFT = 0xffffff, TOP_SHIFT = 24 };

@@ -79,6 +79,7 @@ function send(message) {
 /** Starts a worker, in the place of one that failed. */
 function load() {
   engine = "loading";
+  facts = {};
   complain("");
   download = {
     model: { loaded: 0, total: assets.model.bytes },

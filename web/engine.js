@@ -16,7 +16,7 @@ const STACK = 65536;
 /** Pages of 64 KiB, as build.py tells the linker. */
 const SHARED_MEMORY = { initial: 256, maximum: 65536, shared: true };
 
-/** Milliseconds until the browser has compiled the engine for speed, and of one measurement; how many are added up. */
+/** Milliseconds until processor and browser are up to speed, and of one measurement; how many are added up. */
 const WARM_UP = 20;
 const MEASUREMENT = 5;
 const ROUNDS = 5;
@@ -90,7 +90,8 @@ export async function startEngine({ simd, memory }, url, helperUrl, count) {
 export class Engine {
   /** Who becomes thread 1, 2, ...  @type {Worker[]} */
   #helpers = [];
-  threads = 1;
+  /** 0 until they are chosen. */
+  threads = 0;
 
   /**
    * @param {"simd" | "relaxed"} simd

@@ -2,7 +2,7 @@
  * A helper thread of the engine (engine.js): another instance of run.wasm, in the same memory.
  *
  * Its first message says what to run. Each further one is the thread's number: it helps until it is not wanted any
- * more, which is at once if it has helped since that message was sent.
+ * more. Numbers that come meanwhile are read afterwards, when it mostly is not wanted either.
  */
 
 const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));

@@ -44,8 +44,8 @@
  * worker → page
  * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number}} Progress  bytes
  * @typedef {{type: "ready", model: Model}} Ready
- * @typedef {{type: "engine", simd: "simd" | "relaxed", threads: number}} EngineState  soon after "ready" and
- *     after each story: the build, and how many threads it will use
+ * @typedef {{type: "engine", simd: "simd" | "relaxed", threads: number}} EngineState  the build, and how many threads
+ *     were chosen: before the first story, and when there was time after one
  * @typedef {{type: "steps", id: number, steps: Step[], tokens_per_second: number}} Steps  at most one a frame,
  *     but that the first sampled token is sent at once
  * @typedef {{type: "done", id: number, reason: Reason, tokens: number, seconds: number,

@@ -6,12 +6,13 @@
 import { DownloadError, collect, download, notStarted, watchLoader } from "./download.js";
 import { pickBuild, startEngine } from "./engine.js";
 
+/** @import { Engine } from "./engine.js" */
 /** @import { Assets, FromWorker, Settings, ToWorker } from "./messages.js" */
 
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 33;
 
-/** Milliseconds that the page may take to draw what it was told last. */
+/** Milliseconds without a story after which the page has drawn what it was told last. */
 const REST = 250;
 
 const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));
@@ -22,10 +23,13 @@ const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ 
  *   tell: (request: string) => void,
  *   advance: (milliseconds: number) => string,
  *   stop: () => void,
- *   chooseThreads: () => void,
+ *   forward_time: (milliseconds: number) => number,
  * }}
  */
 let storyteller;
+
+/** run.wasm and its threads, once it is started. @type {Engine} */
+let engine;
 
 /**
  * The words of a Python exception that is meant for the visitor, or null.
@@ -45,7 +49,7 @@ nextTurn.port1.onmessage = ({ data: id }) => {
 
 scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
   if (message.type === "load") {
-    load(message.assets, message.base).catch((error) => fail(null, error));
+    load(message.assets, message.base).catch((error) => fail(null, error, "The model could not be loaded: "));
   } else if (message.type === "tell") {
     tell(message.id, message.prompt, message.settings);
   } else if (message.id === story?.id) {
@@ -69,6 +73,7 @@ function send(message) {
  */
 function tell(id, prompt, settings) {
   try {
+    if (engine.threads === 0) chooseThreads(); // there was no rest yet
     storyteller.tell(JSON.stringify({ prompt, settings }));
   } catch (error) {
     fail(id, error);
@@ -92,7 +97,7 @@ function advance() {
       nextTurn.port2.postMessage(id);
     }
   } catch (error) {
-    story = null;
+    finish();
     fail(id, error);
   }
 }
@@ -102,16 +107,21 @@ function finish() {
   rest();
 }
 
-/** The time until the next story, once the page has nothing more to draw, is used to find out how many threads are best. */
+/** Chooses the threads for the next story, once nothing else has to be done. */
 function rest() {
   clearTimeout(resting);
   resting = setTimeout(() => {
     try {
-      if (!story) storyteller.chooseThreads();
+      if (!story) chooseThreads();
     } catch (error) {
       fail(null, error);
     }
   }, REST);
+}
+
+function chooseThreads() {
+  engine.chooseThreads(storyteller.forward_time);
+  send({ type: "engine", simd: engine.simd, threads: engine.threads });
 }
 
 /**
@@ -119,12 +129,12 @@ function rest() {
  * has to be started afresh (id null), and the console says what only a programmer can use.
  * @param {number | null} id
  * @param {unknown} error
+ * @param {string} [before]  what Python's words follow
  */
-function fail(id, error) {
+function fail(id, error, before = "") {
   const explained = explain(error);
   if (explained) {
-    const message = id === null ? `The model could not be loaded: ${explained.message}` : explained.message;
-    send({ type: "error", id, field: explained.field, message });
+    send({ type: "error", id, field: explained.field, message: before + explained.message });
   } else if (error instanceof DownloadError) {
     send({ type: "error", id: null, field: null, message: error.message });
   } else {
@@ -144,7 +154,7 @@ async function load(assets, base) {
   const build = pickBuild();
   const run = assets.engines[build.name];
   const downloaded = counter("python", assets.python_bytes + run.bytes);
-  const [engine, file, python] = await Promise.all([
+  const [started, file, python] = await Promise.all([
     startEngine(build, at(run.url), at(assets.helper), downloaded.add),
     loadModel(at(assets.model.url), assets.model.bytes),
     loadPython(at(assets.python), assets.python_info, at(assets.stdlib), at(assets.wheel), downloaded.add),
@@ -153,12 +163,9 @@ async function load(assets, base) {
 
   explain = explainer(python);
   const { Page } = python.pyimport("fabella.page");
+  engine = started;
   const page = Page(engine.exports, file);
-  const chooseThreads = () => {
-    engine.chooseThreads(page.forward_time);
-    send({ type: "engine", simd: engine.simd, threads: engine.threads });
-  };
-  storyteller = { tell: page.tell, advance: page.advance, stop: page.stop, chooseThreads };
+  storyteller = { tell: page.tell, advance: page.advance, stop: page.stop, forward_time: page.forward_time };
   send({ type: "ready", model: JSON.parse(page.info()) });
   rest();
 }
