@@ -1,7 +1,7 @@
 /**
  * The page: sends the prompt and the settings to the worker and draws what comes back.
  *
- * `engine` says how far the worker is; `request` is the story that it tells, or will tell once it is ready. Together
+ * `readiness` says how far the worker is; `request` is the story that it tells, or will tell once it is ready. Together
  * they make the page's state, which `render` shows and body[data-state] names.
  */
 
@@ -58,7 +58,7 @@ const assets = JSON.parse(element("assets", HTMLScriptElement).text);
 /** @type {Worker | undefined} */
 let worker;
 /** @type {"loading" | "ready" | "failed"} */
-let engine = "loading";
+let readiness = "loading";
 /** @type {Request | null} */
 let request = null;
 let requests = 0;
@@ -78,7 +78,7 @@ function send(message) {
 
 /** Starts a worker, in the place of one that failed. */
 function load() {
-  engine = "loading";
+  readiness = "loading";
   facts = {};
   complain("");
   download = {
@@ -102,7 +102,7 @@ function receive(message) {
       break;
     case "ready":
       performance.mark("ready");
-      engine = "ready";
+      readiness = "ready";
       showModel(message.model);
       if (request) sendRequest(request);
       render();
@@ -129,7 +129,7 @@ function receive(message) {
  */
 function fail(message) {
   worker?.terminate();
-  engine = "failed";
+  readiness = "failed";
   request = null;
   complain(message);
   render();
@@ -151,8 +151,8 @@ function tell() {
   };
   requests += 1;
   request = { id: requests, prompt: promptBox.value, settings, begun: false, stopped: false, told: 0 };
-  if (engine === "ready") sendRequest(request);
-  else if (engine === "failed") load();
+  if (readiness === "ready") sendRequest(request);
+  else if (readiness === "failed") load();
   render();
 }
 
@@ -162,7 +162,7 @@ function sendRequest({ id, prompt, settings }) {
 }
 
 function stop() {
-  if (request && engine === "ready") {
+  if (request && readiness === "ready") {
     request.stopped = true;
     send({ type: "stop", id: request.id });
   } else {
@@ -244,15 +244,15 @@ const STATUS = {
 /** Shows the state; what changes from message to message is drawn by `draw` and `renderDownload`. */
 function render() {
   const busy = /** @type {const} */ ({ loading: "waiting", ready: "telling", failed: "failed" });
-  const state = request ? busy[engine] : engine;
+  const state = request ? busy[readiness] : readiness;
   document.body.dataset.state = state;
   button.textContent = request ? "Stop" : "Tell";
   button.type = request ? "button" : "submit"; // so that Enter in a field never presses Stop
   statusLine.textContent = (state === "ready" && ended) || STATUS[state];
   meter.textContent = "";
-  again.hidden = engine !== "failed";
+  again.hidden = readiness !== "failed";
   storyBox.ariaBusy = String(state === "telling"); // a screen reader hears the story when it is whole
-  if (engine === "loading") renderDownload();
+  if (readiness === "loading") renderDownload();
 }
 
 function renderDownload() {
