@@ -19,11 +19,9 @@ static long allocations = -1;
 static int refused(void) { return allocations >= 0 && allocations-- == 0; }
 static void *unreliable_malloc(size_t size) { return refused() ? NULL : malloc(size); }
 static void *unreliable_calloc(size_t n, size_t size) { return refused() ? NULL : calloc(n, size); }
-static void *unreliable_realloc(void *data, size_t size) { return refused() ? NULL : realloc(data, size); }
 
 #define malloc unreliable_malloc
 #define calloc unreliable_calloc
-#define realloc unreliable_realloc
 #include "../wasm/parallel.h"
 
 static _Atomic long helped;

@@ -49,10 +49,11 @@ typedef struct {
     Matrix w2;        /* down (dim, hidden_dim) */
     Matrix w3;        /* up   (hidden_dim, dim) */
 
-    /* The layer's KV cache, for `capacity` positions. Keys lie in tiles of 32 positions, so that a query meets four
-     * positions in one vector; values lie position by position. */
-    float *keys;   /* (capacity / TILE, n_kv_heads, head_size, TILE) */
-    float *values; /* (capacity, n_kv_heads, pad4(head_size)) */
+    /* The layer's KV cache: of each head first the keys, (capacity / TILE, pad4(head_size), TILE), then the values,
+     * (capacity, pad4(head_size)). Keys lie in tiles of 32 positions, so that a query meets four positions in one
+     * vector. A head's lie together, because memory is read fastest in one go. */
+    float *cache;
+    int capacity; /* positions there is room for */
 } Layer;
 
 /* The tensor whose rows are being packed. */
@@ -115,12 +116,14 @@ static void *allocate_zeroed(uint64_t count, size_t size) {
 
 static float *allocate_floats(uint64_t rows, int row_size) { return allocate_zeroed(rows * pad4(row_size), 4); }
 
-/* realloc, with zeros in what is new. False, and everything as it was, when out of memory. */
-static bool grow(float **data, uint64_t old_count, uint64_t new_count) {
-    if (new_count > SIZE_MAX / 8) return false;
-    float *grown = realloc(*data, (size_t)new_count * 4);
+/* Makes every one of an array's equal parts longer, with zeros in what is new. False, and everything as it was, when out
+ * of memory. */
+static bool grow(float **data, int parts, uint64_t old_size, uint64_t new_size) {
+    float *grown = allocate_zeroed((uint64_t)parts * new_size, 4);
     if (!grown) return false;
-    memset(grown + old_count, 0, (size_t)(new_count - old_count) * 4);
+    for (int i = 0; i < parts && old_size; i++)
+        memcpy(grown + i * new_size, *data + i * old_size, (size_t)old_size * 4);
+    free(*data);
     *data = grown;
     return true;
 }
@@ -134,14 +137,15 @@ static int reserve(Model *m, int positions) {
     if (wanted < positions) wanted = positions;
     uint64_t old = (uint64_t)m->capacity, new = ((uint64_t)wanted + TILE - 1) / TILE * TILE;
     uint64_t score_rows = (uint64_t)MAX_THREADS * m->queries_at_once;
-    uint64_t key_size = (uint64_t)m->kv_dim, value_size = (uint64_t)c->n_kv_heads * pad4(m->head_size);
+    uint64_t row = (uint64_t)pad4(m->head_size);
     for (int l = 0; l < c->n_layers; l++) {
         Layer *layer = &m->layers[l];
-        if (!grow(&layer->keys, old * key_size, new * key_size)) return E_MEMORY;
-        if (!grow(&layer->values, old * value_size, new * value_size)) return E_MEMORY;
+        if ((uint64_t)layer->capacity >= new) continue; /* has grown before the memory was not enough for another */
+        if (!grow(&layer->cache, 2 * c->n_kv_heads, layer->capacity * row, new * row)) return E_MEMORY;
+        layer->capacity = (int)new;
     }
-    if (!grow(&m->scores, old * score_rows, new * score_rows)) return E_MEMORY;
-    if (!grow(&m->rope, old * m->head_size, new * m->head_size)) return E_MEMORY;
+    if (!grow(&m->scores, 1, old * score_rows, new * score_rows)) return E_MEMORY;
+    if (!grow(&m->rope, 1, old * m->head_size, new * m->head_size)) return E_MEMORY;
     for (uint64_t position = old; position < new; position++) {
         for (int i = 0; i < m->head_size / 2; i++) {
             double cosine, sine;
@@ -162,9 +166,8 @@ EXPORT(model_free) void model_free(Model *m) {
     if (!m) return;
     for (int l = 0; m->layers && l < m->config.n_layers; l++) {
         Layer *layer = &m->layers[l];
-        void *owned[] = {layer->attn_norm, layer->wq.panels, layer->wk.panels, layer->wv.panels,
-                         layer->wo.panels, layer->ffn_norm,  layer->w1.panels, layer->w2.panels,
-                         layer->w3.panels, layer->keys,      layer->values};
+        void *owned[] = {layer->attn_norm, layer->wq.panels, layer->wk.panels, layer->wv.panels, layer->wo.panels,
+                         layer->ffn_norm,  layer->w1.panels, layer->w2.panels, layer->w3.panels, layer->cache};
         for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     }
     if (!m->config.tied) free(m->output.panels);
@@ -350,12 +353,23 @@ static void rope(float *heads, const float *angles, int n_heads, int head_size) 
     }
 }
 
+/* Where a key/value head's keys and values of a position lie. */
+static float *key_place(const Layer *layer, int head, int position, int head_size) {
+    return layer->cache + ((size_t)2 * head * layer->capacity + position / TILE * TILE) * pad4(head_size) +
+           position % TILE;
+}
+
+static float *value_place(const Layer *layer, int head, int position, int head_size) {
+    return layer->cache + ((size_t)(2 * head + 1) * layer->capacity + position) * pad4(head_size);
+}
+
 static void cache_key_value(Layer *layer, const Model *m, const float *k, const float *v, int position) {
-    const int heads = m->config.n_kv_heads, size = m->head_size;
-    float *keys = layer->keys + (size_t)(position / TILE) * m->kv_dim * TILE + position % TILE;
-    for (int i = 0; i < m->kv_dim; i++) keys[(size_t)i * TILE] = k[i];
-    float *values = layer->values + (size_t)position * heads * pad4(size);
-    for (int h = 0; h < heads; h++) memcpy(values + h * pad4(size), v + h * size, (size_t)size * 4);
+    const int size = m->head_size;
+    for (int h = 0; h < m->config.n_kv_heads; h++, k += size, v += size) {
+        float *keys = key_place(layer, h, position, size);
+        for (int i = 0; i < size; i++) keys[i * TILE] = k[i];
+        memcpy(value_place(layer, h, position, size), v, (size_t)size * 4);
+    }
 }
 
 /* weights[0 .. n - 1] = softmax(scale * weights); zeros from n to end, a multiple of 4. All NaN if a score is not
@@ -395,12 +409,12 @@ static void attention_part(const AttentionJob *job, int part, int thread) {
     const int n = job->n - first < m->tokens_at_once ? job->n - first : m->tokens_at_once;
     const int position = job->position + first, end = position + n;
     const size_t at = (size_t)first * dim + (size_t)kv_head * m->kv_mul * size;
-    const int stride = m->capacity, value_stride = n_kv_heads * padded;
+    const int stride = m->capacity;
     float *scores = m->scores + (size_t)thread * m->queries_at_once * stride; /* (kv_mul, n, stride) */
     float *heads = m->heads + (size_t)thread * m->queries_at_once * padded;   /* (kv_mul, n, padded) */
 
     for (int tile = 0; tile < end; tile += TILE) {
-        const float *keys = job->layer->keys + (size_t)tile * m->kv_dim + (size_t)kv_head * size * TILE;
+        const float *keys = key_place(job->layer, kv_head, tile, size);
         for (int h = 0; h < m->kv_mul; h++)
             f32_product(keys, TILE, TILE, m->q + at + h * size, dim, scores + h * n * stride + tile, stride, size, n,
                         false);
@@ -409,11 +423,11 @@ static void attention_part(const AttentionJob *job, int part, int thread) {
         softmax(scores + row * stride, position + row % n + 1, pad4(end), 1.0f / __builtin_sqrtf((float)size));
     memset(heads, 0, (size_t)m->kv_mul * n * padded * sizeof(float));
     for (int tile = 0; tile < end; tile += TILE) {
-        const float *values = job->layer->values + (size_t)tile * value_stride + kv_head * padded;
+        const float *values = value_place(job->layer, kv_head, tile, size);
         const int columns = end - tile < TILE ? end - tile : TILE;
         for (int h = 0; h < m->kv_mul; h++)
-            f32_product(values, value_stride, padded, scores + h * n * stride + tile, stride, heads + h * n * padded,
-                        padded, columns, n, true);
+            f32_product(values, padded, padded, scores + h * n * stride + tile, stride, heads + h * n * padded, padded,
+                        columns, n, true);
     }
     for (int h = 0; h < m->kv_mul; h++) {
         for (int t = 0; t < n; t++)
