@@ -39,11 +39,10 @@ int main(int argc, char **argv) {
 
     float *padded = zeroed((size_t)n * stride, 4), *y = zeroed((size_t)n * pad4(rows), 4), *row = zeroed(stride, 4);
     Quantized *q = zeroed((size_t)x_size, sizeof *q);
-    float *q_scales = zeroed((size_t)x_size, 4);
-    int32_t *sums = zeroed((size_t)x_size, 4);
+    InputGroup *groups = zeroed((size_t)x_size, sizeof *groups);
     if (!error) {
         for (int t = 0; t < n; t++) memcpy(padded + t * stride, x + t * cols, (size_t)cols * 4);
-        Activations a = {padded, stride, q, q_scales, sums};
+        Activations a = {padded, stride, q, groups};
         if (layout != F32) quantize(&a, cols, n);
         matmul(&(Product){&w, y}, 1, &a, n);
 
@@ -56,7 +55,7 @@ int main(int argc, char **argv) {
         for (int t = 0; t < n; t++) fwrite(y + t * pad4(rows), 4, (size_t)rows, out);
         if (fclose(out)) return 100;
     }
-    void *owned[] = {source, scales, x, w.panels, padded, y, row, q, q_scales, sums};
+    void *owned[] = {source, scales, x, w.panels, padded, y, row, q, groups};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     return error ? 64 - error : 0; /* sanitizers end with 1 */
 }

@@ -6,14 +6,14 @@
  *     f32    for each column:            the panel's rows, one float each
  *     q8     for each group of 32 columns:
  *                the panel's rows, one float scale each
- *                for each DOT_COLS columns: the panel's rows, DOT_COLS int8 each
+ *                for each 4 columns:        the panel's rows, 4 int8 each
  *     q4     for each group of 32 columns:
  *                the panel's rows, one float scale each
  *                for each 8 columns:        the panel's rows, 4 bytes of two nibbles each
  *     q4m    as q4, but after the scales: the panel's rows, one float minimum each
  *
- * DOT_COLS depends on the build (simd.h), so the order of the integers does; they are summed exactly. What is rounded
- * is the same in every build: floats are added once per group, in the order of the columns.
+ * Integers are summed exactly, in whatever order a build likes. What is rounded is the same in every build: floats are
+ * added once per group, in the order of the columns.
  *
  * So a kernel walks one pointer, needs no sum across lanes, and every row of the result is summed by the same
  * operations, whether one token is computed or many: prefill and decode give the same bits of finite numbers.
@@ -97,14 +97,14 @@ INLINE int8_t *q8_place(Panel panel, int g, int row, int i) {
     return integers(panel, Q8, g) + (i / DOT_COLS * panel.rows + row) * DOT_COLS + i % DOT_COLS;
 }
 
-/* A lane of weights_of_nibbles holds one nibble of every part of DOT_COLS columns. */
 INLINE uint8_t *q4_place(Panel panel, Layout layout, int g, int row, int i) {
-    const int part = i % 8 / DOT_COLS, lane_bytes = 4 / DOT_COLS;
-    return (uint8_t *)integers(panel, layout, g) + (i / 8 * panel.rows + row) * 4 + i % DOT_COLS * lane_bytes +
-           part / 2;
+    return (uint8_t *)integers(panel, layout, g) + (i / 8 * panel.rows + row) * 4 + i % 4;
 }
 
-INLINE int q4_shift(int i) { return i % 8 / DOT_COLS % 2 * 4; }
+INLINE int q4_shift(int i) { return i % 8 / 4 * 4; }
+
+/* What is added to a q8 weight in its byte. */
+INLINE int q8_offset(int i) { return i % 2 == 0 ? EVEN_OFFSET : 0; }
 
 /* Puts 32 weights in their places, which are zero before. */
 static void pack_group(Panel panel, Layout layout, int g, int row, const Group *group) {
@@ -112,7 +112,7 @@ static void pack_group(Panel panel, Layout layout, int g, int row, const Group *
     if (layout == Q4M) memcpy(group_place(panel, layout, g, row + panel.rows), &group->minimum, 4);
     for (int i = 0; i < GROUP; i++) {
         if (layout == Q8) {
-            *q8_place(panel, g, row, i) = group->values[i];
+            *q8_place(panel, g, row, i) = (int8_t)(group->values[i] + q8_offset(i));
         } else {
             const int nibble = group->values[i] + (layout == Q4 ? 8 : 0);
             *q4_place(panel, layout, g, row, i) |= (uint8_t)(nibble << q4_shift(i));
@@ -159,7 +159,7 @@ static void matrix_row(const Matrix *w, int row, float *out) {
         }
         memcpy(&scale, group_place(panel, w->layout, g, r), 4);
         if (w->layout == Q8) {
-            out[c] = scale * (float)*q8_place(panel, g, r, i);
+            out[c] = scale * (float)(int8_t)(*q8_place(panel, g, r, i) - q8_offset(i));
         } else {
             const int nibble = *q4_place(panel, w->layout, g, r, i) >> q4_shift(i) & 15;
             if (w->layout == Q4M) memcpy(&minimum, group_place(panel, Q4M, g, r + panel.rows), 4);
@@ -171,14 +171,18 @@ static void matrix_row(const Matrix *w, int row, float *out) {
 
 /* ---- activations ------------------------------------------------------------------------------------------------ */
 
-/* One matmul's input: n rows of activations, in f32 and, if a quantised matrix is to read them, as integers of -127 ..
- * 127 with a scale a group: activation = scale * q. */
+/* A group of 32 activations: activation = scale * integer of -127 .. 127. */
+typedef struct {
+    float scale;
+    int32_t sum, even_sum; /* of all the integers, and of those in even columns */
+} InputGroup;
+
+/* One matmul's input: n rows of activations, in f32 and, if a quantised matrix is to read them, as integers. */
 typedef struct {
     const float *f32; /* (n, stride) */
     int stride;
-    Quantized *q;  /* (n, cols) */
-    float *scales; /* (n, cols / GROUP) */
-    int32_t *sums; /* (n, cols / GROUP): of the group's integers */
+    Quantized *q;       /* (n, cols), four by four as inputs_store has them */
+    InputGroup *groups; /* (n, cols / GROUP) */
 } Activations;
 
 static void quantize(const Activations *x, int cols, int n) {
@@ -198,14 +202,15 @@ static void quantize(const Activations *x, int cols, int n) {
             const bool fine = finite[0] & finite[1] & finite[2] & finite[3];
             /* groups of up to 1e-30 count as 0: of far smaller ones the quotient would overflow */
             const float inverse = fine && max > 1e-30f ? 127.0f / max : 0;
-            x->scales[at] = inverse > 0 ? max / 127.0f : fine ? 0 : __builtin_nanf(""); /* spoils the whole product */
+            const float scale = inverse > 0 ? max / 127.0f : fine ? 0 : __builtin_nanf(""); /* spoils the product */
             i32x4 sum = {0};
-            for (int i = 0; i < GROUP; i += 4) {
+            for (int i = 0; i < GROUP; i += DOT_COLS) {
                 i32x4 q = i32x4_round_f32x4(f32x4_load(in + i) * inverse) & finite;
                 sum += q;
-                for (int j = 0; j < 4; j++) x->q[at * GROUP + i + j] = (Quantized)q[j];
+                inputs_store(x->q + at * GROUP + i, q);
             }
-            x->sums[at] = sum[0] + sum[1] + sum[2] + sum[3];
+            const int even_sum = sum[0] + sum[2];
+            x->groups[at] = (InputGroup){scale, even_sum + sum[1] + sum[3], even_sum};
         }
     }
 }
@@ -252,11 +257,12 @@ static void f32_product(const float *w, int w_stride, int rows, const float *x, 
 /* dot[v, t] += the integer products of 32 columns. */
 INLINE void q8_dots(const int8_t *w, int panel_rows, const Quantized *x, int cols, i32x4 *dot, const int NV,
                     const int NT) {
+    KEEP_LOOP
     for (int i = 0; i < GROUP; i += DOT_COLS, w += DOT_COLS * panel_rows) {
-        Inputs in[4];
+        Inputs in[2];
         for (int t = 0; t < NT; t++) in[t] = inputs_splat(x + t * cols + i);
         for (int v = 0; v < NV; v++) {
-            Weights weights = weights_load(w + 4 * DOT_COLS * v);
+            i8x16 weights = weights_load(w + 16 * v);
             for (int t = 0; t < NT; t++) dot[v * NT + t] = dot_q8(dot[v * NT + t], weights, in[t]);
         }
     }
@@ -265,13 +271,11 @@ INLINE void q8_dots(const int8_t *w, int panel_rows, const Quantized *x, int col
 INLINE void q4_dots(const int8_t *w, int panel_rows, const Quantized *x, int cols, i32x4 *dot, const int NV,
                     const int NT) {
     for (int i = 0; i < GROUP; i += 8, w += 4 * panel_rows) {
-        for (int part = 0; part < 8 / DOT_COLS; part++) {
-            Inputs in[4];
+        for (int part = 0; part < 2; part++) {
+            Inputs in[2];
             for (int t = 0; t < NT; t++) in[t] = inputs_splat(x + t * cols + i + part * DOT_COLS);
             for (int v = 0; v < NV; v++) {
-                u8x16 bytes;
-                memcpy(&bytes, w + 16 * v, sizeof bytes);
-                Weights weights = weights_of_nibbles(bytes, part);
+                i8x16 weights = nibbles(weights_load(w + 16 * v), part == 1);
                 for (int t = 0; t < NT; t++) dot[v * NT + t] = dot_q4(dot[v * NT + t], weights, in[t]);
             }
         }
@@ -283,14 +287,15 @@ INLINE void q_kernel(const Layout layout, Panel panel, int first, const Activati
                      int y_stride, int cols, const int NV, const int NT) {
     const int groups = cols / GROUP;
     const Quantized *q = x->q + (size_t)token * cols;
-    const float *scales = x->scales + token * groups;
-    const int32_t *sums = x->sums + token * groups;
+    const InputGroup *in = x->groups + token * groups;
     f32x4 sum[8];
     for (int i = 0; i < NV * NT; i++) sum[i] = f32x4_splat(0);
     for (int g = 0; g < groups; g++) {
         i32x4 dot[8];
-        for (int i = 0; i < NV * NT; i++) /* q4: nibble - 8, summed */
-            dot[i] = layout == Q4 ? i32x4_splat(-8 * sums[i % NT * groups + g]) : i32x4_splat(0);
+        for (int i = 0; i < NV * NT; i++) { /* what the stored integers are too large by, times the activations */
+            const InputGroup *group = &in[i % NT * groups + g];
+            dot[i] = i32x4_splat(layout == Q8 ? -EVEN_OFFSET * group->even_sum : layout == Q4 ? -8 * group->sum : 0);
+        }
         if (layout == Q8)
             q8_dots(integers(panel, layout, g) + DOT_COLS * first, panel.rows, q + g * GROUP, cols, dot, NV, NT);
         else
@@ -298,11 +303,11 @@ INLINE void q_kernel(const Layout layout, Panel panel, int first, const Activati
         const float *weight_scales = (const float *)group_place(panel, layout, g, first);
         for (int v = 0; v < NV; v++) {
             for (int t = 0; t < NT; t++) {
-                const float scale = scales[t * groups + g];
+                const float scale = in[t * groups + g].scale;
                 sum[v * NT + t] += (f32x4_load(weight_scales + 4 * v) * scale) * f32x4_from_i32x4(dot[v * NT + t]);
                 if (layout == Q4M)
                     sum[v * NT + t] +=
-                        f32x4_load(weight_scales + panel.rows + 4 * v) * (scale * (float)sums[t * groups + g]);
+                        f32x4_load(weight_scales + panel.rows + 4 * v) * (scale * (float)in[t * groups + g].sum);
             }
         }
     }
@@ -317,7 +322,7 @@ static void f32_panel(Panel panel, const Activations *x, int cols, float *y, int
 }
 
 INLINE void q_panel(const Layout layout, Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
-    enum { NT = WIDE == 32 ? 2 : 4, NV = 8 / NT }; /* for several tokens */
+    enum { NV = 4, NT = 2 }; /* for several tokens */
     const int wide = panel.rows == WIDE;
     int t = 0;
     for (; wide && t + NT <= n; t += NT)

@@ -95,8 +95,7 @@ typedef struct {
     float *h1, *h3;       /* (BATCH, hidden_dim) */
     float *logits;        /* (vocab_size), padded with -inf */
     Quantized *quantized; /* a quantised matmul's input (BATCH, max(dim, hidden_dim)) */
-    float *scales;        /* (BATCH, max(dim, hidden_dim) / GROUP) */
-    int32_t *sums;        /* as many: the sums of a group's integers */
+    InputGroup *groups;   /* (BATCH, max(dim, hidden_dim) / GROUP) */
 
     int capacity;      /* positions there is room for: grows to seq_len as the text does */
     int filled;        /* positions computed so far */
@@ -174,7 +173,7 @@ EXPORT(model_free) void model_free(Model *m) {
     // clang-format off
     void *owned[] = {
         m->token_embd.panels, m->output_norm, m->x, m->xb, m->xb2, m->q, m->k, m->v, m->h1, m->h3, m->logits,
-        m->quantized, m->scales, m->sums, m->rope, m->frequency, m->scores, m->heads, m->candidates, m->layers, m,
+        m->quantized, m->groups, m->rope, m->frequency, m->scores, m->heads, m->candidates, m->layers, m,
     };
     // clang-format on
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
@@ -212,8 +211,7 @@ EXPORT(model_new) int model_new(const Config *config, Model **out) {
                   (m->h1 = allocate_floats(BATCH, c->hidden_dim)) && (m->h3 = allocate_floats(BATCH, c->hidden_dim)) &&
                   (m->logits = allocate_floats(1, c->vocab_size)) &&
                   (m->quantized = allocate_zeroed(BATCH * (uint64_t)widest, sizeof(Quantized))) &&
-                  (m->scales = allocate_floats(BATCH, widest / GROUP)) &&
-                  (m->sums = allocate_zeroed(BATCH * (uint64_t)(widest / GROUP), sizeof(int32_t))) &&
+                  (m->groups = allocate_zeroed(BATCH * (uint64_t)(widest / GROUP), sizeof(InputGroup))) &&
                   (m->candidates = allocate_zeroed((uint64_t)c->vocab_size, sizeof(Candidate))) &&
                   (m->frequency = allocate_zeroed((uint64_t)m->head_size / 2, sizeof(double))) &&
                   (m->heads = allocate_floats((uint64_t)MAX_THREADS * m->queries_at_once, m->head_size));
@@ -453,7 +451,7 @@ static void add(float *x, const float *y, int count) {
 
 /* Wraps a buffer as matmul's input; quantises it once for all the matrices that read it. */
 static Activations activations(const Model *m, const float *x, int cols, int n) {
-    Activations a = {x, pad4(cols), m->quantized, m->scales, m->sums};
+    Activations a = {x, pad4(cols), m->quantized, m->groups};
     if (m->has_integers && cols % GROUP == 0) quantize(&a, cols, n);
     return a;
 }

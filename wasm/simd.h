@@ -27,7 +27,6 @@
 typedef float f32x4 __attribute__((vector_size(16)));
 typedef int32_t i32x4 __attribute__((vector_size(16)));
 typedef int16_t i16x8 __attribute__((vector_size(16)));
-typedef uint16_t u16x8 __attribute__((vector_size(16)));
 typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef uint8_t u8x16 __attribute__((vector_size(16)));
 
@@ -96,22 +95,41 @@ INLINE f32x4 f32x4_exp(f32x4 a) {
 
 /* ---- integer dot products ----------------------------------------------------------------------------------------
  *
- * A lane of a dot product is a row of the matrix, so one vector of weights holds four rows, DOT_COLS columns of each.
- * The activations of these columns are repeated for the four rows. Weights are -127 .. 127 or, of four bits, 0 .. 15;
- * activations are -127 .. 127. The sums are exact in both builds.
+ * A lane of a dot product is a row of the matrix, so one vector of weights holds four rows, four columns of each, a byte
+ * a weight. The activations of these columns are repeated for the four rows. Weights are -127 .. 127 or, of four bits,
+ * 0 .. 15; activations are -127 .. 127. The sums are exact in both builds.
  */
 
-#ifdef RELAXED
-
 enum { DOT_COLS = 4 };
-typedef int8_t Quantized; /* an activation */
-typedef i8x16 Weights, Inputs;
 
-INLINE Weights weights_load(const int8_t *p) {
-    Weights w;
+INLINE i8x16 weights_load(const int8_t *p) {
+    i8x16 w;
     memcpy(&w, p, sizeof w);
     return w;
 }
+
+/* The lower or upper nibble of every byte. */
+INLINE i8x16 nibbles(i8x16 bytes, bool upper) { return (i8x16)(upper ? (u8x16)bytes >> 4 : (u8x16)bytes & 15); }
+
+/* 32 bits for each of the four rows. */
+INLINE i32x4 splat_32_bits(const void *p) {
+    int32_t bits;
+    memcpy(&bits, p, sizeof bits);
+    return i32x4_splat(bits);
+}
+
+#ifdef RELAXED
+
+enum { EVEN_OFFSET = 0 };
+typedef int8_t Quantized; /* an activation */
+typedef i8x16 Inputs;
+
+/* Four activations, as inputs_splat wants them. */
+INLINE void inputs_store(Quantized *p, i32x4 x) {
+    for (int i = 0; i < DOT_COLS; i++) p[i] = (Quantized)x[i];
+}
+
+INLINE Inputs inputs_splat(const Quantized *p) { return (Inputs)splat_32_bits(p); }
 
 /* sum + the products of four neighbours a[i] * b[i], where b is 0 .. 127: machines differ outside. */
 INLINE i32x4 dot_i8_u7(i8x16 a, i8x16 b, i32x4 sum) {
@@ -124,57 +142,61 @@ INLINE i32x4 dot_i8_u7(i8x16 a, i8x16 b, i32x4 sum) {
 }
 
 /* w * x = (w with the sign of x) * |x| */
-INLINE i32x4 dot_q8(i32x4 sum, Weights w, Inputs x) {
+INLINE i32x4 dot_q8(i32x4 sum, i8x16 w, Inputs x) {
     i8x16 negative = x < 0;
     return dot_i8_u7((w ^ negative) - negative, (x ^ negative) - negative, sum);
 }
 
-INLINE i32x4 dot_q4(i32x4 sum, Weights w, Inputs x) { return dot_i8_u7(x, w, sum); }
-
-/* Nibble k of every byte. */
-INLINE Weights weights_of_nibbles(u8x16 bytes, int k) { return (Weights)(k ? bytes >> 4 : bytes & 15); }
+INLINE i32x4 dot_q4(i32x4 sum, i8x16 w, Inputs x) { return dot_i8_u7(x, w, sum); }
 
 #else
 
-enum { DOT_COLS = 2 };
-typedef int16_t Quantized; /* an activation, -127 .. 127 as well: as wide as what it is multiplied by */
-typedef i16x8 Weights, Inputs;
+/* Two neighbouring weights are taken as one int16, 256 * odd + even, the even one as an unsigned byte: those of eight bits
+ * are stored with 128 added. Multiplied by the even activation as it is, without unpacking, it gives 256 * odd * x_even
+ * too much; that is taken back where the odd weight alone, 16 bits >> 8, meets x_odd - 256 * x_even. */
+enum { EVEN_OFFSET = 128 };
+typedef int16_t Quantized;
+typedef struct {
+    i16x8 pairs, odd; /* what to multiply them by */
+} Inputs;
 
-INLINE Weights weights_load(const int8_t *p) {
-#ifdef __wasm_simd128__
-    return (Weights)wasm_i16x8_load8x8(p);
-#else
-    typedef int8_t i8x8 __attribute__((vector_size(8)));
-    i8x8 v;
-    memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, Weights);
-#endif
+/* Four activations, as inputs_splat wants them. */
+INLINE void inputs_store(Quantized *p, i32x4 x) {
+    p[0] = (Quantized)x[0];
+    p[1] = (Quantized)x[2];
+    p[2] = (Quantized)(x[1] - 256 * x[0]);
+    p[3] = (Quantized)(x[3] - 256 * x[2]);
+}
+
+INLINE Inputs inputs_splat(const Quantized *p) {
+    return (Inputs){(i16x8)splat_32_bits(p), (i16x8)splat_32_bits(p + 2)};
 }
 
 /* sum + the products of two neighbours */
-INLINE i32x4 dot_q8(i32x4 sum, Weights w, Inputs x) {
+INLINE i32x4 dot_i16(i32x4 sum, i16x8 a, i16x8 b) {
 #if defined(__wasm_simd128__)
-    return sum + (i32x4)wasm_i32x4_dot_i16x8((v128_t)w, (v128_t)x);
+    return sum + (i32x4)wasm_i32x4_dot_i16x8((v128_t)a, (v128_t)b);
 #elif defined(__SSE2__) /* compilers do not find it by themselves */
-    return sum + (i32x4)_mm_madd_epi16((__m128i)w, (__m128i)x);
+    return sum + (i32x4)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #else
-    for (int i = 0; i < 8; i++) sum[i / 2] += w[i] * x[i];
+    for (int i = 0; i < 8; i++) sum[i / 2] += a[i] * b[i];
     return sum;
 #endif
 }
 
-INLINE i32x4 dot_q4(i32x4 sum, Weights w, Inputs x) { return dot_q8(sum, w, x); }
+INLINE i32x4 dot_q8(i32x4 sum, i8x16 w, Inputs x) {
+    return dot_i16(dot_i16(sum, (i16x8)w, x.pairs), (i16x8)w >> 8, x.odd);
+}
 
-/* Nibble k of every 16 bits. */
-INLINE Weights weights_of_nibbles(u8x16 bytes, int k) { return (Weights)(((u16x8)bytes >> (4 * k)) & 15); }
+INLINE i32x4 dot_q4(i32x4 sum, i8x16 w, Inputs x) { return dot_q8(sum, w, x); }
 
 #endif
 
-/* DOT_COLS activations, which are four bytes in both builds, for each of the four rows. */
-INLINE Inputs inputs_splat(const Quantized *p) {
-    int32_t columns;
-    memcpy(&columns, p, sizeof columns);
-    return (Inputs)i32x4_splat(columns);
-}
+/* Before a loop over dot products. LLVM would unroll it, sort the sums anew and run out of registers: half the speed. */
+#if defined(__clang__) && !defined(RELAXED)
+#define KEEP_LOOP _Pragma("clang loop unroll(disable)")
+#else
+#define KEEP_LOOP
+#endif
 
 #endif
