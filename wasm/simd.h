@@ -27,8 +27,8 @@
 typedef float f32x4 __attribute__((vector_size(16)));
 typedef int32_t i32x4 __attribute__((vector_size(16)));
 typedef int16_t i16x8 __attribute__((vector_size(16)));
+typedef uint16_t u16x8 __attribute__((vector_size(16)));
 typedef int8_t i8x16 __attribute__((vector_size(16)));
-typedef uint8_t u8x16 __attribute__((vector_size(16)));
 
 INLINE f32x4 f32x4_load(const float *p) {
     f32x4 v;
@@ -108,8 +108,8 @@ INLINE i8x16 weights_load(const int8_t *p) {
     return w;
 }
 
-/* The lower or upper nibble of every byte. */
-INLINE i8x16 nibbles(i8x16 bytes, bool upper) { return (i8x16)(upper ? (u8x16)bytes >> 4 : (u8x16)bytes & 15); }
+/* The lower or upper nibble of every byte. By 16 bits, because x86 has no shift of bytes. */
+INLINE i8x16 nibbles(i8x16 bytes, bool upper) { return (i8x16)((upper ? (u16x8)bytes >> 4 : (u16x8)bytes) & 0x0f0f); }
 
 /* 32 bits for each of the four rows. */
 INLINE i32x4 splat_32_bits(const void *p) {
