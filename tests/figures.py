@@ -223,7 +223,9 @@ def driver(context: BrowserContext, url: str, temperature: float) -> dict[str, f
         return 1000 * statistics.median(token[key] for token in tokens if token["turn"] == turn)
 
     turns = sum(token["turn"] for token in tokens) / len(tokens)
-    outside = (1 - turns) * median("outside", turn=False) + turns * median("outside", turn=True)
+    outside = (1 - turns) * median("outside", turn=False)
+    if turns:
+        outside += turns * median("outside", turn=True)
     return {
         "rate": statistics.median(end["tokens_per_second"] for end in ends),
         "outside": outside,

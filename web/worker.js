@@ -10,7 +10,7 @@ import { pickBuild, startEngine } from "./engine.js";
 /** @import { Assets, FromWorker, Settings, ToWorker } from "./messages.js" */
 
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
-const FRAME = 33;
+const FRAME = 50;
 
 /** Milliseconds without a story after which the page has drawn what it was told last. */
 const REST = 250;
