@@ -237,7 +237,7 @@ def test_the_page_does_without_helpers_that_do_not_arrive(visit: Visit, isolated
 # ---- What threads are worth ------------------------------------------------------------------------------------------
 
 STORIES15M = Config(dim=288, hidden_dim=768, n_layers=6, n_heads=6, n_kv_heads=6, vocab_size=32000, seq_len=256)
-STORIES = 9
+STORIES = 31
 
 
 @pytest.mark.slow
