@@ -91,6 +91,7 @@ def test_takes_as_many_threads_as_make_it_faster(cores: int, seconds: list[float
     assert len(told) == min(cores, 8) - 1
     for number, messages in enumerate(told, 1):
         assert set(messages) <= {number}
+        assert messages or number >= threads, "is asked for its help"
 
 
 def test_chooses_anew_when_the_machine_has_more_or_less_else_to_do() -> None:

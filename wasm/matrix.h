@@ -296,10 +296,11 @@ INLINE void q_kernel(const Layout layout, Panel panel, int first, const Activati
             const InputGroup *group = &in[i % NT * groups + g];
             dot[i] = i32x4_splat(layout == Q8 ? -EVEN_OFFSET * group->even_sum : layout == Q4 ? -8 * group->sum : 0);
         }
+        const int8_t *w = integers(panel, layout, g) + 4 * first;
         if (layout == Q8)
-            q8_dots(integers(panel, layout, g) + DOT_COLS * first, panel.rows, q + g * GROUP, cols, dot, NV, NT);
+            q8_dots(w, panel.rows, q + g * GROUP, cols, dot, NV, NT);
         else
-            q4_dots(integers(panel, layout, g) + 4 * first, panel.rows, q + g * GROUP, cols, dot, NV, NT);
+            q4_dots(w, panel.rows, q + g * GROUP, cols, dot, NV, NT);
         const float *weight_scales = (const float *)group_place(panel, layout, g, first);
         for (int v = 0; v < NV; v++) {
             for (int t = 0; t < NT; t++) {

@@ -155,7 +155,7 @@ INLINE i32x4 dot_q4(i32x4 sum, i8x16 w, Inputs x) { return dot_i8_u7(x, w, sum);
  * are stored with 128 added. Multiplied by the even activation as it is, without unpacking, it gives 256 * odd * x_even
  * too much; that is taken back where the odd weight alone, 16 bits >> 8, meets x_odd - 256 * x_even. */
 enum { EVEN_OFFSET = 128 };
-typedef int16_t Quantized;
+typedef int16_t Quantized; /* an activation, or what inputs_store makes of two */
 typedef struct {
     i16x8 pairs, odd; /* what to multiply them by */
 } Inputs;
