@@ -15,6 +15,7 @@ has not changed since the last run is reused. The same inputs make the same dist
 from __future__ import annotations
 
 import argparse
+import base64
 import errno
 import hashlib
 import http.server
@@ -41,7 +42,7 @@ CACHE = ROOT / "build"
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 NODE_MODULES = ROOT / "node_modules"
-PYODIDE_FILES = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm")
+PYODIDE_FILES = ("pyodide.asm.mjs", "pyodide.asm.wasm")  # beside pyodide.mjs, which is bundled with web/worker.js
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 NODE_VERSION = 20
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -52,6 +53,7 @@ WEBKIT_PACKAGES = ("webkit2gtk-driver", "xvfb")
 # The headers with which a host allows the page threads; its clock is finer, too.
 ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 
+HASHED_BLOCK = 1 << 20  # bytes: the page compares the files it downloads block by block (web/download.js)
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
 # The builds of wasm/run.c, and what each is compiled with on top of COMPILE_FLAGS. No name begins with another's.
@@ -458,22 +460,50 @@ def publish(path: Path, out: Path, name: str = "{stem}-{hash}{suffix}") -> str:
     return f"assets/{named}"
 
 
-def bundle_scripts(out: Path) -> dict[str, str]:
-    """Bundle the page's scripts and style with esbuild; return the URL of each by its name in web/."""
-    names = ("app.js", "worker.js", "helper.js", "style.css")
-    esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--format=esm")
-    output = ("--target=es2022", "--entry-names=[name]-[hash]", f"--outdir={out / 'assets'}")
-    run(*esbuild, *output, *(f"web/{name}" for name in names))
+def part(out: Path, url: str) -> dict[str, Any]:
+    """Return what the page knows of one of its files: the `Part` of web/messages.js."""
+    hashes = []
+    with (out / url).open("rb") as file:
+        while block := file.read(HASHED_BLOCK):
+            hashes.append(hashlib.sha256(block).hexdigest())
+        return {"url": url, "bytes": file.tell(), "sha256": hashes}
+
+
+def bundle_scripts(out: Path, folder: Path) -> dict[str, str]:
+    """Bundle the page's scripts and style with esbuild; return the URL of each by its name in web/.
+
+    app.js becomes a classic script, which browsers run whatever type a server gives it; the other two are modules, which
+    app.js and worker.js start from what they have downloaded.
+    """
+    esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--target=es2022")
+    output = ("--entry-names=[name]-[hash]", f"--outdir={out / 'assets'}")
+    loader = ("--external:node:*", "--external:ws", f"--alias:pyodide={pyodide_loader(folder)}")
+    run(*esbuild, *output, "--format=iife", "web/app.js", "web/style.css")
+    run(*esbuild, *output, "--format=esm", *loader, "web/worker.js", "web/helper.js")
     urls = {}
-    for name in names:
+    for name in ("app.js", "style.css", "worker.js", "helper.js"):
         stem, suffix = name.split(".")
         (path,) = (out / "assets").glob(f"{stem}-*.{suffix}")
         urls[name] = f"assets/{path.name}"
     return urls
 
 
-def copy_pyodide(out: Path) -> tuple[str, dict[str, str]]:
-    """Copy the few files of Pyodide that the page loads; return their folder's URL within the page, and its versions.
+def pyodide_loader(folder: Path) -> Path:
+    """Write a copy of Pyodide's loader that finds pyodide.asm.mjs in the script that it is in; return its path.
+
+    It would import it by its URL, for which a server must give it a JavaScript type, and many do not know ".mjs".
+    """
+    importing = "async e=>await import(e)"
+    text = (NODE_MODULES / "pyodide/pyodide.mjs").read_text(encoding="utf-8")
+    if text.count(importing) != 1:
+        raise BuildError(f"Pyodide's loader has changed: pyodide.mjs does not have {importing!r} once")
+    path = folder / "pyodide.mjs"
+    path.write_text(text.replace(importing, "async()=>({default:_createPyodideModule})"), encoding="utf-8")
+    return path
+
+
+def copy_pyodide(out: Path) -> dict[str, Any]:
+    """Copy the few files of Pyodide that the page loads; return what the page knows of them, and Pyodide's versions.
 
     The versions are those in pyodide-lock.json, which is not copied: the page has no use for its packages.
     """
@@ -484,23 +514,38 @@ def copy_pyodide(out: Path) -> tuple[str, dict[str, str]]:
     folder.mkdir()
     for name in PYODIDE_FILES:
         shutil.copyfile(package / name, folder / name)
-    return f"{folder.name}/", info
+    script, wasm = (part(out, f"{folder.name}/{name}") for name in PYODIDE_FILES)
+    # The time that its hash would take is felt, and a compiler reads every byte of it.
+    return {"info": info, "script": script, "wasm": {"url": wasm["url"], "bytes": wasm["bytes"]}}
 
 
 def write_index(out: Path, scripts: dict[str, str], assets: dict[str, Any]) -> None:
-    """Write index.html: files named by their published URLs, and where the worker finds its assets."""
+    """Write index.html: files named by their published URLs, the style inside, and what the worker finds where.
+
+    A style of its own the browser would wait for before it shows anything, for ever if need be.
+    """
 
     def url(match: re.Match[str]) -> str:
         attribute, name = match.groups()
         return f'{attribute}="{scripts.get(name) or publish(WEB / name, out)}"'
 
+    def once(pattern: str, text: str) -> None:
+        nonlocal page
+        page, found = re.subn(pattern, lambda _: text, page, flags=re.DOTALL)
+        if found != 1:
+            raise BuildError(f"web/index.html: expected {pattern} once, found it {found} times")
+
     page = (WEB / "index.html").read_text(encoding="utf-8")
+    style_path = out / scripts["style.css"]
+    style = style_path.read_text(encoding="utf-8")
+    style_path.unlink()
+    style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    once('<link rel="stylesheet" href="style.css" />', f"<style>{style}</style>")
+    once("style-src 'self'", f"style-src 'sha256-{style_hash}'")
+    once('<script type="module" src="app.js">', '<script defer src="app.js">')
     page = re.sub(r'\b(href|src)="([\w-]+\.\w+)"', url, page)
     data = json.dumps(assets).replace("<", "\\u003c")
-    filled = f"{ASSETS_BLOCK}{data}</script>"
-    page, found = re.subn(f"{ASSETS_BLOCK}.*?</script>", lambda _: filled, page, flags=re.DOTALL)
-    if found != 1:
-        raise BuildError(f"web/index.html: expected one {ASSETS_BLOCK}, found {found}")
+    once(f"{ASSETS_BLOCK}.*?</script>", f"{ASSETS_BLOCK}{data}</script>")
     (out / "index.html").write_text(page, encoding="utf-8")
 
 
@@ -541,21 +586,20 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
         new = folder / "dist"
         (new / "assets").mkdir(parents=True)
         gguf = model_as_gguf(model, tokenizer, folder)
-        scripts = bundle_scripts(new)
-        python, python_info = copy_pyodide(new)
+        scripts = bundle_scripts(new, folder)
+        worker, helper = (part(new, scripts[name]) for name in ("worker.js", "helper.js"))
         assets = {
-            "worker": scripts["worker.js"],
-            "helper": scripts["helper.js"],
-            "python": python,
-            "python_info": python_info,
-            "stdlib": publish(stdlib, new, "python-stdlib-{hash}.zip"),
-            "wheel": publish(wheel, new, f"fabella-{project_version()}-0{{hash}}-py3-none-any.whl"),
-            "python_bytes": sum(size(path) for path in (new / python, stdlib, wheel)),
-            "engines": {
-                name: {"url": publish(path, new, f"run-{name}-{{hash}}.wasm"), "bytes": size(path)}
-                for name, path in engines.items()
+            "worker": {"url": worker["url"], "bytes": worker["bytes"]},  # why without a hash: web/messages.js
+            "helper": helper,
+            "python": {
+                **copy_pyodide(new),
+                "stdlib": part(new, publish(stdlib, new, "python-stdlib-{hash}.zip")),
+                "wheel": part(new, publish(wheel, new, f"fabella-{project_version()}-0{{hash}}-py3-none-any.whl")),
             },
-            "model": {"url": publish(gguf, new), "bytes": size(gguf), "name": gguf.name},
+            "engines": {
+                name: part(new, publish(path, new, f"run-{name}-{{hash}}.wasm")) for name, path in engines.items()
+            },
+            "model": {**part(new, publish(gguf, new)), "name": gguf.name},
         }
         write_index(new, scripts, assets)
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")

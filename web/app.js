@@ -5,10 +5,13 @@
  * they make the page's state, which `render` shows and body[data-state] names.
  */
 
+import { download, startWorker } from "./download.js";
+import { Problem, impossible, notStarted } from "./problem.js";
 import { Story } from "./story.js";
 import { ending, engineName, megabytes, pace, roughly, sentence, tokens } from "./words.js";
 
-/** @import { Assets, Done, Failure, FromWorker, Model, Settings, Steps, ToWorker } from "./messages.js" */
+/** @import { Assets, Done, Failure, FromWorker, Model, Part, Settings, Steps, ToWorker } from "./messages.js" */
+/** @import { WayOut } from "./problem.js" */
 
 /**
  * @typedef {object} Request  a story that the visitor asked for
@@ -66,8 +69,10 @@ let context = 0; // the model's, in tokens
 let ended = ""; // how the last story ended, in short
 /** What is known of the model and its engine. @type {Record<string, string>} */
 let facts = {};
-/** Bytes of the download. */
-let download = { model: { loaded: 0, total: 0 }, python: { loaded: 0, total: 0 } };
+/** Bytes of the download, part by part. @type {Record<string, { loaded: number, total: number }>} */
+let arrived = {};
+/** What `again` does. @type {WayOut} */
+let wayOut = "again";
 
 // ---- The worker ------------------------------------------------------------------------------------------------------
 
@@ -77,27 +82,48 @@ function send(message) {
 }
 
 /** Starts a worker, in the place of one that failed. */
-function load() {
+async function load() {
   readiness = "loading";
   facts = {};
   complain("");
-  download = {
+  arrived = {
+    scripts: { loaded: 0, total: assets.worker.bytes + assets.python.script.bytes },
     model: { loaded: 0, total: assets.model.bytes },
-    python: { loaded: 0, total: assets.python_bytes },
+    python: { loaded: 0, total: assets.python.wasm.bytes + assets.python.stdlib.bytes + assets.python.wheel.bytes },
   };
-  worker = new Worker(new URL(assets.worker, document.baseURI), { type: "module" });
-  worker.onmessage = ({ data }) => receive(data);
-  worker.onerror = () => fail("A part of this page could not be loaded. Check your connection, then try again.");
-  send({ type: "load", assets, base: document.baseURI });
   showFacts({ Name: assets.model.name, Size: megabytes(assets.model.bytes) });
   render();
+  try {
+    const problem = impossible();
+    if (problem) throw problem;
+    const name = "The storyteller’s script";
+    const scripts = await Promise.all([
+      download(at(assets.worker), name, count),
+      download(at(assets.python.script), "The Python engine’s script", count),
+    ]);
+    worker = startWorker(...scripts);
+    worker.onmessage = ({ data }) => receive(data);
+    worker.onerror = (event) => fail(notStarted(name, event.message ?? "its worker was not allowed to start"));
+    send({ type: "load", assets, base: document.baseURI });
+  } catch (error) {
+    fail(error instanceof Problem ? error : notStarted("This page", error));
+  }
+}
+
+/** @param {Part} part */
+const at = (part) => ({ ...part, url: new URL(part.url, document.baseURI).href });
+
+/** @param {number} bytes  of the worker's scripts */
+function count(bytes) {
+  arrived.scripts.loaded += bytes;
+  renderDownload();
 }
 
 /** @param {FromWorker} message */
 function receive(message) {
   switch (message.type) {
     case "progress":
-      download[message.part] = message;
+      arrived[message.part] = message;
       renderDownload();
       break;
     case "ready":
@@ -117,21 +143,23 @@ function receive(message) {
       if (message.id === request?.id) finish(message, request);
       break;
     case "error":
-      if (message.id === null) fail(message.message);
+      if (message.id === null) fail(new Problem(message.message, message.way_out));
       else if (message.id === request?.id) refuse(message);
       break;
   }
 }
 
 /**
- * The worker cannot go on.
- * @param {string} message
+ * The worker cannot start, or cannot go on.
+ * @param {Problem} problem
  */
-function fail(message) {
+function fail(problem) {
   worker?.terminate();
+  worker = undefined;
   readiness = "failed";
   request = null;
-  complain(message);
+  wayOut = problem.wayOut;
+  complain(problem.message);
   render();
 }
 
@@ -251,14 +279,15 @@ function render() {
   statusLine.textContent = (state === "ready" && ended) || STATUS[state];
   meter.textContent = "";
   again.hidden = readiness !== "failed";
+  again.textContent = wayOut === "reload" ? "Reload the page" : "Try again";
   storyBox.ariaBusy = String(state === "telling"); // a screen reader hears the story when it is whole
   if (readiness === "loading") renderDownload();
 }
 
 function renderDownload() {
-  const { model, python } = download;
-  progress.max = model.total + python.total;
-  progress.value = model.loaded + python.loaded;
+  const parts = Object.values(arrived);
+  progress.max = parts.reduce((sum, { total }) => sum + total, 0);
+  progress.value = parts.reduce((sum, { loaded }) => sum + loaded, 0);
   const percent = Math.floor((100 * progress.value) / progress.max);
   meter.textContent = percent < 100 ? `${percent} % of ${megabytes(progress.max)}` : "any moment now";
 }
@@ -331,13 +360,19 @@ button.addEventListener("click", (event) => {
 });
 
 promptBox.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+  // Enter also ends a composition, as of Japanese; in Safari, which has then ended it already, only the key code says so.
+  const composing = event.isComposing || event.keyCode === 229;
+  if (event.key === "Enter" && !event.shiftKey && !composing) {
     event.preventDefault();
     form.requestSubmit();
   }
 });
 
 again.addEventListener("click", () => {
+  if (wayOut === "reload") {
+    location.reload();
+    return;
+  }
   load();
   button.focus();
 });
@@ -350,6 +385,7 @@ keepSeed.addEventListener("click", () => {
 
 form.addEventListener("input", renderSettings);
 
+element("asleep", HTMLElement).remove(); // it speaks of a page whose script does not run
 renderSettings();
 if (assets.worker) load();
-else fail("This is the page's source, not the page: run “python build.py serve”.");
+else fail(new Problem("This is the page's source, not the page: run “python build.py serve”."));

@@ -1,51 +1,198 @@
 /**
- * Downloads, watched: bytes are counted as they arrive, and what goes wrong is said in words.
+ * How the parts of the page arrive: from its own origin alone, never in silence, and compared with what the page was
+ * built with. Whatever goes wrong is a Problem, in words.
  */
 
-/** A download that failed; its message is meant for the visitor. */
-export class DownloadError extends Error {}
+import { sha256 } from "@noble/hashes/sha2.js";
+import {
+  SILENCE, anotherFile, brokenOff, elsewhere, notStarted, refused, silent, unreachable, webPage,
+} from "./problem.js";
 
+/** @import { Part } from "./messages.js" */
+/** @import { Problem } from "./problem.js" */
 /** @typedef {(bytes: number) => void} Count  told of every chunk that arrives */
+/** @typedef {Uint8Array<ArrayBuffer>} Chunk */
 
 const { fetch: originalFetch } = globalThis;
-const { instantiateStreaming } = WebAssembly;
+const { instantiateStreaming } = globalThis.WebAssembly ?? {};
 
-/**
- * @param {RequestInfo | URL} url
- * @param {string} what  the file's name as a sentence starts with it: "The model"
- * @param {RequestInit} [init]
- * @returns {Promise<Response>} a response whose status is fine
- */
-export async function download(url, what, init) {
-  let response;
-  try {
-    response = await originalFetch(url, init);
-  } catch {
-    throw new DownloadError(`${what} could not be downloaded. Check your connection, then try again.`);
+/** Of the milliseconds without a byte the last: bytes that came while this thread was busy are noticed then. */
+const GRACE = 1000;
+
+/** A request, and the watch over its silence, which begins with it. */
+class Arrival {
+  #controller = new AbortController();
+  #timer = 0;
+
+  /**
+   * @param {Part} part  its URL is absolute
+   * @param {string} name  as a sentence begins
+   */
+  constructor(part, name) {
+    this.part = part;
+    this.name = name;
+    this.#heard();
   }
-  if (!response.ok) {
-    const problem = response.status === 404 ? "it is not there (404)" : `the server answers ${response.status}`;
-    throw new DownloadError(`${what} could not be downloaded: ${problem}. Try again in a moment.`);
+
+  /** @returns {Promise<Response>} a response whose status is fine */
+  async open() {
+    let response;
+    try {
+      // Of the same origin, also when it is redirected: a policy alone could be missing where this runs.
+      response = await originalFetch(this.part.url, { mode: "same-origin", signal: this.#controller.signal });
+    } catch {
+      throw this.#silence() ?? ((await this.#isRedirected()) ? elsewhere(this.name) : unreachable(this.name));
+    }
+    this.#heard();
+    if (!response.ok) {
+      this.#end();
+      throw refused(this.name, response.status);
+    }
+    return response;
   }
-  return response;
+
+  /**
+   * Reads a response to its end.
+   * @param {Response} response
+   * @param {Count} count
+   * @returns {Promise<Blocks>} the part, which is what the page was built with
+   */
+  async read(response, count) {
+    const { bytes, sha256: expected } = this.part;
+    const file = new Blocks();
+    const reader = /** @type {ReadableStream<Chunk>} */ (response.body).getReader();
+    for (;;) {
+      const { done, value } = await reader.read().catch(() => {
+        this.#end();
+        throw this.#silence() ?? brokenOff(this.name);
+      });
+      if (done) break;
+      this.#heard();
+      count(value.length);
+      file.append(value);
+      if (expected && file.size > bytes) reader.cancel().catch(() => {}); // the next read is the last
+    }
+    this.#end();
+    if (file.isWebPage()) throw webPage(this.name);
+    if (expected) {
+      if (file.size !== bytes) throw anotherFile(this.name, difference(file.size, bytes));
+      if (String(await file.sha256()) !== String(expected)) throw anotherFile(this.name, "some of its bytes are others");
+    }
+    return file;
+  }
+
+  #heard() {
+    const fallSilent = () => this.#controller.abort(silent(this.name));
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => (this.#timer = setTimeout(fallSilent, GRACE)), 1000 * SILENCE - GRACE);
+  }
+
+  #end() {
+    clearTimeout(this.#timer);
+  }
+
+  /** The Problem if the silence was too long; the browser need not pass it on. */
+  #silence() {
+    const { aborted, reason } = this.#controller.signal;
+    return aborted ? /** @type {Problem} */ (reason) : null;
+  }
+
+  async #isRedirected() {
+    try {
+      const init = /** @type {const} */ ({ mode: "same-origin", redirect: "manual", signal: this.#controller.signal });
+      return (await originalFetch(this.part.url, init)).type === "opaqueredirect";
+    } catch {
+      return false;
+    } finally {
+      this.#end();
+    }
+  }
 }
 
 /**
- * Bytes of a block: many times what arrives at once. Browsers give the memory of large arrays back as soon as these are
+ * @param {number} size
+ * @param {number} expected
+ */
+const difference = (size, expected) =>
+  `${expected} bytes were expected, and ${size > expected ? "more" : `only ${size}`} came`;
+
+/**
+ * Downloads a part.
+ * @param {Part} part  its URL is absolute
+ * @param {string} name  as a sentence begins
+ * @param {Count} count
+ */
+export async function download(part, name, count) {
+  const arrival = new Arrival(part, name);
+  return arrival.read(await arrival.open(), count);
+}
+
+/**
+ * Downloads a WebAssembly module, which is compiled while it arrives. Browsers keep the compiled code only for responses
+ * that come to the compiler as the network gave them: a copy is counted and compared.
+ * @param {Part} part  its URL is absolute
+ * @param {string} name  as a sentence begins
+ * @param {Count} count
+ */
+export async function downloadModule(part, name, count) {
+  const arrival = new Arrival(part, name);
+  const response = await arrival.open();
+  const arrived = arrival.read(response.clone(), count);
+  arrived.catch(() => {}); // is thrown by instantiate(), if that is called
+
+  return {
+    response: asWasm(response),
+    /**
+     * @param {WebAssembly.Imports} imports
+     * @returns {Promise<WebAssembly.WebAssemblyInstantiatedSource>}
+     */
+    async instantiate(imports) {
+      const instance = instantiateStreaming.call(WebAssembly, this.response, imports);
+      const [started] = await Promise.allSettled([instance, arrived]);
+      await arrived; // what breaks the download breaks the compilation, and says more
+      if (started.status === "rejected") throw notStarted(name, started.reason);
+      return started.value;
+    },
+  };
+}
+
+/**
+ * Browsers compile WebAssembly as it streams only if the server names its type, which not every static server does.
+ * @param {Response} response
+ */
+function asWasm(response) {
+  if (response.headers.get("Content-Type") === "application/wasm") return response;
+  return new Response(response.body, { headers: { "Content-Type": "application/wasm" } });
+}
+
+/**
+ * Starts a worker from scripts that have been downloaded. From a Blob, so that it is under the page's own policy, which a worker
+ * that comes from a server is only if that sends one, and so that it does not matter what type the server gives scripts.
+ * @param {Blocks[]} scripts  which together make a module
+ */
+export function startWorker(...scripts) {
+  const url = URL.createObjectURL(new Blob(scripts.map((file) => file.toBlob()), { type: "text/javascript" }));
+  const worker = new Worker(url, { type: "module" });
+  worker.addEventListener("message", () => URL.revokeObjectURL(url), { once: true });
+  return worker;
+}
+
+/**
+ * Bytes of a block, as in build.py, which hashes each: many times what arrives at once. Browsers give the memory of large arrays back as soon as these are
  * no more, while that of small ones stays theirs.
  */
 const BLOCK = 1 << 20;
 
 /** A downloaded file in blocks, which are given up from the front as a loader takes them. */
 export class Blocks {
-  /** @type {Uint8Array<ArrayBuffer>[]} */
+  /** @type {Chunk[]} */
   #blocks = [];
   /** Blocks that have been given up. */
   #gone = 0;
   /** Bytes of the whole file. */
   size = 0;
 
-  /** @param {Uint8Array<ArrayBuffer>} data  which this takes: it is empty afterwards */
+  /** @param {Chunk} data  which this takes: it is empty afterwards */
   append(data) {
     for (let done = 0, count; done < data.length; done += count) {
       const at = this.size % BLOCK;
@@ -55,6 +202,34 @@ export class Blocks {
       this.size += count;
     }
     discard(data);
+  }
+
+  /** The file's bytes, as long as none are given up. */
+  #parts() {
+    return this.#blocks.map((block, number) => block.subarray(0, this.size - number * BLOCK));
+  }
+
+  /** The file as a Blob, as long as none of it is given up. */
+  toBlob() {
+    return new Blob(this.#parts());
+  }
+
+  /** A copy of the file in one piece, as long as none of it is given up. */
+  toBytes() {
+    const bytes = new Uint8Array(this.size);
+    this.copy(0, bytes);
+    return bytes;
+  }
+
+  /** The SHA-256 of each block in hexadecimal digits, as long as none is given up. */
+  sha256() {
+    return Promise.all(this.#parts().map(hexDigest));
+  }
+
+  /** Whether the file begins as HTML does. */
+  isWebPage() {
+    const beginning = new TextDecoder().decode(this.#parts()[0]?.subarray(0, 100));
+    return /^\s*<(!doctype|html|head|body|\?xml)/i.test(beginning);
   }
 
   /**
@@ -96,123 +271,11 @@ function discard(data) {
 }
 
 /**
- * Downloads the rest of a response.
- * @param {Response} response
- * @param {string} what
- * @param {number} size  how many bytes the file must have
- * @param {Count} count
+ * The browser's own SHA-256 works beside this thread, and many times as fast, but only for pages that came by https or
+ * from this machine.
+ * @param {Chunk} data
  */
-export async function collect(response, what, size, count) {
-  const reader = /** @type {ReadableStream<Uint8Array<ArrayBuffer>>} */ (response.body).getReader();
-  const file = new Blocks();
-  for (;;) {
-    const { done, value } = await reader.read().catch(() => {
-      throw halted(what);
-    });
-    if (done) break;
-    count(value.length);
-    file.append(value);
-    if (file.size > size) reader.cancel().catch(() => {}); // the next read is the last
-  }
-  if (file.size !== size) {
-    throw new DownloadError(
-      `${what} is not the file that this page was built with: ${size} bytes were expected, and ` +
-        `${file.size > size ? "more came" : `only ${file.size} came`}. Reload the page; it may just have been renewed.`,
-    );
-  }
-  return file;
-}
-
-/**
- * Downloads, compiles and instantiates a WebAssembly module.
- * @param {string} url
- * @param {string} what
- * @param {WebAssembly.Imports} imports
- * @param {Count} count
- * @returns {Promise<WebAssembly.WebAssemblyInstantiatedSource>}
- */
-export async function instantiate(url, what, imports, count) {
-  const response = await download(url, what);
-  countCopy(response, count).catch(() => {}); // whatever breaks the copy breaks the original, which is awaited
-  try {
-    return await instantiateStreaming.call(WebAssembly, asWasm(response), imports);
-  } catch (error) {
-    throw notStarted(what, error);
-  }
-}
-
-/**
- * Watches what a loader that fetches for itself (Pyodide) downloads and compiles, until `stop` is called. The loader
- * never hears of a failure, for it would not tell: await `failure` beside it, which rejects then and never resolves.
- * @param {string} what
- * @param {Count} count
- */
-export function watchLoader(what, count) {
-  /** @type {(reason: unknown) => void} */
-  let fail = () => {};
-  /** @type {Promise<never>} */
-  const failure = new Promise((_, reject) => {
-    fail = reject;
-  });
-  globalThis.fetch = async (url, init) => {
-    try {
-      const response = await download(url, what, init);
-      countCopy(response, count).catch(() => fail(halted(what)));
-      return asWasm(response);
-    } catch (error) {
-      fail(error);
-      return new Promise(() => {});
-    }
-  };
-  WebAssembly.instantiateStreaming = async (source, imports) => {
-    try {
-      return await instantiateStreaming.call(WebAssembly, source, imports);
-    } catch (error) {
-      fail(notStarted(what, error));
-      return new Promise(() => {});
-    }
-  };
-  const stop = () => {
-    globalThis.fetch = originalFetch;
-    WebAssembly.instantiateStreaming = instantiateStreaming;
-  };
-  return { failure, stop };
-}
-
-/**
- * Counts the bytes of a response that somebody else reads. (A copy is counted because browsers keep compiled
- * WebAssembly only for responses that come to the compiler as the network gave them.)
- * @param {Response} response
- * @param {Count} count
- */
-async function countCopy(response, count) {
-  const reader = response.clone().body?.getReader();
-  for (;;) {
-    const chunk = await reader?.read();
-    if (!chunk || chunk.done) return;
-    count(chunk.value.length);
-  }
-}
-
-/**
- * Browsers compile WebAssembly as it streams only if the server names its type, which not every static server does.
- * @param {Response} response
- */
-function asWasm(response) {
-  const named = response.headers.get("Content-Type") === "application/wasm";
-  if (named || !new URL(response.url).pathname.endsWith(".wasm")) return response;
-  return new Response(response.body, { headers: { "Content-Type": "application/wasm" } });
-}
-
-/** @param {string} what */
-const halted = (what) =>
-  new DownloadError(`${what} stopped arriving halfway. Check your connection, then try again.`);
-
-/**
- * @param {string} what
- * @param {unknown} error  what the browser says
- */
-export function notStarted(what, error) {
-  const reason = error instanceof Error ? error.message : String(error);
-  return new DownloadError(`${what} did not start. Try again; if that does not help, try a newer browser. (${reason})`);
+async function hexDigest(data) {
+  const bytes = globalThis.crypto.subtle ? new Uint8Array(await crypto.subtle.digest("SHA-256", data)) : sha256(data);
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

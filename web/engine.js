@@ -5,7 +5,9 @@
  * (Cross-Origin-Opener-Policy and Cross-Origin-Embedder-Policy). Elsewhere there is one thread; all else is the same.
  */
 
-import { instantiate } from "./download.js";
+import { download, downloadModule, startWorker } from "./download.js";
+
+/** @import { Part } from "./messages.js" */
 
 /** As in wasm/parallel.h. */
 const MAX_THREADS = 8;
@@ -73,16 +75,22 @@ function sharedMemory() {
 
 /**
  * @param {ReturnType<typeof pickBuild>} build
- * @param {string} url  run.wasm in that build
- * @param {string} helperUrl  helper.js
+ * @param {Part} run  run.wasm in that build; its URL is absolute, as that of `helper`
+ * @param {Part} helper  helper.js
  * @param {(bytes: number) => void} count
  */
-export async function startEngine({ simd, memory }, url, helperUrl, count) {
+export async function startEngine({ simd, memory }, run, helper, count) {
+  const script = memory ? download(helper, "The script of the helper threads", () => {}) : null;
+  script?.catch(() => {}); // it is waited for below
   const imports = { env: { emscripten_notify_memory_growth() {}, ...(memory && { memory }) } };
-  const { instance, module } = await instantiate(url, "The engine (run.wasm)", imports, count);
+  const arriving = await downloadModule(run, "The engine (run.wasm)", count);
+  const { instance, module } = await arriving.instantiate(imports);
   const engine = new Engine(simd, { ...instance.exports, ...(memory && { memory }) });
   engine.exports._initialize();
-  if (memory) engine.startHelpers(helperUrl, module, memory);
+  script?.then(
+    (file) => engine.startHelpers(() => startWorker(file), module, /** @type {WebAssembly.Memory} */ (memory)),
+    () => {}, // without it there is one thread
+  );
   return engine;
 }
 
@@ -103,16 +111,16 @@ export class Engine {
   }
 
   /**
-   * Starts as many helpers as could be of use. One that does not arrive is done without.
-   * @param {string} url  helper.js
+   * Starts as many helpers as could be of use. One that does not start is done without.
+   * @param {() => Worker} start  starts helper.js
    * @param {WebAssembly.Module} module
    * @param {WebAssembly.Memory} memory
    */
-  startHelpers(url, module, memory) {
+  startHelpers(start, module, memory) {
     for (let thread = 1; thread < maxThreads(); thread++) {
       const stack = this.exports.allocate(STACK) >>> 0;
       if (stack === 0) return;
-      const helper = new Worker(url, { type: "module" });
+      const helper = start();
       try {
         helper.postMessage({ module, memory, stackTop: ((stack + STACK) & ~15) >>> 0 });
       } catch (error) {

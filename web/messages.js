@@ -1,17 +1,28 @@
+/** @import { WayOut } from "./problem.js" */
+
 /**
  * The messages between the page (app.js) and its worker (worker.js): types only, no code.
  * A message about one story carries that story's `id`.
  *
- * @typedef {object} Assets  where build.py put the parts; every URL is relative to the page
- * @property {string} worker
- * @property {string} helper  the script of a helper thread
- * @property {string} python  Pyodide's folder, with "/" at its end
- * @property {Record<string, string>} python_info  Pyodide's versions: "info" in its pyodide-lock.json
- * @property {string} stdlib  Python's standard library, a zip
- * @property {string} wheel  the fabella wheel
- * @property {number} python_bytes  size of these three
- * @property {Record<Build, {url: string, bytes: number}>} engines  run.wasm in every build
- * @property {{url: string, bytes: number, name: string}} model
+ * @typedef {object} Part  a file of the page
+ * @property {string} url  relative to the page
+ * @property {number} bytes
+ * @property {string[]} [sha256]  of each MiB of it, in hexadecimal digits. The worker's script has none: hosts may add
+ *     lines to scripts, and its name has a hash.
+ *
+ * @typedef {object} Python  Pyodide and what runs in it
+ * @property {Record<string, string>} info  Pyodide's versions: "info" in its pyodide-lock.json
+ * @property {Part} script  pyodide.asm.mjs, which belongs to the worker's script
+ * @property {Part} wasm  pyodide.asm.wasm
+ * @property {Part} stdlib  Python's standard library, a zip
+ * @property {Part} wheel  the fabella wheel
+ *
+ * @typedef {object} Assets  where build.py put the parts
+ * @property {Part} worker
+ * @property {Part} helper  the script of a helper thread
+ * @property {Python} python
+ * @property {Record<Build, Part>} engines  run.wasm in every build
+ * @property {Part & {name: string}} model
  *
  * @typedef {"simd" | "relaxed" | "threads-simd" | "threads-relaxed"} Build
  *
@@ -50,8 +61,8 @@
  *     but that the first sampled token is sent at once
  * @typedef {{type: "done", id: number, reason: Reason, tokens: number, seconds: number,
  *            tokens_per_second: number}} Done
- * @typedef {{type: "error", id: number | null, field: string | null, message: string}} Failure
- *     id null: the worker could not load or cannot go on, and has to be started afresh
+ * @typedef {{type: "error", id: number | null, field: string | null, message: string, way_out?: WayOut}} Failure
+ *     id null: the worker could not load or cannot go on, and has to be started afresh; way_out: how
  * @typedef {Progress | Ready | EngineState | Steps | Done | Failure} FromWorker
  */
 

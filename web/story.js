@@ -19,6 +19,7 @@ export class Story {
       let paragraph = this.element.lastElementChild;
       if (!paragraph || paragraph.textContent?.endsWith("\n")) {
         paragraph = this.element.appendChild(document.createElement("p"));
+        paragraph.setAttribute("dir", "auto"); // from right to left, if the text says so
         if (line === "\n") paragraph.className = "blank";
       }
       if (given) {

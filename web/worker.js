@@ -3,11 +3,13 @@
  * py/fabella/page.py and passes on what comes back. It decides nothing about the story.
  */
 
-import { DownloadError, collect, download, notStarted, watchLoader } from "./download.js";
+import { download } from "./download.js";
 import { pickBuild, startEngine } from "./engine.js";
+import { Problem, impossible } from "./problem.js";
+import { startPython } from "./python.js";
 
 /** @import { Engine } from "./engine.js" */
-/** @import { Assets, FromWorker, Settings, ToWorker } from "./messages.js" */
+/** @import { Assets, FromWorker, Part, Settings, ToWorker } from "./messages.js" */
 
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 50;
@@ -135,8 +137,8 @@ function fail(id, error, before = "") {
   const explained = explain(error);
   if (explained) {
     send({ type: "error", id, field: explained.field, message: before + explained.message });
-  } else if (error instanceof DownloadError) {
-    send({ type: "error", id: null, field: null, message: error.message });
+  } else if (error instanceof Problem) {
+    send({ type: "error", id: null, field: null, message: error.message, way_out: error.wayOut });
   } else {
     console.error(error);
     send({ type: "error", id: null, field: null, message: "Something unforeseen went wrong in the storyteller." });
@@ -150,16 +152,23 @@ function fail(id, error, before = "") {
  * @param {string} base
  */
 async function load(assets, base) {
-  const at = (/** @type {string} */ path) => new URL(path, base).href;
+  const problem = impossible();
+  if (problem) throw problem;
+  /** @template {Part} T @param {T} part */
+  const at = (part) => ({ ...part, url: new URL(part.url, base).href });
+
   const build = pickBuild();
-  const run = assets.engines[build.name];
-  const downloaded = counter("python", assets.python_bytes + run.bytes);
+  const { wasm, stdlib, wheel } = assets.python;
+  const run = at(assets.engines[build.name]);
+  const programs = [run, wasm, stdlib, wheel];
+  const downloaded = counter("python", programs.reduce((sum, { bytes }) => sum + bytes, 0));
+  const model = counter("model", assets.model.bytes);
+  // The model's bytes stay in their blocks until Python has them packed, piece by piece.
   const [started, file, python] = await Promise.all([
-    startEngine(build, at(run.url), at(assets.helper), downloaded.add),
-    loadModel(at(assets.model.url), assets.model.bytes),
-    loadPython(at(assets.python), assets.python_info, at(assets.stdlib), at(assets.wheel), downloaded.add),
+    startEngine(build, run, at(assets.helper), downloaded.add),
+    download(at(assets.model), "The model file", model.add),
+    startPython({ ...assets.python, wasm: at(wasm), stdlib: at(stdlib), wheel: at(wheel) }, downloaded.add),
   ]);
-  downloaded.finish(); // with the modules, which import() loads unseen
 
   explain = explainer(python);
   const { Page } = python.pyimport("fabella.page");
@@ -168,48 +177,6 @@ async function load(assets, base) {
   storyteller = { tell: page.tell, advance: page.advance, stop: page.stop, forward_time: page.forward_time };
   send({ type: "ready", model: JSON.parse(page.info()) });
   rest();
-}
-
-/**
- * Downloads the model. Its bytes stay here until Python has it packed, piece by piece.
- * @param {string} url
- * @param {number} size
- */
-async function loadModel(url, size) {
-  const what = "The model file";
-  const response = await download(url, what);
-  const model = counter("model", size);
-  const file = await collect(response, what, size, model.add);
-  model.finish();
-  return file;
-}
-
-/**
- * Starts Python and unpacks the driver.
- * @param {string} indexURL
- * @param {Record<string, string>} info
- * @param {string} stdLibURL
- * @param {string} wheelUrl
- * @param {(bytes: number) => void} count
- */
-async function loadPython(indexURL, info, stdLibURL, wheelUrl, count) {
-  const what = "The Python engine";
-  const watch = watchLoader(what, count);
-  try {
-    const lockFileContents = { info, packages: {} }; // what Pyodide would otherwise fetch as pyodide-lock.json
-    const options = { indexURL, stdLibURL, packageBaseUrl: indexURL, lockFileContents };
-    const pyodide = import(`${indexURL}pyodide.mjs`)
-      .then(({ loadPyodide }) => loadPyodide(options))
-      .catch((error) => Promise.reject(notStarted(what, error)));
-    const wheel = fetch(wheelUrl)
-      .then((response) => response.arrayBuffer())
-      .catch(() => watch.failure);
-    const [python, archive] = await Promise.race([Promise.all([pyodide, wheel]), watch.failure]);
-    python.unpackArchive(archive, "wheel");
-    return python;
-  } finally {
-    watch.stop();
-  }
 }
 
 /**
@@ -235,25 +202,19 @@ function explainer(python) {
 }
 
 /**
- * Adds up the bytes of one part of the download and tells the page, at most once a frame.
+ * Adds up the bytes of one part of the download and tells the page, at most once a frame and at the end.
  * @param {"model" | "python"} part
  * @param {number} total
  */
 function counter(part, total) {
   let loaded = 0;
   let told = -Infinity;
-  const tell = () => send({ type: "progress", part, loaded: Math.min(loaded, total), total });
   return {
     add(/** @type {number} */ bytes) {
       loaded += bytes;
-      if (performance.now() - told >= FRAME) {
-        told = performance.now();
-        tell();
-      }
-    },
-    finish() {
-      loaded = total;
-      tell();
+      if (performance.now() - told < FRAME && loaded < total) return;
+      told = performance.now();
+      send({ type: "progress", part, loaded: Math.min(loaded, total), total });
     },
   };
 }

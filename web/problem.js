@@ -1,0 +1,119 @@
+/**
+ * What happened to a part of the page, in words, and the way out: the one place that explains it.
+ *
+ * A part is called as a sentence begins: "The model file". Each sentence says what is known, and no more.
+ */
+
+/** @typedef {"again" | "reload"} WayOut  what may help: to try again, or to reload the page */
+
+/** Seconds without a byte after which a server is taken to have fallen silent. */
+export const SILENCE = 15;
+
+/** A failure in words that are meant for the visitor. */
+export class Problem extends Error {
+  /**
+   * @param {string} message
+   * @param {WayOut} [wayOut]
+   */
+  constructor(message, wayOut = "again") {
+    super(message);
+    this.wayOut = wayOut;
+  }
+}
+
+/** @param {string} part */
+export const unreachable = (part) =>
+  new Problem(`${part} could not be downloaded. Check your connection, then try again.`);
+
+/** @param {string} part */
+export const elsewhere = (part) =>
+  new Problem(
+    `${part} could not be downloaded: the server sends the browser to another address, which this page never follows. ` +
+      "You may have to log in to your network first; then try again.",
+  );
+
+/** @param {string} part */
+export const silent = (part) =>
+  new Problem(
+    `${part} does not arrive: nothing has come for ${SILENCE} seconds. Check your connection, then try again.`,
+  );
+
+/** @param {string} part */
+export const brokenOff = (part) =>
+  new Problem(`${part} stopped arriving halfway. Check your connection, then try again.`);
+
+/**
+ * @param {string} part
+ * @param {number} status  of the server's answer
+ */
+export function refused(part, status) {
+  const gone = status === 404 || status === 410;
+  return gone
+    ? new Problem(
+        `${part} could not be downloaded: it is not there (${status}). This page may have been renewed meanwhile: ` +
+          "reload it.",
+        "reload",
+      )
+    : new Problem(`${part} could not be downloaded: the server answers ${status}. Try again in a moment.`);
+}
+
+/** @param {string} part */
+export const webPage = (part) =>
+  new Problem(
+    `In the place of a part the server sends a web page. (The part: ${part}.) Either this page has been renewed ` +
+      "meanwhile, or you have to log in to your network first: then reload it.",
+    "reload",
+  );
+
+/**
+ * @param {string} part
+ * @param {string} difference  as in "it has 3 bytes, not 5"
+ */
+export const anotherFile = (part, difference) =>
+  new Problem(
+    `${part} is not the file that this page was built with: ${difference}. The page may have been renewed meanwhile: ` +
+      "reload it.",
+    "reload",
+  );
+
+/**
+ * @param {string} part
+ * @param {unknown} error  what the browser says
+ */
+export function notStarted(part, error) {
+  const reason = error instanceof Error ? error.message : String(error);
+  return new Problem(`${part} did not start. Try again; if that does not help, try a newer browser. (${reason})`);
+}
+
+/** The smallest module that needs SIMD: a function that returns i32x4.splat(0). */
+// prettier-ignore
+const SIMD = Uint8Array.of(
+  0, 0x61, 0x73, 0x6d, 1, 0, 0, 0,
+  1, 5, 1, 0x60, 0, 1, 0x7b, // a function that returns a v128
+  3, 2, 1, 0,
+  10, 8, 1, 6, 0, 0x41, 0, 0xfd, 17, 0x0b,
+);
+
+/** What makes it impossible that the page works here, or null. */
+export function impossible() {
+  if (globalThis.location?.protocol === "file:") {
+    return new Problem(
+      "This page was opened from a file, and browsers load the parts of a page from web servers only. Put its folder on " +
+        "any web server, or run “python build.py serve”.",
+    );
+  }
+  if (typeof WebAssembly !== "object") {
+    return new Problem(
+      "WebAssembly is switched off in this browser, and the storyteller is made of it. (iOS’s Lockdown Mode does that, and " +
+        "some browsers’ strictest security level.) Allow it for this page, or use another browser.",
+      "reload",
+    );
+  }
+  if (!WebAssembly.validate(SIMD)) {
+    return new Problem(
+      "This browser’s WebAssembly has no SIMD, which the storyteller needs. Use a newer browser.",
+      "reload",
+    );
+  }
+  return null;
+}

@@ -1,0 +1,71 @@
+/**
+ * Starts Python: Pyodide, its standard library and our own package, all of which this page downloads itself.
+ */
+
+import { loadPyodide } from "pyodide";
+import { download, downloadModule } from "./download.js";
+import { notStarted } from "./problem.js";
+
+/** @import { Python } from "./messages.js" */
+/** @import { Count } from "./download.js" */
+
+const NAME = "The Python engine";
+
+/** Where Pyodide believes its parts to be. */
+const FOLDER = "https://pyodide.invalid/";
+
+/**
+ * @param {Python} parts  their URLs are absolute
+ * @param {Count} count
+ * @returns {Promise<any>} Pyodide, with the package `fabella`
+ */
+export async function startPython({ info, wasm, stdlib, wheel }, count) {
+  const library = download(stdlib, `${NAME}’s library`, count);
+  const archive = download(wheel, "The storyteller’s program", count);
+  const module = downloadModule(wasm, NAME, count);
+  const [python, packed] = await Promise.all([loadPyodideFrom(info, module, library), archive]);
+  python.unpackArchive(packed.toBytes(), "wheel");
+  return python;
+}
+
+/**
+ * Pyodide asks for its parts by fetch() and WebAssembly.instantiateStreaming(): here it gets them from us, and no others.
+ * When one fails it never hears of it, for it would not tell.
+ * @param {Record<string, string>} info
+ * @param {ReturnType<typeof downloadModule>} module
+ * @param {ReturnType<typeof download>} library
+ */
+async function loadPyodideFrom(info, module, library) {
+  const { fetch } = globalThis;
+  const { instantiateStreaming } = WebAssembly;
+  /** @type {(error: unknown) => void} */
+  let fail = () => {};
+  /** @type {Promise<never>} */
+  const failure = new Promise((_, reject) => {
+    fail = reject;
+  });
+  for (const part of [module, library]) part.catch(fail);
+  /** @template T @param {Promise<T>} promise @returns {Promise<T>} which is never rejected */
+  const orNever = (promise) => promise.catch((error) => (fail(error), new Promise(() => {})));
+
+  /** @type {Record<string, () => Promise<Response>>} */
+  const responses = {
+    "pyodide.asm.wasm": async () => (await module).response,
+    "python_stdlib.zip": async () => new Response((await library).toBytes()),
+  };
+  globalThis.fetch = (url) => {
+    const asked = responses[String(url).slice(FOLDER.length)];
+    return orNever(asked ? asked() : Promise.reject(notStarted(NAME, `it asks for ${url}`)));
+  };
+  WebAssembly.instantiateStreaming = async (_response, imports) =>
+    orNever(module.then((arriving) => arriving.instantiate(imports ?? {})));
+  const lockFileContents = { info, packages: {} }; // what it would otherwise fetch as pyodide-lock.json
+  // @ts-expect-error: Pyodide's types ask for all of a lock file
+  const loaded = loadPyodide({ indexURL: FOLDER, packageBaseUrl: FOLDER, lockFileContents });
+  try {
+    return await Promise.race([loaded.catch((error) => Promise.reject(notStarted(NAME, error))), failure]);
+  } finally {
+    globalThis.fetch = fetch;
+    WebAssembly.instantiateStreaming = instantiateStreaming;
+  }
+}
