@@ -28,8 +28,9 @@ from websockets.sync.client import ClientConnection, connect
 
 import build
 
+from .patience import PATIENCE
+
 T = TypeVar("T")
-PATIENCE = 60  # seconds for anything that a browser is asked to do
 
 # No host but this machine: everything else goes to a proxy that does not exist.
 FIREFOX_PREFERENCES = {"network.proxy.type": 1, "network.proxy.http": "127.0.0.1", "network.proxy.http_port": 9}
@@ -107,6 +108,7 @@ class Chromium(Driven):
     def __init__(self, browser: PlaywrightBrowser) -> None:
         self.version = browser.version
         self.page = browser.new_page()
+        self.page.set_default_timeout(1000 * PATIENCE)
 
     def open(self, url: str) -> None:
         self.page.goto(url)
@@ -234,7 +236,7 @@ def request(method: str, url: str, body: object = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
     try:
-        with urlopen(Request(url, data, headers, method=method), timeout=PATIENCE + 10) as response:
+        with urlopen(Request(url, data, headers, method=method), timeout=PATIENCE) as response:
             return json.load(response)["value"]
     except HTTPError as error:
         value = json.load(error)["value"]

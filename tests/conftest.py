@@ -17,7 +17,10 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, TimeoutE
 import build
 from fabella.modelfile import Config
 
+from .patience import PATIENCE
 from .random_models import write_as_f32, write_random_model
+
+expect.set_options(timeout=1000 * PATIENCE)
 
 find_browser = build.find_browser
 SUBPATH = "/some/sub/path/"
@@ -189,6 +192,7 @@ class Visit:
         self.requests: list[str] = []
         self.complaints: list[str] = []
         self.context = context
+        context.set_default_timeout(1000 * PATIENCE)
         self.page: Page = context.new_page()
         self.page.add_init_script(NOTEBOOK)
         context.on("request", lambda request: self.requests.append(request.url))
@@ -209,7 +213,7 @@ class Visit:
         """Goes to the page and, if so wished, waits until the model is there."""
         self.page.goto(site.url)
         if ready:
-            expect(self.status).to_have_text("The storyteller is ready.", timeout=60_000)
+            expect(self.status).to_have_text("The storyteller is ready.")
         return self
 
     def setting(self, name: str) -> Locator:
@@ -229,9 +233,9 @@ class Visit:
         self.ask(prompt, **settings)
         ended = "(before) => notebook.received.filter(({ type }) => type === 'done').length > before"
         try:
-            self.page.wait_for_function(ended, arg=before, polling=20, timeout=60_000)
+            self.page.wait_for_function(ended, arg=before, polling=20)
         except TimeoutError:
-            pytest.fail(f"no end after a minute; the page says: {self.alert.text_content()!r}")
+            pytest.fail(f"no end after {PATIENCE} s; the page says: {self.alert.text_content()!r}")
         expect(self.tell_button).to_be_visible()
         return self.story.text_content() or ""
 
