@@ -472,8 +472,8 @@ def part(out: Path, url: str) -> dict[str, Any]:
 def bundle_scripts(out: Path, folder: Path) -> dict[str, str]:
     """Bundle the page's scripts and style with esbuild; return the URL of each by its name in web/.
 
-    app.js becomes a classic script, which browsers run whatever type a server gives it; the other two are modules, which
-    app.js and worker.js start from what they have downloaded.
+    app.js becomes a classic script, which browsers run whatever type a server gives it; the other two are modules,
+    which app.js and worker.js start from what they have downloaded.
     """
     esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--target=es2022")
     output = ("--entry-names=[name]-[hash]", f"--outdir={out / 'assets'}")

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, TimeoutError, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 import build
 from fabella.modelfile import Config
@@ -31,7 +31,6 @@ BROWSER_ARGUMENTS = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # there is no other host to be reached
 ]
 
-# Large and long enough that a story lasts for seconds.
 RANDOM_CONFIG = Config(
     dim=192, hidden_dim=512, n_layers=4, n_heads=6, n_kv_heads=3, vocab_size=1500, seq_len=3000, norm_eps=1e-5
 )
@@ -89,11 +88,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Serves a file below the subpath, or does what the test wants instead."""
-        path = urlsplit(self.path).path
-        if not path.startswith(SUBPATH):
+        path = unquote(urlsplit(self.path).path)
+        self.site.requests.append(path)
+        if not path.startswith(self.site.subpath):
             self.send_error(404)
             return
-        self.path = path.removeprefix(SUBPATH.rstrip("/"))
+        self.path = path.removeprefix(self.site.subpath.rstrip("/"))
         file = self.site.folder / self.path.lstrip("/")
         fault = next((fault for end, fault in self.site.faults.items() if path.endswith(end)), None)
         if fault:
@@ -122,11 +122,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:
         """Stays silent: what went wrong was asked for."""
 
-    def answer(self, body: bytes, length: int | None = None) -> None:
+    def answer(self, body: bytes, length: int | None = None, type: str = "application/octet-stream") -> None:
         """Sends a body, with a Content-Length that may be a lie; -1 sends none."""
         self.close_connection = True
         self.send_response(200)
-        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Type", type)
         if length != -1:
             self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
@@ -134,16 +134,18 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 class Site:
-    """A folder on a host of its own, at /some/sub/path/; `faults` says what to do for files that end so."""
+    """A folder on a host of its own, below a path; `faults` says what to do for files that end so."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, subpath: str = SUBPATH) -> None:
         self.folder = folder
+        self.subpath = subpath
         self.headers: dict[str, str] = {}
         self.faults: dict[str, Fault] = {}
         self.reports: list[bytes] = []
+        self.requests: list[str] = []
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, self))
         self.origin = f"http://127.0.0.1:{self.server.server_port}"
-        self.url = self.origin + SUBPATH
+        self.url = self.origin + quote(subpath)
         Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def close(self) -> None:
@@ -205,6 +207,7 @@ class Visit:
         self.tell_button = self.page.get_by_role("button", name="Tell", exact=True)
         self.stop_button = self.page.get_by_role("button", name="Stop", exact=True)
         self.again_button = self.page.get_by_role("button", name="Try again")
+        self.reload_button = self.page.get_by_role("button", name="Reload the page")
         self.story = self.page.get_by_role("region", name="Story", exact=True)
         self.status = self.page.get_by_role("status").first
         self.alert = self.page.get_by_role("alert")
@@ -212,8 +215,13 @@ class Visit:
     def open(self, site: Site, ready: bool = True) -> Visit:
         """Goes to the page and, if so wished, waits until the model is there."""
         self.page.goto(site.url)
-        if ready:
-            expect(self.status).to_have_text("The storyteller is ready.")
+        return self.awake() if ready else self
+
+    def awake(self) -> Visit:
+        """Waits until the model is there."""
+        self.page.wait_for_function("() => ['ready', 'failed'].includes(document.body.dataset.state)")
+        expect(self.alert).to_be_empty()
+        expect(self.status).to_have_text("The storyteller is ready.")
         return self
 
     def setting(self, name: str) -> Locator:
@@ -231,11 +239,10 @@ class Visit:
         """Asks for a story, waits for its end, and returns its text."""
         before = len(self.received("done"))
         self.ask(prompt, **settings)
-        ended = "(before) => notebook.received.filter(({ type }) => type === 'done').length > before"
-        try:
-            self.page.wait_for_function(ended, arg=before, polling=20)
-        except TimeoutError:
-            pytest.fail(f"no end after {PATIENCE} s; the page says: {self.alert.text_content()!r}")
+        ended = """(before) => document.querySelector("#problem").textContent
+            || notebook.received.filter(({ type }) => type === "done").length > before"""
+        self.page.wait_for_function(ended, arg=before, polling=20)
+        expect(self.alert).to_be_empty()
         expect(self.tell_button).to_be_visible()
         return self.story.text_content() or ""
 
@@ -272,7 +279,8 @@ def visit(browser: Browser) -> Iterator[Visit]:
     yield visit
     if visit.requests:
         page = urlsplit(visit.requests[0])
-        foreign = [url for url in visit.requests if urlsplit(url)[:2] != page[:2]]
+        # (A blob: URL is the page's own memory.)
+        foreign = [url for url in visit.requests if urlsplit(url.removeprefix("blob:"))[:2] != page[:2]]
         assert not foreign, "requests that leave the origin"
         assert not visit.violations(), "violations of the Content-Security-Policy"
     context.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -139,50 +140,38 @@ def test_the_page_tells_the_same_stories_as_under_wasmtime(
 
 # ---- The logits ------------------------------------------------------------------------------------------------------
 
-# In the place of Pyodide's loader: the same, but Python stays at hand for the probe. What the worker would tell the
-# console alone, the test hears; and by the only clock that the worker asks, as many threads as can be are the fastest.
-LOADER = """
-import { loadPyodide as load } from "./pyodide-original.mjs";
+# At the end of fabella/page.py in the laboratory: the worker’s Python answers questions about models, in the engine
+# that the worker has started. By the only clock that is asked, as many threads as can be are the fastest.
+LABORATORY = """
 
-let python;
-export async function loadPyodide(options) {
-  python = await load(options);
-  const unpack = python.unpackArchive;
-  python.unpackArchive = (...archive) => {
-    unpack(...archive);
-    python.runPython(`
-      import itertools
-      from fabella.page import Page
-      ticks = itertools.count()
-      Page.forward_time = lambda self, milliseconds: 1 / 2 ** next(ticks)`);
-  };
-  return python;
-}
+import itertools
 
-console.error = (error) => postMessage({ type: "error", message: `${error}\n${error.stack}` });
+import js
+from pyodide.ffi import create_proxy, to_js
 
-addEventListener("message", async ({ data: { type, program, model } }) => {
-  if (type !== "probe") return;
-  try {
-    const file = new Uint8Array(await (await fetch(new URL(model, import.meta.url))).arrayBuffer());
-    postMessage({ type: "hashes", hashes: JSON.parse(python.runPython(program)(file)) });
-  } catch (error) {
-    postMessage({ type: "error", message: `${error}` });
-  }
-});
+ticks = itertools.count()
+
+
+class Page(Page):
+    def __init__(self, exports, blocks):
+        super().__init__(exports, blocks)
+        js.addEventListener("message", create_proxy(self.answer))
+
+    def forward_time(self, milliseconds):
+        return 1 / 2 ** next(ticks)
+
+    async def answer(self, event):
+        if event.data.type == "probe":
+            file = await (await js.fetch(event.data.model)).bytes()
+            hashes = logit_hashes(self._engine.host, file.to_bytes())
+            js.postMessage(js.JSON.parse(json.dumps({"type": "hashes", "hashes": hashes})))
 """
-# What Python is given there: the probe, and the engine that the worker has started.
-PROGRAM = f"""
-{Path(probe.__file__).read_text(encoding="utf-8").replace("from __future__ import annotations", "")}
-import gc, json
-from fabella.hosts import BrowserHost
-host = next(thing for thing in gc.get_objects() if isinstance(thing, BrowserHost))
-lambda file: json.dumps(logit_hashes(host, file.to_bytes()))
-"""
+# What the worker would tell the console alone, the test hears.
+PRELUDE = "console.error = (error) => postMessage({ type: 'error', message: `${error}\n${error.stack}` });"
 VALID = "return WebAssembly.validate(await (await fetch(given[0])).arrayBuffer());"
 # WebKitGTK 2.50 says that a page is isolated, and yet hands shared memory to no worker.
 SHARES = """
-const worker = new Worker(new URL(given[0], document.baseURI));
+const worker = new Worker(URL.createObjectURL(new Blob([""])));
 try {
   worker.postMessage(new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true }));
   return true;
@@ -193,10 +182,13 @@ try {
   worker.terminate();
 }
 """
-# Starts the page's own worker and asks it for the hashes of each model.
+# Starts the page's own worker, as app.js does, and asks it for the hashes of each model.
 PROBE = """
-const [assets, program, models] = given;
-const worker = new Worker(new URL(assets.worker, document.baseURI), { type: "module" });
+const [assets, prelude, models] = given;
+const text = async ({ url }) => (await fetch(url)).text();
+const scripts = [prelude, await text(assets.worker), await text(assets.python.script)];
+const type = "text/javascript";
+const worker = new Worker(URL.createObjectURL(new Blob(scripts, { type })), { type: "module" });
 const ask = (message, type) => new Promise((resolve, reject) => {
   worker.onerror = ({ message }) => reject(message || "the worker could not be started");
   worker.onmessage = ({ data }) => {
@@ -209,7 +201,8 @@ try {
   const { threads } = await ask({ type: "load", assets, base: document.baseURI }, "engine");
   const hashes = {};
   for (const model of models) {
-    ({ hashes: hashes[model] } = await ask({ type: "probe", id: 0, program, model: `../models/${model}` }, "hashes"));
+    const url = new URL(`models/${model}`, document.baseURI).href;
+    ({ hashes: hashes[model] } = await ask({ type: "probe", id: 0, model: url }, "hashes"));
   }
   return { threads, hashes };
 } finally {
@@ -220,12 +213,17 @@ try {
 
 @pytest.fixture(scope="module")
 def laboratory(built: Callable[[Path], Path], shipped_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built page with Pyodide's loader exchanged, and in models/ the shipped model and random ones of each type."""
+    """The built page with a Python that answers, and in models/ the shipped model and random ones of each type."""
     folder = tmp_path_factory.mktemp("laboratory") / "page"
     shutil.copytree(built(shipped_model), folder)
-    loader = next(folder.glob("pyodide-*/pyodide.mjs"))
-    loader.rename(loader.with_name("pyodide-original.mjs"))
-    loader.write_text(LOADER, encoding="utf-8")
+    wheel = folder / published(folder)["python"]["wheel"]["url"]
+    with zipfile.ZipFile(wheel) as original:
+        texts = {name: original.read(name) for name in original.namelist()}
+    asked = Path(probe.__file__).read_text(encoding="utf-8").replace("from __future__ import annotations", "")
+    texts["fabella/page.py"] += f"{asked}{LABORATORY}".encode()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in texts.items():
+            archive.writestr(name, text)
     (folder / "blank.html").write_text("<!doctype html><link rel='icon' href='data:,'>", encoding="utf-8")
     models = folder / "models"
     models.mkdir()
@@ -248,6 +246,7 @@ def published(folder: Path) -> dict[str, Any]:
     found = re.search(f"{build.ASSETS_BLOCK}(.*?)</script>", (folder / "index.html").read_text(encoding="utf-8"))
     assert found
     assets: dict[str, Any] = json.loads(found[1])
+    assets["python"]["wheel"] = build.part(folder, assets["python"]["wheel"]["url"])  # as the laboratory has it
     return assets
 
 
@@ -277,7 +276,7 @@ def test_logits_are_the_same_to_the_bit_as_under_wasmtime(
         for choice in ("simd", "relaxed"):  # whatever the worker picks, it gets what the test is about
             picked = f"threads-{choice}" if threaded else choice
             assets["engines"][picked] = assets["engines"][engine]
-        answer = driven.run(PROBE, assets, PROGRAM, list(expected))
-        threads = min(cores, 8) if threaded and driven.run(SHARES, assets["helper"]) else 1
+        answer = driven.run(PROBE, assets, PRELUDE, list(expected))
+        threads = min(cores, 8) if threaded and driven.run(SHARES) else 1
     assert answer["threads"] == threads
     assert answer["hashes"] == expected

@@ -1,4 +1,4 @@
-"""web/download.js, run by Node.js: a downloaded file in blocks, whatever the pieces in which it arrives."""
+"""web/download.js, run by Node.js: a file in blocks, whatever the pieces in which it arrives, and a host's silence."""
 
 from __future__ import annotations
 
@@ -49,7 +49,117 @@ console.log("all is well");
 """
 
 
+# A host whose bytes and a clock whose seconds come when the test says so.
+SILENCE = """
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { mock } from "node:test";
+
+mock.timers.enable({ apis: ["setTimeout"] });
+const settle = () => new Promise(setImmediate);
+const seconds = async (count) => {
+  await settle();
+  for (let i = 0; i < count; i++) {
+    mock.timers.tick(1000);
+    await settle();
+  }
+};
+const ended = async () => {
+  while (outcome.said === "nothing") await settle(); // a hash is computed on a thread of its own
+};
+let host;
+let outcome;
+globalThis.fetch = async (url, { signal, redirect }) => {
+  assert.notEqual(redirect, "manual", "there is nothing to ask about a redirect");
+  const aborted = new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+  const answer = new Promise((resolve) => {
+    host = { answer: () => resolve() };
+  });
+  await Promise.race([answer, aborted]);
+  const body = new ReadableStream({
+    start(controller) {
+      host.send = (bytes) => controller.enqueue(bytes);
+      host.end = () => controller.close();
+      aborted.catch((error) => controller.error(error));
+    },
+  });
+  return new Response(body);
+};
+const { download } = await import("./web/download.js");
+
+const data = Uint8Array.of(1, 2, 3);
+const part = { url: "x", bytes: 3, sha256: [createHash("sha256").update(data).digest("hex")] };
+const start = () => {
+  const outcome = { said: "nothing" };
+  const say = (said) => Object.assign(outcome, { said });
+  download(part, "The part", () => {}).then(() => say("arrived"), (error) => say(error.message));
+  return outcome;
+};
+
+// Never answered.
+outcome = start();
+await seconds(14);
+assert.equal(outcome.said, "nothing");
+await seconds(1);
+assert.match(outcome.said, /^The part does not arrive: nothing has come for 15 seconds/);
+
+// Slow, but never silent for 15 seconds.
+outcome = start();
+await seconds(14);
+host.answer();
+for (const byte of data) {
+  await seconds(14);
+  host.send(Uint8Array.of(byte));
+}
+await seconds(14);
+host.end();
+await ended();
+assert.equal(outcome.said, "arrived");
+
+// Silent after the first byte.
+outcome = start();
+host.answer();
+await seconds(1);
+host.send(data.slice(0, 1));
+await seconds(14);
+assert.equal(outcome.said, "nothing");
+await seconds(1);
+assert.match(outcome.said, /nothing has come for 15 seconds/);
+
+// A second is left to what came while the thread was busy.
+outcome = start();
+host.answer();
+await settle();
+mock.timers.tick(14_500);
+host.send(data.slice());
+host.end();
+await ended();
+assert.equal(outcome.said, "arrived");
+
+// Where the browser lends no SHA-256 of its own.
+Object.defineProperty(globalThis.crypto, "subtle", { value: undefined });
+for (const [bytes, said] of [[data.slice(), /^arrived$/], [Uint8Array.of(1, 2, 4), /some of its bytes are others/]]) {
+  outcome = start();
+  host.answer();
+  await settle();
+  host.send(bytes);
+  host.end();
+  await ended();
+  assert.match(outcome.said, said);
+}
+console.log("all is well");
+"""
+
+
 def test_a_file_in_blocks() -> None:
-    command = ["node", "--input-type=module", "--eval", SCRIPT]
-    done = subprocess.run(command, cwd=build.ROOT, capture_output=True, text=True, timeout=60)
+    run_in_node(SCRIPT)
+
+
+def test_silence_is_noticed_and_slowness_is_not() -> None:
+    run_in_node(SILENCE)
+
+
+def run_in_node(script: str) -> None:
+    command = ["node", "--input-type=module", "--eval", script]
+    done = subprocess.run(command, cwd=build.ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "all is well\n", done.stderr

@@ -103,7 +103,7 @@ async function load() {
     ]);
     worker = startWorker(...scripts);
     worker.onmessage = ({ data }) => receive(data);
-    worker.onerror = (event) => fail(notStarted(name, event.message ?? "its worker was not allowed to start"));
+    worker.onerror = (event) => fail(notStarted(name, event.message));
     send({ type: "load", assets, base: document.baseURI });
   } catch (error) {
     fail(error instanceof Problem ? error : notStarted("This page", error));

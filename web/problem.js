@@ -78,11 +78,12 @@ export const anotherFile = (part, difference) =>
 
 /**
  * @param {string} part
- * @param {unknown} error  what the browser says
+ * @param {unknown} error  what the browser says; undefined if it says nothing
  */
 export function notStarted(part, error) {
-  const reason = error instanceof Error ? error.message : String(error);
-  return new Problem(`${part} did not start. Try again; if that does not help, try a newer browser. (${reason})`);
+  const reason = error instanceof Error ? error.message : error;
+  const said = reason ? ` (${reason})` : "";
+  return new Problem(`${part} did not start. Try again; if that does not help, try a newer browser.${said}`);
 }
 
 /** The smallest module that needs SIMD: a function that returns i32x4.splat(0). */
