@@ -386,7 +386,6 @@ def test_special_pieces_are_no_result_of_text(piece: str) -> None:
         ("bos_id", {"bos_id": -1}),
         ("eos_id", {"eos_id": 1 << 40}),
         ("unknown_id", {"unknown_id": 262}),
-        ("pieces", {"pieces": ["", *BYTES, *"abcde"], "types": [NORMAL] * 262}),
         ("pieces", {"pieces": ["a", *BYTES, *"abcde"], "types": [NORMAL] * 262}),
         ("pieces", {"pieces": ["<unk>", "<s>", "</s>", *BYTES[:-1], "<0x00>", *"abc"]}),
         ("pieces", {"pieces": ["a" * 1025, *BYTES, *"abcde"]}),
