@@ -6,8 +6,8 @@ def short_text(text: str, longest: int = 100) -> str:
 
     Whoever wrote the file wrote the text: what cannot be seen is left out, such as what turns the text around it.
     """
-    line = " ".join(text[: 10 * longest].split())
-    line = "".join(character for character in line if character.isprintable())
+    seen = [" " if c.isspace() else c for c in text[: 10 * longest] if c.isspace() or c.isprintable()]
+    line = " ".join("".join(seen).split())
     return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
 
 

@@ -149,4 +149,6 @@ def _settings(asked: dict[str, Any]) -> tuple[Settings, int]:
     seed, length = asked["seed"], asked["length"]
     if not (isinstance(seed, str) and re.fullmatch("[0-9]{1,20}", seed)):
         raise SettingsError("seed", "must be a whole number of at most 20 digits")
+    if type(length) is not int:
+        raise SettingsError("length", f"must be a whole number, not {length!r}")
     return Settings(asked["temperature"], asked["top_p"], asked["top_k"], int(seed)), length
