@@ -65,6 +65,7 @@ OTHERS = {
     "lfs": (LFS, "pointer of Git LFS"),
     "page": (b"<!doctype html>\n<html><head><title>model</title></head></html>\n" * 20, "web page"),
     "page with a mark": (b"\xef\xbb\xbf\n\n  <HTML lang='en'>", "web page"),
+    "page in Chinese": ("<!DOCTYPE html><title>模型".encode("gbk"), "web page"),
     "xml": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"),
     "torch.save": (saved(old=False), "zip archive, as torch.save"),
     "old torch.save": (saved(old=True), "pickle"),
@@ -82,7 +83,14 @@ OTHERS = {
     "tokenizer.bin": (tokenizer_bin(), "tokenizer.bin"),
     "config.json": (b'{\n  "architectures": ["LlamaForCausalLM"]\n}', "JSON"),
     "list": (b'[{"a": 1}]', "JSON"),
-    "text": ("Es war einmal ein Mädchen.\n".encode() * 40, "a text"),
+    "text": (
+        "Es war einmal ein Mädchen.\n".encode() * 40,
+        "a text; it begins: Es war einmal ein Mädchen. Es war einma…",
+    ),
+    "answer": (b"Entry not found", "a text; it begins: Entry not found"),
+    "onnx": (b"\x08\x07\x12\x07pytorch\x1a\x052.1.0:" + bytes(range(200)), "ONNX"),
+    "beside": (b"\0\5\x16\7\0\2\0\0Mac OS X        ", "AppleDouble"),
+    "llamafile": (b"MZqFpD='\n\n\0\x10\0\xf8" + bytes(50), "program"),
     "UTF-16": ("Once upon a time".encode("utf-16"), "UTF-16"),
     "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "PDF"),
     "png": (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -176,7 +184,7 @@ def test_names_that_say_something(name: str, words: str | None, tmp_path: Path) 
 def test_a_folder_and_a_device(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="this is a folder; name the file in it"):
         FileSource(tmp_path)
-    with pytest.raises(OSError, match="only a file can be read"):
+    with pytest.raises(OSError, match="this is a pipe or a device"):
         FileSource("/dev/null")
 
 

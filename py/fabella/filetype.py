@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import re
 
+from fabella.errors import short_text
+
 BEGINNING = 512  # bytes that are looked at
 SHORTEST = 8  # of which anything can be told
 
@@ -30,7 +32,9 @@ SIGNATURES = (
     (b"\x89PNG", "a picture (PNG)"),
     (b"\xff\xd8\xff", "a picture (JPEG)"),
     (b"GIF8", "a picture (GIF)"),
-    (b"\x7fELF", "a program (ELF)"),
+    (b"\x7fELF", "a program (for Linux)"),
+    (b"MZ", "a program (for Windows, or a llamafile)"),
+    (b"\0\5\x16\7", "what macOS keeps beside a file (AppleDouble): the file itself is without the ._ in front"),
     (b"\0asm", "a WebAssembly module"),
     (b"SQLite format 3\0", "a SQLite database"),
 )
@@ -66,6 +70,8 @@ def what_is(beginning: bytes, size: int) -> str | None:
         return f"a TensorFlow Lite model: {CONVERT}"
     if beginning[257:262] == b"ustar":
         return f"a tar archive: {UNPACK}"
+    if beginning[:1] == b"\x08" and re.search(b"pytorch|onnx", beginning[:64]):
+        return f"an ONNX model: {CONVERT}"
     if beginning[:1] == b"\n" and b"\n\x05<unk>" in beginning[:32]:
         return "a tokenizer of SentencePiece's (.model), which is no model of language"
     if beginning[12:17] == b"<unk>":
@@ -88,17 +94,16 @@ def _kind_of_text(beginning: bytes) -> str | None:
     """What kind of text this is, if it is one."""
     if beginning[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "a text (UTF-16)"
+    start = beginning.removeprefix(codecs.BOM_UTF8).lstrip()[:100].lower()
+    if re.match(b"<!doctype html|<html|<head|<body|<!--", start):
+        return "a web page (HTML), saved in the file's place: take the link that downloads the file itself"
+    if start.startswith(b"<?xml"):
+        return "an XML text, such as servers answer with when something is wrong"
     try:  # the last character may be cut in two
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(beginning)
     except UnicodeDecodeError:
         return None
     if re.search(r"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]", text):
         return None
-    start = text.lstrip()[:100].lower()
-    if re.match("<!doctype html|<html|<head|<body|<!--", start):
-        return "a web page (HTML), saved in the file's place: take the link that downloads the file itself"
-    if start.startswith("<?xml"):
-        return "an XML text, such as servers answer with when something is wrong"
-    if re.match(r'\{\s*["}]|\[', start):
-        return "a JSON text, such as config.json or tokenizer.json: the model is in another file"
-    return "a text"
+    kind = "a JSON text, such as config.json" if re.match(rb'\{\s*["}]|\[', start) else "a text"
+    return f"{kind}; it begins: {short_text(text, longest=40)}"

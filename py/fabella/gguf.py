@@ -28,7 +28,6 @@ from itertools import pairwise
 from typing import Any, BinaryIO
 
 from fabella.errors import ModelFileError, short_text
-from fabella.filetype import BEGINNING, what_is
 from fabella.modelfile import TENSOR_TYPES, ByteSource, Config, ModelFile, Tensor, check_tensors
 from fabella.tokenizer import CONTROL, NORMAL, SPACE, USER_DEFINED, Tokenizer
 
@@ -83,13 +82,19 @@ LONGEST_STRING = 1 << 20
 LONGEST_HEADER = 64 << 20  # everything before the tensors' data
 LARGEST_ALIGNMENT = 1 << 16
 
-# The longest arrays, of which every item is needed. Of what else metadata holds, numbers and short texts are kept, and
-# longer texts and arrays as long as they take no more memory than this: there may be 64 MiB of them, for nothing.
-VOCABULARY = ("tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
+# The longest arrays, of which every item is needed, and what their items are.
+VOCABULARY = {
+    "tokenizer.ggml.tokens": ("text", (STRING,)),
+    "tokenizer.ggml.scores": ("fractions", (6, 12)),
+    "tokenizer.ggml.token_type": ("whole numbers", (0, 1, 2, 3, 4, 5, 10, 11)),
+}
+# Of what else metadata holds, numbers and short texts are kept, and longer texts and arrays as long as they take no
+# more memory than this: there may be 64 MiB of them, for nothing.
 SHORT_TEXT = 256  # bytes
 ROOM_FOR_MORE = 1 << 20  # bytes, counted as an item of an array takes them:
 NUMBER_TAKES = 40
 TEXT_TAKES = 64  # besides its characters
+SHOWN = ("general.name", "general.license")  # to people: these are text, or left out
 
 WINDOW = 1 << 17  # bytes read at a time: each read may cross from Python into the engine's memory
 
@@ -237,6 +242,8 @@ class _Reader:
         if kind == ARRAY:
             raise ModelFileError(key, "arrays of arrays are not supported")
         needed = key in VOCABULARY
+        if needed and kind not in VOCABULARY[key][1]:
+            raise ModelFileError(key, f"must be an array of {VOCABULARY[key][0]}")
         if kind == STRING:
             count = self.count(key, MOST_ITEMS, 8)
             return self._texts(count, key) if needed else self._few_texts(count, key)
@@ -311,6 +318,8 @@ class _Reader:
 
 def _read_header(reader: _Reader) -> tuple[int, int]:
     if reader.remaining < len(MAGIC) or reader.take(len(MAGIC), "format") != MAGIC:
+        from fabella.filetype import BEGINNING, what_is  # a page that has a model need not wait for it
+
         beginning = reader.source.read(0, min(BEGINNING, reader.source.size))
         other = what_is(beginning, reader.source.size)
         starts = f"a GGUF file starts with {MAGIC!r}, this one with {beginning[:4]!r}"
@@ -329,17 +338,17 @@ def _read_header(reader: _Reader) -> tuple[int, int]:
 
 def _read_metadata(reader: _Reader, count: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
-    seen: set[str] = set()
+    left_out: set[str] = set()
     for number in range(count):
         key = reader.string(f"key of pair {number}", LONGEST_KEY)
         if not key:
             raise ModelFileError(f"key of pair {number}", "is empty")
-        if key in seen:
+        if key in metadata or key in left_out:
             raise ModelFileError(key, "this key is in the file twice")
-        seen.add(key)
         value = reader.value(key)
-        # What is shown to people must be text.
-        if value is not None and (isinstance(value, str) or key not in ("general.name", "general.license")):
+        if value is None or (key in SHOWN and not isinstance(value, str)):
+            left_out.add(key)
+        else:
             metadata[key] = value
     return metadata
 

@@ -187,7 +187,7 @@ class FileSource:
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, "this is a folder; name the file in it", os.fspath(path))
         if not stat.S_ISREG(mode):  # a pipe would not even open before somebody writes
-            raise OSError(errno.ESPIPE, "only a file can be read here and there, as a model is", os.fspath(path))
+            raise OSError(errno.ESPIPE, "this is a pipe or a device; save the model as a file", os.fspath(path))
         self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - stays open until close()
         self.size = self._file.seek(0, os.SEEK_END)
 

@@ -45,7 +45,8 @@ class Tokenizer:
     Parameters
     ----------
     pieces, scores, types
-        One of each per token; the id is the index. `types` are NORMAL … BYTE.
+        One of each per token; the id is the index. `types` are NORMAL … BYTE. A user-defined piece may hold spaces as
+        such.
     bos_id, eos_id, unknown_id
         Begin of text, end of text, and what an inexpressible character becomes.
     stop_ids
