@@ -207,7 +207,7 @@ def test_files_that_are_no_models_are_errors_in_words(tmp_path: Path, model: Pat
     assert "nowhere.gguf: No such file" in error(tmp_path / "nowhere.gguf")
     assert "this is a folder" in error(tmp_path)
     (tmp_path / "text").write_text("Once upon a time")
-    assert "text: format: this is not a GGUF model but a text" in error(tmp_path / "text")
+    assert "text: magic: this is not a GGUF model but a text" in error(tmp_path / "text")
     (tmp_path / "half.gguf").write_bytes(model.read_bytes()[:-100])
     assert "100 bytes too short" in error(tmp_path / "half.gguf")
     (tmp_path / "model.bin").write_bytes(model_bin())

@@ -108,12 +108,12 @@ def test_each_reader_says_what_else_a_file_is(kind: str, tmp_path: Path) -> None
     assert not is_llama2c(BytesSource(data))
     with pytest.raises(ModelFileError, match=re.escape(words)) as caught:
         read_gguf(BytesSource(data))
-    assert caught.value.field == "format"
+    assert caught.value.field == "magic"
     path = tmp_path / "model.gguf"
     path.write_bytes(data)
     with pytest.raises(FabellaError) as refused, open_model(path):
         pass
-    assert str(refused.value).startswith(f"{path}: format: this is not a GGUF model but")
+    assert str(refused.value).startswith(f"{path}: magic: this is not a GGUF model but")
     assert "-z" not in str(refused.value)
 
 

@@ -402,10 +402,10 @@ def test_raw_is_the_writers_file() -> None:
 @pytest.mark.parametrize(
     ("field", "message", "data"),
     [
-        ("format", "of 0 bytes: the download may be incomplete", b""),
-        ("format", "of 3 bytes: the download may be incomplete", b"GGU"),
-        ("format", "starts with b'GGUF', this one with b'GGUf'", b"GGUf" + gguf()[4:]),
-        ("format", "not a GGUF model but a file of ggml's", b"ggml" + gguf()[4:]),
+        ("magic", "of 0 bytes: the download may be incomplete", b""),
+        ("magic", "of 3 bytes: the download may be incomplete", b"GGU"),
+        ("magic", "starts with b'GGUF', this one with b'GGUf'", b"GGUf" + gguf()[4:]),
+        ("magic", "not a GGUF model but a file of ggml's", b"ggml" + gguf()[4:]),
         ("version", "version 1 is not", raw(version=1)),
         ("version", "version 4 is not", raw(version=4)),
         ("version", "version 0 is not", raw(version=0)),

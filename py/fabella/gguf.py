@@ -317,13 +317,13 @@ class _Reader:
 
 
 def _read_header(reader: _Reader) -> tuple[int, int]:
-    if reader.remaining < len(MAGIC) or reader.take(len(MAGIC), "format") != MAGIC:
+    if reader.remaining < len(MAGIC) or reader.take(len(MAGIC), "magic") != MAGIC:
         from fabella.filetype import BEGINNING, what_is  # a page that has a model need not wait for it
 
         beginning = reader.source.read(0, min(BEGINNING, reader.source.size))
         other = what_is(beginning, reader.source.size)
         starts = f"a GGUF file starts with {MAGIC!r}, this one with {beginning[:4]!r}"
-        raise ModelFileError("format", f"this is not a GGUF model but {other}" if other else starts)
+        raise ModelFileError("magic", f"this is not a GGUF model but {other}" if other else starts)
     version = reader.u32("version")
     if int.from_bytes(version.to_bytes(4, "big"), "little") in (1, 2, 3):
         raise ModelFileError("version", "this file is in big-endian byte order; only little-endian GGUF is read")
