@@ -427,24 +427,19 @@ def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
     """Check a model file and return it as GGUF; llama2.c's .bin and tokenizer become one GGUF file in `folder`."""
     sys.path.insert(0, str(ROOT / "py"))
     from fabella.errors import FabellaError
-    from fabella.gguf import read_gguf
     from fabella.llama2c import convert_llama2c
-    from fabella.modelfile import FileSource
+    from fabella.models import open_model
 
     try:
-        with FileSource(model) as source:
-            is_gguf = source.read(0, 4) == b"GGUF"
-            if is_gguf and tokenizer:
-                raise BuildError(f"{model}: a GGUF file has its own tokenizer; leave --tokenizer out")
-            if is_gguf or not tokenizer:
-                read_gguf(source)
-                return model
+        with open_model(model, tokenizer, "--tokenizer"):
+            pass
+        if tokenizer is None:  # then it is GGUF
+            return model
         converted = folder / f"{model.stem}.gguf"
         convert_llama2c(model, tokenizer, converted)
         return converted
     except FabellaError as error:
-        hint = "; a llama2.c model needs --tokenizer as well" if model.suffix == ".bin" and not tokenizer else ""
-        raise BuildError(f"{model}: {error}{hint}") from error
+        raise BuildError(str(error)) from error
     except OSError as error:
         raise BuildError(f"{error.filename}: {error.strerror}") from error
 

@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fabella.modelfile import Config
+from fabella.gguf import describe, write_gguf
+from fabella.modelfile import Config, expected_shapes
 
-from .random_models import write_random_model
+from .random_models import tokenizer, write_random_model
+from .test_llama2c import model_bin
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Config(dim=64, hidden_dim=160, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=400, seq_len=80)
 
 
-def fabella(*arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs the command line as a user does."""
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "py")}
+
+
+def fabella(
+    *arguments: str | Path, status: int = 0, piped: bytes = b"", module: str = "fabella"
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command line as a user does, with something on its standard input."""
     done = subprocess.run(
-        [sys.executable, "-m", "fabella", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": str(ROOT / "py")},
-        timeout=120,
+        [sys.executable, "-m", module, *map(str, arguments)], input=piped, capture_output=True, env=ENVIRONMENT
     )
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    result = subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +94,9 @@ def test_length_counts_the_prompt_and_zero_means_the_whole_context(model: Path) 
         (["-n", "-1"], "-n -1"),
         (["-i", "word " * 100], "tokens long, but the model's context is 80"),
         (["-i", "word " * 10, "-n", "8"], "the length asked for is 8"),
+        (["-i", "x" * 100_000], "at least 20000 tokens long, but the model's context is 80"),
+        (["-t", "1e400"], "temperature"),
+        (["-s", str(1 << 64)], "seed"),
     ],
 )
 def test_bad_arguments_are_errors_in_words(model: Path, arguments: list[str], message: str) -> None:
@@ -95,15 +105,92 @@ def test_bad_arguments_are_errors_in_words(model: Path, arguments: list[str], me
     assert done.stdout == ""
 
 
-def test_a_reader_that_has_had_enough_is_no_error(model: Path) -> None:
-    command = [sys.executable, "-m", "fabella", str(model), "-n", "0", "-s", "5", "-p", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "py")}
-    story = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    assert story.stdout
+@pytest.mark.parametrize("arguments", [["-t", "warm"], ["-n", "1.5"], ["-k", ""], ["-s", "0x7"], ["-x"], []])
+def test_what_is_no_argument_shows_the_usage(model: Path, arguments: list[str]) -> None:
+    """The last one lacks the model."""
+    done = fabella(*([str(model), *arguments] if arguments else []), status=2)
+    assert "usage: fabella" in done.stderr
+    assert done.stdout == ""
+
+
+def test_no_argument_is_too_large(model: Path) -> None:
+    assert fabella(model, "-t", "0", "-n", "1" + "0" * 30, "-k", "1" + "0" * 30).stdout
+
+
+def test_a_random_seed_can_be_carried_to_the_page(model: Path) -> None:
+    """Its field takes 18 digits."""
+    seed = re.search(r"seed (\d+)", fabella(model, "-n", "3").stderr)
+    assert seed
+    assert len(seed[1]) <= 18
+
+
+def test_a_prompt_that_is_piped_in(model: Path) -> None:
+    greedy = ("-t", "0", "-n", "40")
+    expected = fabella(model, *greedy, "-i", "Grüße, 🦊").stdout
+    for piped in ("Grüße, 🦊", "Grüße, 🦊\n", "Grüße, 🦊\r\n", "\ufeffGrüße, 🦊"):
+        assert fabella(model, *greedy, piped=piped.encode()).stdout == expected
+    assert fabella(model, *greedy, piped=b"two\nlines\n\n").stdout.startswith("two\nlines\n")
+    assert fabella(model, *greedy).stdout == fabella(model, *greedy, piped=b"\n").stdout
+    assert "is not UTF-8 text" in fabella(model, piped="Grüße".encode("latin-1"), status=1).stderr
+    assert "longer than 16777216 bytes" in fabella(model, piped=b"a" * (1 << 24) + b"b", status=1).stderr
+    assert "at least 3355443 tokens" in fabella(model, piped=b"a" * ((1 << 24) - 1), status=1).stderr
+
+
+def test_standard_input_is_left_alone_where_there_is_a_prompt(model: Path) -> None:
+    """Even an empty one; whoever holds a pipe open need not write to it."""
+    reading, writing = os.pipe()
+    try:
+        for prompt in ("", "Hello"):
+            command = [sys.executable, "-m", "fabella", str(model), "-n", "10", "-i", prompt]
+            done = subprocess.run(command, stdin=reading, capture_output=True, env=ENVIRONMENT, check=True)
+            assert done.stdout.decode().startswith(prompt)
+    finally:
+        os.close(writing)
+        os.close(reading)
+
+
+def test_a_prompt_that_is_long_in_coming_is_waited_for(model: Path) -> None:
+    """And it is said that it is."""
+    command = [sys.executable, "-m", "fabella", str(model), "-t", "0", "-n", "40"]
+    pipe = subprocess.PIPE
+    story = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT)
+    assert story.stdin
     assert story.stderr
-    story.stdout.close()
-    assert story.stderr.read() == b""
-    story.wait(timeout=60)
+    assert story.stderr.readline() == b"fabella: waiting for the prompt on standard input; -i gives it at once\n"
+    out, _ = story.communicate(b"Hello\n")
+    assert (story.returncode, out.startswith(b"Hello")) == (0, True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there, arguments are text")
+def test_arguments_that_are_no_text(model: Path) -> None:
+    command: list[str | bytes] = [sys.executable, "-m", "fabella", str(model), "-t", "0", "-n", "40", "-i", b"a\xffb"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=ENVIRONMENT, check=True)
+    assert done.stdout.decode().startswith("a\ufffdb")
+    odd = os.fsencode(model.parent) + b"/\xff\n .gguf"
+    command = [sys.executable, "-m", "fabella", odd, "-n", "4"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=ENVIRONMENT)
+    assert (done.returncode, b"No such file" in done.stderr) == (1, True)
+    Path(os.fsdecode(odd)).write_bytes(model.read_bytes())
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_has_had_enough_is_no_error(model: Path) -> None:
+    command = [sys.executable, "-m", "fabella", str(model), "-n", "0", "-s", "5", "-p", "1", "-i", ""]
+    reading, writing = os.pipe()
+    os.close(reading)
+    story = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    os.close(writing)
+    assert story.communicate()[1] == b""
+    assert story.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_an_error_in_words(model: Path) -> None:
+    command = [sys.executable, "-m", "fabella", str(model), "-n", "10", "-i", ""]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (1, b"fabella: No space left on device\n")
 
 
 def test_a_terminal_of_another_encoding_gets_the_story_all_the_same(
@@ -114,11 +201,38 @@ def test_a_terminal_of_another_encoding_gets_the_story_all_the_same(
 
 
 def test_files_that_are_no_models_are_errors_in_words(tmp_path: Path, model: Path) -> None:
-    assert "nowhere.gguf" in fabella(tmp_path / "nowhere.gguf", status=1).stderr
+    def error(path: Path, *more: str | Path) -> str:
+        return fabella(path, *more, status=1).stderr
+
+    assert "nowhere.gguf: No such file" in error(tmp_path / "nowhere.gguf")
+    assert "this is a folder" in error(tmp_path)
     (tmp_path / "text").write_text("Once upon a time")
-    assert "-z" in fabella(tmp_path / "text", status=1).stderr
+    assert "text: magic: this is not a GGUF model but a text" in error(tmp_path / "text")
     (tmp_path / "half.gguf").write_bytes(model.read_bytes()[:-100])
-    assert "100 bytes too short" in fabella(tmp_path / "half.gguf", status=1).stderr
+    assert "100 bytes too short" in error(tmp_path / "half.gguf")
+    (tmp_path / "model.bin").write_bytes(model_bin())
+    assert "a llama2.c model needs -z" in error(tmp_path / "model.bin")
+    assert "leave -z out" in error(model, "-z", tmp_path / "text")
+    assert "tokenizer: this is not a tokenizer.bin but a text" in error(tmp_path / "model.bin", "-z", tmp_path / "text")
+
+
+def test_a_check_of_what_the_page_will_take(tmp_path: Path, model: Path) -> None:
+    """Nothing is said of a model that can be run; of another one, in one line, why not."""
+    done = fabella(model, module="fabella.check")
+    assert (done.stdout, done.stderr) == ("", "")
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(model.read_bytes()[:-4] + struct.pack("<f", math.nan))
+    done = fabella(broken, module="fabella.check", status=1)
+    words = f"fabella.check: {broken}: output_norm.weight: holds a value that is not a finite number\n"
+    assert (done.stdout, done.stderr) == ("", words)
+    broken.write_bytes(model.read_bytes()[:-4])
+    assert "incomplete" in fabella(broken, module="fabella.check", status=1).stderr
+    config = replace(CONFIG, n_layers=1)
+    weights = {name: np.ones(shape, np.float32) for name, shape in expected_shapes(config, True).items()}
+    weights["output_norm.weight"] *= np.float32(3e38)
+    tensors = [(name, "F32", weight.shape, weight.tobytes()) for name, weight in weights.items()]
+    write_gguf(broken, describe(config, tokenizer(config.vocab_size), {}), tensors)
+    assert "weights are broken" in fabella(broken, module="fabella.check", status=1).stderr
 
 
 # --- llama2.c's own checkpoint: the same stories as its `run` tells ------------------------------------------------

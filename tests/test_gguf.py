@@ -41,6 +41,8 @@ METADATA: dict[str, Any] = {
     "tokenizer.ggml.eos_token_id": 2,
 }
 
+T = "tokenizer.ggml."
+
 Tensors = list[tuple[str, str, tuple[int, ...], bytes]]
 BYTES_OF_32 = {"F32": 128, "F16": 64, "BF16": 64, "Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
 
@@ -181,6 +183,95 @@ def test_what_says_nothing_new_is_accepted() -> None:
     assert tokenizer.encode("a") == [4]
 
 
+def test_numbers_of_any_width_and_one_for_each_layer() -> None:
+    model = read(
+        gguf(
+            {
+                "llama.embedding_length": Typed("u64", 32),
+                "llama.block_count": Typed("u8", 2),
+                "llama.context_length": Typed("i16", 16),
+                "llama.feed_forward_length": [64, 64],
+                "llama.attention.head_count": Typed("u32", [4, 4]),
+                "llama.attention.head_count_kv": Typed("u64", [2, 2]),
+                "llama.rope.freq_base": Typed("f64", 500.0),
+                T + "eos_token_id": Typed("i64", 2),
+            }
+        )
+    )
+    assert model.config == Config(**(vars(CONFIG) | {"rope_base": 500.0, "norm_eps": 0.125}))
+
+
+def test_what_a_converter_may_leave_out_of_the_vocabulary() -> None:
+    """As llama.cpp takes it then: no scores are equal scores, and no types are normal pieces."""
+    tokenizer = read(gguf({T + "scores": None, T + "token_type": None})).tokenizer
+    assert (tokenizer.scores, tokenizer.types) == ([0.0] * 7, [1] * 7)
+    assert tokenizer.encode("a") == [1, 5]
+
+
+def test_padding_of_a_vocabulary() -> None:
+    """Unused pieces may be there twice, pieces may be empty; a normal piece stays what it is beside an unused one."""
+    tokens = [*WORDS[:4], "a", "a", "a", "b", "b", "[PAD]", "[PAD]", "", "", ""]
+    types = [2, 3, 3, 1, 5, 1, 5, 4, 1, 5, 5, 1, 4, 3]
+    config = Config(**(vars(CONFIG) | {"vocab_size": len(tokens)}))
+    changes = {T + "tokens": tokens, T + "scores": [0.0] * len(tokens), T + "token_type": types}
+    tokenizer = read(gguf(changes, all_tensors(config=config))).tokenizer
+    assert tokenizer.encode("ab", bos=False) == [3, 5, 7]
+    assert tokenizer.decode([3, 5, 7, 11, 12, 13]) == "ab"
+
+
+def test_spaces_in_user_defined_pieces_are_written_as_such() -> None:
+    tokens = [*WORDS[:4], "a", "  ", "a b"]
+    tokenizer = read(gguf({T + "tokens": tokens, T + "token_type": [2, 3, 3, 1, 1, 4, 4]})).tokenizer
+    assert tokenizer.encode("  a ba", bos=False) == [5, 3, 6, 4]
+    assert tokenizer.decode([3, 6, 5, 4]) == "a b  a"
+
+
+@pytest.mark.parametrize(
+    ("changes", "stops"),
+    [
+        ({T + "eot_token_id": 4}, {1, 2, 4}),
+        ({T + "eom_token_id": Typed("i64", 5), T + "eot_token_id": Typed("u8", 4)}, {1, 2, 4, 5}),
+        ({T + "eot_token_id": (1 << 32) - 1, T + "eom_token_id": -1}, {1, 2}),
+        ({T + "tokens": [*WORDS[:4], "<|im_end|>", "<|eot_id|>", "<end_of_turn>"]}, {1, 2, 4, 5}),
+        ({T + "tokens": [*WORDS[:4], "<|im_start|>", "<|endoftext|> ", "</s>"]}, {1, 2}),
+    ],
+)
+def test_other_ends_than_eos(changes: dict[str, Any], stops: set[int]) -> None:
+    """By their ids, or by their texts if the token is a control token (4) or a user-defined one (5)."""
+    assert read(gguf({T + "token_type": [2, 3, 3, 1, 3, 4, 1]} | changes)).tokenizer.stop_ids == stops
+
+
+@pytest.mark.parametrize("key", ["general.name", "general.license"])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, ""),
+        ("", ""),
+        (Typed("f32", math.nan), ""),
+        (7, ""),
+        (["a", "b"], ""),
+        ("N" * (1 << 20), ""),
+        ("x" * 101, "x" * 99 + "…"),
+        ("y " * 200, ("y " * 50)[:99].rstrip() + "…"),
+        ("  a\n\tb\r\n", "a b"),
+        ("a\0b\x1b[31mc\x7f", "ab[31mc"),
+        ("left\u202eright\u2066\u200b", "leftright"),
+        ("\u2028 Füchsin 狐 🦊", "Füchsin 狐 🦊"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_short_text(key: str, value: Any, shown: str) -> None:
+    model = read(gguf({key: value}))
+    assert (model.name if key == "general.name" else model.license) == shown
+    assert isinstance(model.metadata.get(key, ""), str)
+
+
+def test_what_a_file_holds_is_short_in_messages_too() -> None:
+    error = refused(gguf({"a\x1b[2J" + "b" * 1000: Typed("i16", [1]), "general.architecture": "c\n" * 1000}))
+    assert str(error).isprintable()
+    assert len(str(error)) < 200
+    assert len(str(refused(raw(pairs=pair("k\x1b" * 5000, 13, b"\0"), n_more_pairs=1)))) < 200
+
+
 def test_other_alignment_and_padding() -> None:
     """Data aligned to 128 bytes, and with or without padding behind the last tensor."""
     data = raw(alignment=128)
@@ -311,8 +402,10 @@ def test_raw_is_the_writers_file() -> None:
 @pytest.mark.parametrize(
     ("field", "message", "data"),
     [
-        ("magic", "ends 4 bytes too early", b""),
-        ("magic", "starts with", b"ggml" + gguf()[4:]),
+        ("magic", "of 0 bytes: the download may be incomplete", b""),
+        ("magic", "of 3 bytes: the download may be incomplete", b"GGU"),
+        ("magic", "starts with b'GGUF', this one with b'GGUf'", b"GGUf" + gguf()[4:]),
+        ("magic", "not a GGUF model but a file of ggml's", b"ggml" + gguf()[4:]),
         ("version", "version 1 is not", raw(version=1)),
         ("version", "version 4 is not", raw(version=4)),
         ("version", "version 0 is not", raw(version=0)),
@@ -352,6 +445,45 @@ def broken(tensor: str, /, **values: Any) -> bytes:
             info.update(values)
 
     return raw(change=change)
+
+
+def test_bytes_that_belong_to_nothing() -> None:
+    """Between tensors, in front of the first, behind the last; but for the padding of each to the alignment."""
+    data = gguf()
+    padded = data + bytes(-len(data) % ALIGNMENT)
+    assert read(padded).tensors == read(data).tensors
+    for extra in (b"\0", bytes(1000), b"GGUF"):
+        error = refused(padded + extra)
+        assert (error.field, f"{len(extra)} bytes at the end" in str(error)) == ("size", True)
+
+    def moved(first: int) -> Callable[[dict[str, Any]], None]:
+        numbers = iter(range(100))
+
+        def change(info: dict[str, Any]) -> None:
+            if next(numbers) >= first:
+                info["offset"] += 64
+
+        return change
+
+    assert refused(raw(change=moved(0)) + bytes(64)).field == "token_embd.weight"
+    error = refused(raw(change=moved(3)) + bytes(64))
+    assert (error.field, "64 bytes in front of it" in str(error)) == ("blk.0.attn_k.weight", True)
+
+
+def test_a_tensor_that_the_header_does_not_count() -> None:
+    """Without its last tensor, the classifier, the file would be another model's: a tied one's."""
+    tensors = all_tensors(tied=False)
+    assert tensors[-1][0] == "output.weight"
+    data = gguf(tensors=tensors)
+    assert refused(data[:8] + struct.pack("<Q", len(tensors) - 1) + data[16:]).field == "size"
+
+
+def test_a_part_of_a_split_file_is_named_first() -> None:
+    """The later parts hold nothing but this and tensors."""
+    file = io.BytesIO()
+    write_gguf(file, {"split.no": Typed("u16", 1), "split.count": Typed("u16", 2)}, all_tensors()[10:])
+    assert "part 2 of 2 of a split file" in str(refused(file.getvalue()))
+    read(gguf({"split.no": Typed("u16", 0), "split.count": Typed("u16", 1)}))
 
 
 @pytest.mark.parametrize(
@@ -401,7 +533,6 @@ def test_wrong_tensors(field: str, message: str, data: bytes) -> None:
 
 
 BYTE_PIECE = ["<unk>", "<s>", "</s>", "▁", "a", "▁a", "<0x0>"]
-T = "tokenizer.ggml."
 
 
 @pytest.mark.parametrize(
@@ -424,7 +555,12 @@ T = "tokenizer.ggml."
         ("llama.attention.head_count", "from 1", {"llama.attention.head_count": 0}),
         ("llama.attention.head_count", "divide", {"llama.attention.head_count": 5}),
         ("llama.attention.head_count", "even", {"llama.attention.head_count": 32}),
-        ("llama.attention.head_count", "kind int", {"llama.attention.head_count": [4, 4]}),
+        ("llama.attention.head_count", "same in all layers", {"llama.attention.head_count": [4, 2]}),
+        ("llama.attention.head_count", "same in all layers", {"llama.attention.head_count": [4.0, 4.0]}),
+        ("llama.attention.head_count", "kind int", {"llama.attention.head_count": [4, 4, 4]}),
+        ("llama.attention.head_count", "kind int", {"llama.attention.head_count": True}),
+        ("llama.attention.head_count_kv", "same in all layers", {"llama.attention.head_count_kv": [2, 1]}),
+        ("llama.feed_forward_length", "same in all layers", {"llama.feed_forward_length": [64, 32]}),
         ("llama.attention.head_count_kv", "divide", {"llama.attention.head_count_kv": 3}),
         ("llama.attention.head_count_kv", "from 1", {"llama.attention.head_count_kv": 0}),
         ("llama.block_count", "from 1", {"llama.block_count": 1 << 31}),
@@ -446,19 +582,27 @@ T = "tokenizer.ggml."
         (T + "tokens", "missing", {T + "tokens": None}),
         (T + "tokens", "kind list", {T + "tokens": "abc"}),
         (T + "tokens", "from 1", {T + "tokens": Typed("string", [])}),
-        (T + "tokens", "not text", {T + "tokens": list(range(7))}),
+        (T + "tokens", "array of text", {T + "tokens": list(range(7))}),
+        (T + "scores", "array of fractions", {T + "scores": [1] * 7}),
+        (T + "scores", "array of fractions", {T + "scores": ["1"] * 7}),
+        (T + "token_type", "array of whole numbers", {T + "token_type": [1.0] * 7}),
+        (T + "token_type", "array of whole numbers", {T + "token_type": [True] * 7}),
         (T + "tokens", "both '▁'", {T + "tokens": [*WORDS[:6], "▁"]}),
         (T + "tokens", "byte token", {T + "tokens": BYTE_PIECE, T + "token_type": [2, 3, 3, 1, 1, 1, 6]}),
         (T + "scores", "there are 8", {T + "scores": [0.0] * 8}),
-        (T + "scores", "missing", {T + "scores": None}),
         (T + "scores", "finite", {T + "scores": [math.nan] * 7}),
         (T + "token_type", "there are 1", {T + "token_type": [1]}),
-        (T + "token_type", "missing", {T + "token_type": None}),
+        (T + "scores", "there are 6", {T + "token_type": [1, 1, 1, 1, 4, 4], T + "scores": [0.0] * 6}),
         (T + "token_type", "type 9", {T + "token_type": [9] * 7}),
         (T + "bos_token_id", "0 to 6", {T + "bos_token_id": 7}),
         (T + "eos_token_id", "0 to 6", {T + "eos_token_id": (1 << 32) - 1}),
         (T + "unknown_token_id", "0 to 6", {T + "unknown_token_id": 7}),
+        (T + "unknown_token_id", "0 to 6", {T + "unknown_token_id": -1}),
+        *((T + f"{end}_token_id", "0 to 6", {T + f"{end}_token_id": 7}) for end in ("eot", "eom")),
+        *((T + f"{end}_token_id", "kind int", {T + f"{end}_token_id": "</s>"}) for end in ("eos", "eot", "eom")),
         (T + "add_bos_token", "kind bool", {T + "add_bos_token": 1}),
+        ("split.count", "part 1 of 3 of a split file", {"split.count": Typed("u16", 3), "split.no": Typed("u16", 0)}),
+        ("split.count", "kind int", {"split.count": "3"}),
     ],
 )
 def test_wrong_metadata(field: str, message: str, changes: dict[str, Any]) -> None:
@@ -564,6 +708,16 @@ def test_garbage(garbage: bytes, start: bytes) -> None:
 LARGE = bytes(4 << 20)
 
 
+def peak_of(read_it: Callable[[], object]) -> int:
+    """The most memory, in bytes, that something takes while it runs."""
+    tracemalloc.start()
+    try:
+        read_it()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     "pairs",
     [
@@ -578,19 +732,64 @@ LARGE = bytes(4 << 20)
     ],
 )
 @pytest.mark.parametrize("more", [b"", LARGE])
-def test_memory_is_bounded_by_the_file(pairs: bytes, more: bytes) -> None:
-    """A small file cannot ask for much, a large one not for a large multiple of itself.
-
-    The worst is an array of bytes, of which each becomes a reference of 8 bytes, once in a tuple and once in a list.
-    """
+def test_a_small_file_cannot_ask_for_much_memory(pairs: bytes, more: bytes) -> None:
     data = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + pairs + more
-    tracemalloc.start()
-    try:
-        refused(data)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 18 * len(data) + 100_000
+    assert peak_of(lambda: refused(data)) < len(data) + 200_000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Typed("u8", [7] * (1 << 20)),
+        Typed("i16", [1000] * (1 << 20)),
+        Typed("f64", [0.5] * (1 << 18)),
+        ["ab"] * (1 << 18),
+        ["a" * 1000] * 2000,
+        ["", *["é🦊"] * 20_000],
+        "x" * (1 << 20),
+        "🦊" * (1 << 18),
+    ],
+    ids=["bytes", "numbers", "fractions", "short texts", "longer texts", "few texts", "a text", "a wide text"],
+)
+def test_what_nobody_reads_takes_no_memory(value: Any) -> None:
+    """The array or text is not in `metadata` then, while what comes behind it is."""
+    data = gguf({"a": value, "b": value, "c": [1, 2, 3], "general.license": "MIT"})
+    assert peak_of(lambda: read(data)) < 1.3 * len(data)
+    model = read(data)
+    assert model.metadata.keys() == METADATA.keys() | {"c", "general.license"}
+    assert (model.metadata["c"], model.license) == ([1, 2, 3], "MIT")
+
+
+def test_there_is_room_for_a_little_that_nobody_reads() -> None:
+    """Only what fits is kept; it makes no difference how many arrays it is."""
+    extra: dict[str, Any] = {"template": "x" * 10_000, "list": ["tales", "more tales"]}
+    model = read(gguf(extra | {f"x.{number}": Typed("i16", [1000] * 1000) for number in range(300)}))
+    kept = sum(key.startswith("x.") for key in model.metadata)
+    assert 20 < kept < 30
+    assert {key: model.metadata[key] for key in extra} == extra
+
+
+@pytest.mark.parametrize("type", [1, 3, 4, 5])
+def test_a_large_vocabulary_takes_a_small_multiple_of_its_file(type: int) -> None:
+    """Whatever the type of its tokens."""
+    count = 20_000
+    config = Config(**(vars(CONFIG) | {"vocab_size": count, "dim": 2, "n_heads": 1, "n_kv_heads": 1}))
+    changes: dict[str, Any] = {
+        "llama.embedding_length": 2,
+        "llama.attention.head_count": 1,
+        "llama.attention.head_count_kv": 1,
+        T + "tokens": [f"{number:06d}"[::-1] for number in range(count)],
+        T + "scores": [-float(number) for number in range(count)],
+        T + "token_type": [type] * count,
+    }
+    tensors = [
+        (name, "F32", shape, bytes(4 * math.prod(shape))) for name, shape in expected_shapes(config, True).items()
+    ]
+    data = gguf(changes, tensors)
+    assert peak_of(lambda: read(data)) < 9 * len(data)
+    tokenizer = read(data).tokenizer
+    text = "000001 " * 1000
+    assert peak_of(lambda: tokenizer.encode(text)) < 1000 * len(text)
 
 
 def test_header_has_a_limit() -> None:

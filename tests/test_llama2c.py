@@ -390,6 +390,8 @@ def test_a_damaged_weight_names_its_tensor(group: int, at: int, data: bytes, mes
         ("size", "asks for", model_bin(hidden_dim=13)),
         ("size", "asks for", model_bin(n_layers=1000, seq_len=1 << 20)),
         ("dim", "from 1", b"GGUF" + bytes(100)),
+        ("format", "not a llama2.c model but a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\n"),
+        ("format", "llama2.c's tokenizer.bin, which goes with a model", tokenizer_bin()),
     ],
 )
 def test_wrong_model(field: str, message: str, data: bytes) -> None:
@@ -408,9 +410,12 @@ def with_token(id: int, score: float = 0.0, length: int | None = None, piece: by
 @pytest.mark.parametrize(
     ("field", "message", "data"),
     [
-        ("tokenizer", "exactly the 7 tokens", b""),
+        ("tokenizer", "not a tokenizer.bin but a file of 0 bytes", b""),
         ("tokenizer", "exactly the 7 tokens", tokenizer_bin([b"a"] * 6)),
-        ("tokenizer", "exactly the 7 tokens", bytes(1 << 20)),
+        ("tokenizer", "exactly the 7 tokens", tokenizer_bin() + bytes(1 << 20)),
+        ("tokenizer", "but a file that begins with zeros", bytes(1 << 20)),
+        ("tokenizer", "but a tokenizer of SentencePiece's", b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\2"),
+        ("tokenizer", "but a JSON text", b'{"version": "1.0", "truncation": null}'),
         ("tokenizer", "1 bytes are left", tokenizer_bin() + b"\0"),
         ("tokenizer", "9 bytes are left", tokenizer_bin([*(piece.encode() for piece in PIECES), b"c"])),
         ("tokenizer max_token_length", "is 0", tokenizer_bin(longest=0)),
@@ -424,7 +429,6 @@ def with_token(id: int, score: float = 0.0, length: int | None = None, piece: by
         ("tokenizer token 5", "UTF-8", with_token(5, piece=b"\xe2\x96")),
         ("tokenizer scores", "finite", with_token(5, score=math.nan)),
         ("tokenizer scores", "finite", with_token(5, score=math.inf)),
-        ("tokenizer pieces", "empty", with_token(5, piece=b"")),
         ("tokenizer pieces", "both", with_token(5, piece=b" ")),
         ("tokenizer pieces", "both", with_token(5, piece=b"<0x41>")),
     ],

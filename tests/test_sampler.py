@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fabella.errors import EngineError, FabellaError, SettingsError
-from fabella.sampler import SHORTLIST, Sampler, Settings, Xorshift, draw
+from fabella.sampler import SHORTLIST, Sampler, Settings, Xorshift, draw, random_seed
 
 NAN, INF = math.nan, math.inf
 
@@ -372,3 +372,11 @@ def test_the_generator_needs_a_seed(seed: int) -> None:
 
 def test_greedy_choice_needs_no_seed() -> None:
     assert Sampler(Settings(temperature=0)).sample(ListLogits([1.0, 3.0, 2.0])) == 1
+
+
+def test_random_seeds() -> None:
+    """Each another, and none has more digits than the page's field takes."""
+    seeds = {random_seed() for _ in range(1000)}
+    assert len(seeds) == 1000
+    assert 1 <= min(seeds) <= max(seeds) < 10**18
+    assert Settings(seed=max(seeds)).seed == max(seeds)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fabella.errors import ModelFileError
 from fabella.llama2c import read_tokenizer
 from fabella.modelfile import BytesSource
-from fabella.tokenizer import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Tokenizer
+from fabella.tokenizer import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Tokenizer, _Pieces
 
 MODELS = Path(__file__).parents[1] / ".." / "shared" / "models"
 
@@ -360,6 +360,76 @@ def test_user_defined_pieces_stay_alone() -> None:
     assert tokenizer.encode("cabc", bos=False) == [259, 260, 259]
 
 
+def split_plainly(pieces: set[str], text: str) -> list[tuple[str, bool]]:
+    """At each place the longest user-defined piece, else one character."""
+    result = []
+    while text:
+        piece = next((text[:end] for end in range(len(text), 0, -1) if text[:end] in pieces), "")
+        result.append((piece or text[0], bool(piece)))
+        text = text[len(piece or text[0]) :]
+    return result
+
+
+@many
+@example(pieces={"a", "aa", "aaaa", "ab", "aab"}, text="aaaab aaab aab ab b")
+@example(pieces={"ab\0", "abc", "a\U0010ffff", "\ud800"}, text="ababcab\0a\U0010ffffa\ud800")
+@given(
+    pieces=st.sets(st.text("ab🐉", min_size=1, max_size=5) | st.text(min_size=1, max_size=3)),
+    text=st.text("ab🐉") | st.text(),
+)
+def test_the_longest_user_defined_piece_is_found_at_each_place(pieces: set[str], text: str) -> None:
+    symbols, whole = _Pieces(pieces).split(text)
+    assert list(zip(symbols, map(bool, whole), strict=True)) == split_plainly(pieces, text)
+
+
+def test_many_user_defined_pieces_are_quick() -> None:
+    """100,000 of them, most of them the beginning of ten others; a search that tries all would take hours."""
+    words = [f"{number:0{width}d}" for width in range(1, 6) for number in range(10**width)][:100_000]
+    tokenizer = small(words, types=[UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [USER_DEFINED] * 100_000)
+    text = "31415926535897932384" * 5000
+    ids = tokenizer.encode(text, bos=False)[3:]
+    assert tokenizer.decode(ids) == text
+    assert len(ids) < 25_000
+
+
+@pytest.mark.parametrize("kind", ["plain", "whole", "unknown", "no_prefix", "unused"])
+@many
+@example(text="a" * 200)
+@example(text="☃" * 200)
+@example(text="\ud83d\udc09" * 20)
+@given(text=texts)
+def test_no_text_has_fewer_tokens_than_is_said_without_encoding(
+    request: pytest.FixtureRequest, kind: str, text: str
+) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(kind).ours
+    assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text, bos=False))
+
+
+def test_the_fewest_tokens_of_a_long_text(plain: Pair, unknown: Pair) -> None:
+    """They grow with it, so that a novel is refused at once."""
+    longest = max(map(len, plain.ours.pieces[259:]))
+    assert plain.ours.fewest_tokens("once upon a time " * 60_000) == -(-17 * 60_000 // longest)
+    assert plain.ours.fewest_tokens("☃" * 1_000_000) == -(-1_000_000 // longest)
+    assert unknown.ours.fewest_tokens("☃" * 1_000_000) == 0  # they are one unknown token
+    assert unknown.ours.fewest_tokens("") == plain.ours.fewest_tokens("") == 0
+
+
+@pytest.mark.parametrize("text", ["\0", "\x7f", " ", "   ", "\n", "\n\n\n", "\ud800", "\udfff\ud800", "\r\n", "\ufeff"])
+def test_odd_prompts_come_back(plain: Pair, text: str) -> None:
+    expected = re.sub("[\ud800-\udfff]", "\ufffd", text)
+    assert plain.ours.decode(plain.ours.encode(text)) == expected
+
+
+def test_empty_pieces_and_unused_ones_that_are_there_twice() -> None:
+    """How converters pad a vocabulary."""
+    pieces = ["a", "", "", "pad", "pad", "pad", "ab", "ab", "b"]
+    types = [NORMAL, NORMAL, USER_DEFINED, UNUSED, UNUSED, UNUSED, NORMAL, USER_DEFINED, NORMAL]
+    tokenizer = small(pieces, types=[UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + types, add_space_prefix=False)
+    space = [3 + byte for byte in SPACE.encode()]
+    assert tokenizer.encode("a ab b", bos=False) == [259, *space, 266, *space, 267]
+    assert tokenizer.decode([259, 260, 261, 267]) == "ab"
+
+
 @pytest.mark.parametrize("piece", ["<s>", "<unk>", "<0x41>"])
 def test_special_pieces_are_no_result_of_text(piece: str) -> None:
     """Even where the vocabulary could merge its way to them."""
@@ -386,7 +456,6 @@ def test_special_pieces_are_no_result_of_text(piece: str) -> None:
         ("bos_id", {"bos_id": -1}),
         ("eos_id", {"eos_id": 1 << 40}),
         ("unknown_id", {"unknown_id": 262}),
-        ("pieces", {"pieces": ["", *BYTES, *"abcde"], "types": [NORMAL] * 262}),
         ("pieces", {"pieces": ["a", *BYTES, *"abcde"], "types": [NORMAL] * 262}),
         ("pieces", {"pieces": ["<unk>", "<s>", "</s>", *BYTES[:-1], "<0x00>", *"abc"]}),
         ("pieces", {"pieces": ["a" * 1025, *BYTES, *"abcde"]}),

@@ -6,21 +6,22 @@ The story goes to standard output, everything else to standard error.
 from __future__ import annotations
 
 import argparse
-import os
+import select
 import sys
 import time
-from io import TextIOWrapper
+from contextlib import suppress
 from pathlib import Path
 
 from fabella import __version__
+from fabella.console import run_command
 from fabella.engine import Engine
 from fabella.errors import FabellaError
 from fabella.generate import generate
-from fabella.gguf import read_gguf
 from fabella.hosts import WasmtimeHost
-from fabella.llama2c import read_llama2c
-from fabella.modelfile import FileSource, ModelFile
-from fabella.sampler import Settings
+from fabella.models import open_model
+from fabella.sampler import Settings, random_seed
+
+LONGEST_PROMPT = 1 << 24  # bytes of standard input: more is no prompt, and it may have no end
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
         description="Tell a story with a small language model. The engine is the very WebAssembly module of the page.",
     )
     p.add_argument("model", type=Path, help="model file: .gguf, or llama2.c's .bin together with -z")
-    p.add_argument("-i", dest="prompt", metavar="PROMPT", default="", help="how the story begins")
+    p.add_argument(
+        "-i", dest="prompt", metavar="PROMPT", help="how the story begins (default: what is piped in, if anything is)"
+    )
     p.add_argument("-t", dest="temperature", type=float, default=1.0, help="temperature, 0 = greedy (default 1.0)")
     p.add_argument("-p", dest="top_p", type=float, default=0.9, help="top-p, 1 = off (default 0.9)")
     p.add_argument("-k", dest="top_k", type=int, default=0, help="top-k, 0 = off (default 0)")
@@ -47,27 +50,35 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def open_model(source: FileSource, path: Path, tokenizer: Path | None) -> ModelFile:
-    """Reads the description of a model file, GGUF or llama2.c, by its first bytes."""
-    if source.read(0, 4) == b"GGUF":
-        return read_gguf(source)
-    if tokenizer is None:
-        raise FabellaError(f"{path}: not a GGUF file; a llama2.c .bin needs its tokenizer as well: -z tokenizer.bin")
-    with FileSource(tokenizer) as vocabulary:
-        return read_llama2c(source, vocabulary)
+def piped_prompt() -> str:
+    """The text on standard input, without the line's end that `echo` adds; none if a person sits at it."""
+    if sys.stdin.isatty():
+        return ""
+    with suppress(OSError):  # where this cannot be asked of a file
+        if not select.select([sys.stdin], [], [], 1)[0]:
+            print("fabella: waiting for the prompt on standard input; -i gives it at once", file=sys.stderr)
+    data = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
+    if len(data) > LONGEST_PROMPT:
+        raise FabellaError(f"the prompt on standard input is longer than {LONGEST_PROMPT} bytes")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise FabellaError("the prompt on standard input is not UTF-8 text") from None
+    return text.removesuffix("\n").removesuffix("\r")
 
 
-def tell(arguments: argparse.Namespace) -> None:
+def tell(argv: list[str] | None) -> None:
     """Loads the model and prints one story."""
-    seed = arguments.seed or time.time_ns()
+    arguments = parser().parse_args(argv)
+    seed = arguments.seed or random_seed()
     if arguments.length < 0:
         raise FabellaError(f"-n {arguments.length}: must be 0 or more")
     settings = Settings(arguments.temperature, arguments.top_p, arguments.top_k, seed)
-    with FileSource(arguments.model) as source:
-        model = open_model(source, arguments.model, arguments.tokenizer)
+    with open_model(arguments.model, arguments.tokenizer, "-z") as (model, source):
         engine = Engine(WasmtimeHost(), model, source)
+    prompt = piped_prompt() if arguments.prompt is None else arguments.prompt
 
-    story = generate(engine, model.tokenizer, arguments.prompt, settings, arguments.length)
+    story = generate(engine, model.tokenizer, prompt, settings, arguments.length)
     sampled, started, end = 0, 0.0, None
     try:
         for step in story:
@@ -87,17 +98,5 @@ def tell(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point. Returns the exit status: 0, 1 after an error in words, 130 after Ctrl-C."""
-    arguments = parser().parse_args(argv)
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # whatever the terminal's: a story may hold any character
-    try:
-        tell(arguments)
-    except BrokenPipeError:  # whoever reads has had enough, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (FabellaError, OSError) as error:
-        print(f"fabella: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Entry point. Returns the exit status: 0, 1 after an error, 2 for a wrong argument, 130 after Ctrl-C."""
+    return run_command("fabella", lambda: tell(argv))

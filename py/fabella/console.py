@@ -1,6 +1,7 @@
 """One rule for the streams of every command: any character can be written, and whoever reads may leave at any moment.
 
-A command's ``main`` hands its body to :func:`run_command` and exits with the status that comes back.
+A command's ``main`` hands its body to :func:`run_command` and exits with the status that comes back. The body parses
+the command line, too, since that may print.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def run_command(
     """
     open_streams()
     try:
-        status = body() or 0
+        status = _run(body)
         sys.stdout.flush()
         sys.stderr.flush()
         return status
@@ -52,20 +53,35 @@ def run_command(
         _let_go(sys.stderr)
 
 
+def _run(body: Callable[[], int | None]) -> int:
+    try:
+        return body() or 0
+    except SystemExit as end:  # argparse has printed its help, or what is wrong, and sys.exit() may have words
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return int(end.code or 0)
+
+
 def open_streams() -> None:
-    """Opens what the caller has closed of the standard streams, and makes standard output UTF-8.
+    """Opens what the caller has closed of the standard streams, and has any character written to the others.
 
     A closed one would be the next file that is opened, and what is printed would end up in it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
+        os.set_inheritable(descriptor, True)  # for the programs that a command starts
     os.close(descriptor)
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115 - stays open until the end
     if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the end
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    # A file's name may hold bytes that are no text in any encoding.
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stderr, TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
 
 
 def words(error: Exception) -> str:

@@ -1,6 +1,16 @@
 """What can go wrong, as exceptions whose messages a visitor of the page can read."""
 
 
+def short_text(text: str, longest: int = 100) -> str:
+    """One line of at most so many characters, for people to read.
+
+    Whoever wrote the file wrote the text: what cannot be seen is left out, such as what turns the text around it.
+    """
+    seen = [" " if c.isspace() else c for c in text[: 10 * longest] if c.isspace() or c.isprintable()]
+    line = " ".join("".join(seen).split())
+    return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
+
+
 class FabellaError(Exception):
     """Base of every error this package raises on purpose; `str(error)` is meant for people."""
 
@@ -9,7 +19,7 @@ class FieldError(FabellaError):
     """Something is wrong with one named thing: `field` names it, `problem` says what and what to do."""
 
     def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
+        super().__init__(f"{short_text(field)}: {problem}")
         self.field = field
         self.problem = problem
 

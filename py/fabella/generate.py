@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from fabella.engine import Engine
-from fabella.errors import EngineError, PromptError
+from fabella.errors import EngineError, PromptError, SettingsError
 from fabella.sampler import Sampler, Settings
 from fabella.tokenizer import Tokenizer
 
@@ -63,14 +63,19 @@ def generate(
     PromptError
         Before the first step, if the prompt leaves no room for a token of the model's own.
     SettingsError
-        If a token is to be drawn without a seed (0).
+        If the length is below 0, or a token is to be drawn without a seed (0).
     EngineError
         If memory runs out, the model's logits are broken, or the engine was used for something else in between.
     """
-    tokens = tokenizer.encode(prompt) or [tokenizer.bos_id]  # there must be something to go on from
+    if length is not None and (type(length) is not int or length < 0):
+        raise SettingsError("length", f"must be a whole number from 0 on, not {length!r}")
     limit = min(length or engine.context, engine.context)
+    limited_by = "the model's context" if limit == engine.context else "the length asked for"
+    fewest = tokenizer.fewest_tokens(prompt)
+    if fewest > limit:  # a novel is refused before it is encoded
+        raise PromptError(f"the prompt is at least {fewest} tokens long, but {limited_by} is {limit}: shorten it")
+    tokens = tokenizer.encode(prompt) or [tokenizer.bos_id]  # there must be something to go on from
     if len(tokens) > limit:
-        limited_by = "the model's context" if limit == engine.context else "the length asked for"
         raise PromptError(f"the prompt is {len(tokens)} tokens long, but {limited_by} is {limit}: shorten it")
     return _steps(engine, tokenizer, tokens, Sampler(settings), limit)
 

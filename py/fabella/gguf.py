@@ -13,8 +13,8 @@ One tensor type is used here as nobody else does: I8, for the int8 weights of ll
 size have F32 scales. Those of NAME.weight are a tensor of their own, NAME.scales, behind it.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader believes nothing: a count, size
-or offset is compared with the file before anything is allocated or read by it, and the tensors' data is never
-read.
+or offset is compared with the file before anything is allocated or read by it, every byte belongs to something, and the
+tensors' data is never read.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, BinaryIO
 
-from fabella.errors import ModelFileError
+from fabella.errors import ModelFileError, short_text
 from fabella.modelfile import TENSOR_TYPES, ByteSource, Config, ModelFile, Tensor, check_tensors
-from fabella.tokenizer import SPACE, Tokenizer
+from fabella.tokenizer import CONTROL, NORMAL, SPACE, USER_DEFINED, Tokenizer
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # of tensor data, unless the metadata says otherwise
@@ -50,6 +50,8 @@ SCALARS = {
 }
 STRING = 8
 ARRAY = 9
+U64 = struct.Struct("<Q")
+NO_TOKEN = (1 << 32) - 1  # -1 as an unsigned number: how llama.cpp writes an id that there is not
 TYPE_NUMBERS = {name: number for number, (name, _) in SCALARS.items()} | {"string": STRING}
 
 TENSOR_TYPE_NAMES = {type.number: name for name, type in TENSOR_TYPES.items()}
@@ -80,6 +82,20 @@ LONGEST_STRING = 1 << 20
 LONGEST_HEADER = 64 << 20  # everything before the tensors' data
 LARGEST_ALIGNMENT = 1 << 16
 
+# The longest arrays, of which every item is needed, and what their items are.
+VOCABULARY = {
+    "tokenizer.ggml.tokens": ("text", (STRING,)),
+    "tokenizer.ggml.scores": ("fractions", (6, 12)),
+    "tokenizer.ggml.token_type": ("whole numbers", (0, 1, 2, 3, 4, 5, 10, 11)),
+}
+# Of what else metadata holds, numbers and short texts are kept, and longer texts and arrays as long as they take no
+# more memory than this: there may be 64 MiB of them, for nothing.
+SHORT_TEXT = 256  # bytes
+ROOM_FOR_MORE = 1 << 20  # bytes, counted as an item of an array takes them:
+NUMBER_TAKES = 40
+TEXT_TAKES = 64  # besides its characters
+SHOWN = ("general.name", "general.license")  # to people: these are text, or left out
+
 WINDOW = 1 << 17  # bytes read at a time: each read may cross from Python into the engine's memory
 
 # Which metadata key each of Config's numbers comes from.
@@ -95,6 +111,14 @@ KEYS = {
     "norm_eps": "llama.attention.layer_norm_rms_epsilon",
 }
 
+# Tokens that end a text, by what converters and llama.cpp call them, whatever else the metadata says.
+ENDS = frozenset(
+    """
+    </s> <eos> [EOS] <|endoftext|> <|end_of_text|> <EOT> [EOT] <|eot_id|> <|eom_id|> <|im_end|> <|end|> <end_of_turn>
+    <end_of_utterance>
+    """.split()
+)
+
 
 def read_gguf(source: ByteSource) -> ModelFile:
     """Read and check a GGUF model: architecture "llama", TENSOR_TYPES' tensors, a SentencePiece BPE tokenizer.
@@ -107,12 +131,16 @@ def read_gguf(source: ByteSource) -> ModelFile:
     reader = _Reader(source)
     n_tensors, n_pairs = _read_header(reader)
     metadata = _read_metadata(reader, n_pairs)
+    _refuse_parts(metadata)
     infos = _read_tensor_infos(reader, n_tensors)
     config = _config(metadata)
     alignment = _alignment(metadata)
-    tensors = _with_scales(_locate(infos, _round_up(reader.position, alignment), alignment, source.size))
+    start = _round_up(reader.position, alignment)
+    located = _locate(infos, start, alignment, source.size)
+    tensors = _with_scales(located)
     check_tensors(config, tensors)
-    name = _get(metadata, "general.name", str, default="")
+    _check_gaps(located.values(), start, alignment, source.size)
+    name = short_text(metadata.get("general.name", ""))
     return ModelFile(name, config, tensors, _tokenizer(metadata), metadata)
 
 
@@ -127,6 +155,7 @@ class _Reader:
         self.position = 0  # of the next byte to take, in the file
         self._window = b""
         self._start = 0  # where the window begins, in the file
+        self._room = ROOM_FOR_MORE
 
     @property
     def remaining(self) -> int:
@@ -140,7 +169,11 @@ class _Reader:
         self.position += size
         return self._window[begin : begin + size]
 
-    def _move_window(self, size: int, field: str) -> None:
+    def skip(self, size: int, field: str) -> None:
+        self._check_size(size, field)
+        self.position += size
+
+    def _check_size(self, size: int, field: str) -> None:
         if size > self.remaining:
             raise ModelFileError(
                 field,
@@ -149,6 +182,9 @@ class _Reader:
             )
         if self.position + size > LONGEST_HEADER:
             raise ModelFileError(field, f"the header is longer than {LONGEST_HEADER >> 20} MiB")
+
+    def _move_window(self, size: int, field: str) -> None:
+        self._check_size(size, field)
         wanted = min(max(size, WINDOW), self.remaining)
         self._start = self.position
         self._window = self.source.read(self.position, wanted)
@@ -159,7 +195,8 @@ class _Reader:
         return int.from_bytes(self.take(4, field), "little")
 
     def u64(self, field: str) -> int:
-        return int.from_bytes(self.take(8, field), "little")
+        value: int = U64.unpack(self.take(8, field))[0]
+        return value
 
     def count(self, field: str, most: int, smallest_item: int) -> int:
         """A u64 that counts items still to come, each at least `smallest_item` bytes long."""
@@ -173,41 +210,120 @@ class _Reader:
         return count
 
     def string(self, field: str, longest: int = LONGEST_STRING) -> str:
+        return self._text(self._length(field, longest), field)
+
+    def _length(self, field: str, longest: int = LONGEST_STRING) -> int:
         length = self.u64(field)
         if length > longest:
             raise ModelFileError(field, f"a text of {length} bytes is longer than the {longest} that are accepted")
+        return length
+
+    def _text(self, length: int, field: str) -> str:
         try:
             return self.take(length, field).decode()
         except UnicodeDecodeError:
             raise ModelFileError(field, "is not valid UTF-8") from None
 
-    def value(self, field: str) -> Any:
-        kind = self.u32(field)
-        if kind == STRING:
-            return self.string(field)
+    def value(self, key: str) -> Any:
+        """The value of a metadata key; None for one that is too large to keep, though nothing needs it."""
+        kind = self.u32(key)
         if kind == ARRAY:
-            return self._array(field)
-        return self._scalars(kind, 1, field)[0]
-
-    def _array(self, field: str) -> list[Any]:
-        kind = self.u32(field)
-        if kind == ARRAY:
-            raise ModelFileError(field, "arrays of arrays are not supported")
+            return self._array(key)
         if kind == STRING:
-            return [self.string(field) for _ in range(self.count(field, MOST_ITEMS, 8))]
-        return list(self._scalars(kind, self.count(field, MOST_ITEMS, 1), field))
+            length = self._length(key)
+            if length <= SHORT_TEXT or self._has_room(4 * length):
+                return self._text(length, key)
+            self.skip(length, key)
+            return None
+        return self._numbers(kind, 1, key)[0]
 
-    def _scalars(self, kind: int, count: int, field: str) -> tuple[Any, ...]:
+    def _array(self, key: str) -> list[Any] | None:
+        kind = self.u32(key)
+        if kind == ARRAY:
+            raise ModelFileError(key, "arrays of arrays are not supported")
+        needed = key in VOCABULARY
+        if needed and kind not in VOCABULARY[key][1]:
+            raise ModelFileError(key, f"must be an array of {VOCABULARY[key][0]}")
+        if kind == STRING:
+            count = self.count(key, MOST_ITEMS, 8)
+            return self._texts(count, key) if needed else self._few_texts(count, key)
+        count = self.count(key, MOST_ITEMS, 1)
+        if needed or self._has_room(NUMBER_TAKES * count):
+            return list(self._numbers(kind, count, key))
+        self.skip(self._layout(kind, count, key).size, key)
+        return None
+
+    def _has_room(self, size: int) -> bool:
+        """Whether so much memory is left for what nothing needs; it is used up then."""
+        fits = size <= self._room
+        self._room -= size if fits else 0
+        return fits
+
+    def _numbers(self, kind: int, count: int, field: str) -> tuple[Any, ...]:
+        layout = self._layout(kind, count, field)
+        return layout.unpack(self.take(layout.size, field))
+
+    def _layout(self, kind: int, count: int, field: str) -> struct.Struct:
         if kind not in SCALARS:
             raise ModelFileError(field, f"has the unknown value type {kind}")
-        layout = f"<{count}{SCALARS[kind][1]}"
-        return struct.unpack(layout, self.take(struct.calcsize(layout), field))
+        return struct.Struct(f"<{count}{SCALARS[kind][1]}")
+
+    def _texts(self, count: int, field: str) -> list[str]:
+        """Many texts, one after the other: those that lie in the window whole are taken at one go."""
+        texts: list[str] = []
+        while len(texts) < count:
+            window, at = self._window, self.position - self._start
+            size = len(window)
+            try:
+                for _ in range(count - len(texts)):
+                    begin = at + 8
+                    if begin > size or (end := begin + U64.unpack_from(window, at)[0]) > size:
+                        break
+                    texts.append(window[begin:end].decode())
+                    at = end
+            except UnicodeDecodeError:
+                raise ModelFileError(field, "is not valid UTF-8") from None
+            self.position = self._start + at
+            if len(texts) < count:
+                texts.append(self.string(field))
+        return texts
+
+    def _few_texts(self, count: int, field: str) -> list[str] | None:
+        """An array of texts that nothing needs: None, and its end is found, if there is no room for it."""
+        texts: list[str] = []
+        if self._has_room(TEXT_TAKES * count):
+            for left in range(count, 0, -1):
+                length = self._length(field)
+                if not self._has_room(4 * length):
+                    self.skip(length, field)
+                    self._skip_texts(left - 1, field)
+                    return None
+                texts.append(self._text(length, field))
+            return texts
+        self._skip_texts(count, field)
+        return None
+
+    def _skip_texts(self, count: int, field: str) -> None:
+        while count:
+            self.skip(self._length(field), field)
+            count -= 1
+            # Then those whose lengths lie in the window.
+            window, begin = self._window, self.position - self._start
+            at, last = begin, len(self._window) - 8
+            while count and at <= last:
+                at += 8 + U64.unpack_from(window, at)[0]
+                count -= 1
+            self.skip(at - begin, field)
 
 
 def _read_header(reader: _Reader) -> tuple[int, int]:
-    magic = reader.take(4, "magic")
-    if magic != MAGIC:
-        raise ModelFileError("magic", f"a GGUF file starts with {MAGIC!r}, this one with {magic!r}")
+    if reader.remaining < len(MAGIC) or reader.take(len(MAGIC), "magic") != MAGIC:
+        from fabella.filetype import BEGINNING, what_is  # a page that has a model need not wait for it
+
+        beginning = reader.source.read(0, min(BEGINNING, reader.source.size))
+        other = what_is(beginning, reader.source.size)
+        starts = f"a GGUF file starts with {MAGIC!r}, this one with {beginning[:4]!r}"
+        raise ModelFileError("magic", f"this is not a GGUF model but {other}" if other else starts)
     version = reader.u32("version")
     if int.from_bytes(version.to_bytes(4, "big"), "little") in (1, 2, 3):
         raise ModelFileError("version", "this file is in big-endian byte order; only little-endian GGUF is read")
@@ -222,13 +338,18 @@ def _read_header(reader: _Reader) -> tuple[int, int]:
 
 def _read_metadata(reader: _Reader, count: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
+    left_out: set[str] = set()
     for number in range(count):
         key = reader.string(f"key of pair {number}", LONGEST_KEY)
         if not key:
             raise ModelFileError(f"key of pair {number}", "is empty")
-        if key in metadata:
+        if key in metadata or key in left_out:
             raise ModelFileError(key, "this key is in the file twice")
-        metadata[key] = reader.value(key)
+        value = reader.value(key)
+        if value is None or (key in SHOWN and not isinstance(value, str)):
+            left_out.add(key)
+        else:
+            metadata[key] = value
     return metadata
 
 
@@ -313,6 +434,22 @@ def _locate(infos: Mapping[str, _TensorInfo], start: int, alignment: int, file_s
     return tensors
 
 
+def _check_gaps(tensors: Iterable[Tensor], start: int, alignment: int, file_size: int) -> None:
+    """Check that the tensors' data is all that follows the header, but for the padding behind each tensor."""
+    end = start
+    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+        if tensor.offset != end:
+            raise ModelFileError(
+                tensor.name, f"{tensor.offset - end} bytes in front of it belong to nothing; the file is damaged"
+            )
+        end = _round_up(tensor.offset + tensor.size, alignment)
+    if file_size > end:
+        raise ModelFileError(
+            "size",
+            f"{file_size - end} bytes at the end of the file belong to nothing; it is damaged, or more than one file",
+        )
+
+
 def _with_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give each I8 tensor its scales, which are then no longer a tensor of their own."""
     model = dict(tensors)
@@ -351,19 +488,32 @@ def _get(metadata: Mapping[str, Any], key: str, kind: type, default: Any = None)
     return value
 
 
+def _refuse_parts(metadata: Mapping[str, Any]) -> None:
+    """Refuse one part of a file that llama.cpp's gguf-split has split; only the first has the model's numbers."""
+    count = _get(metadata, "split.count", int, default=1)
+    if count > 1:
+        number = _get(metadata, "split.no", int, default=0) + 1
+        raise ModelFileError(
+            "split.count",
+            f"this is part {number} of {count} of a split file; join them first: llama-gguf-split --merge PART-1 WHOLE",
+        )
+
+
 def _config(metadata: Mapping[str, Any]) -> Config:
     architecture = _get(metadata, "general.architecture", str)
     if architecture != "llama":
-        raise ModelFileError("general.architecture", f"is {architecture!r}; only 'llama' models can be run")
+        raise ModelFileError("general.architecture", f"is {_quoted(architecture)}; only 'llama' models can be run")
+    _check_tokenizer_model(metadata)  # the clearest word on a model with another one
     _refuse_variants(metadata)
-    n_heads = _get(metadata, KEYS["n_heads"], int)
+    n_layers = _get(metadata, KEYS["n_layers"], int)
+    n_heads = _for_all_layers(metadata, KEYS["n_heads"])
     try:
         config = Config(
             dim=_get(metadata, KEYS["dim"], int),
-            hidden_dim=_get(metadata, KEYS["hidden_dim"], int),
-            n_layers=_get(metadata, KEYS["n_layers"], int),
+            hidden_dim=_for_all_layers(metadata, KEYS["hidden_dim"]),
+            n_layers=n_layers,
             n_heads=n_heads,
-            n_kv_heads=_get(metadata, KEYS["n_kv_heads"], int, default=n_heads),
+            n_kv_heads=_for_all_layers(metadata, KEYS["n_kv_heads"], default=n_heads),
             vocab_size=len(_get(metadata, KEYS["vocab_size"], list)),
             seq_len=_get(metadata, KEYS["seq_len"], int),
             rope_base=_get(metadata, KEYS["rope_base"], float, default=10000.0),
@@ -381,13 +531,29 @@ def _config(metadata: Mapping[str, Any]) -> Config:
     return config
 
 
+def _for_all_layers(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A number that some converters write once for each layer; it must be the same in all."""
+    value = metadata.get(key)
+    if isinstance(value, list) and value and len(value) == metadata[KEYS["n_layers"]]:
+        if any(type(item) is not int or item != value[0] for item in value):
+            raise ModelFileError(key, "is not the same in all layers, which is not supported")
+        return int(value[0])
+    number: int = _get(metadata, key, int, default)
+    return number
+
+
+def _quoted(text: str) -> str:
+    """A text out of a file for a message: short, whatever it holds."""
+    return repr(short_text(text, longest=40))
+
+
 def _refuse_variants(metadata: Mapping[str, Any]) -> None:
     """Refuse what would make the model compute something else than the plain Llama we run."""
     scaling = _get(metadata, "llama.rope.scaling.type", str, default="")
     factor = _get(metadata, "llama.rope.scaling.factor", float, default=1.0)
     linear = _get(metadata, "llama.rope.scale_linear", float, default=1.0)  # the older key
     if scaling not in ("", "none"):
-        raise ModelFileError("llama.rope.scaling.type", f"{scaling!r} is not supported, only 'none' is")
+        raise ModelFileError("llama.rope.scaling.type", f"{_quoted(scaling)} is not supported, only 'none' is")
     # A factor without a type means linear scaling; 0 and 1 both mean none.
     if scaling == "" and factor not in (0.0, 1.0):
         raise ModelFileError("llama.rope.scaling.factor", "scaled rotary positions are not supported")
@@ -397,22 +563,29 @@ def _refuse_variants(metadata: Mapping[str, Any]) -> None:
         raise ModelFileError("llama.expert_count", "mixture-of-experts models are not supported")
 
 
-def _tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
-    key = "tokenizer.ggml."
-    model = _get(metadata, key + "model", str)
+def _check_tokenizer_model(metadata: Mapping[str, Any]) -> None:
+    key = "tokenizer.ggml.model"
+    model = _get(metadata, key, str)
     if model != "llama":
-        raise ModelFileError(key + "model", f"is {model!r}; only 'llama' (SentencePiece BPE) is supported")
+        raise ModelFileError(key, f"is {_quoted(model)}; only 'llama' (SentencePiece BPE) is supported")
+
+
+def _tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer; where a converter leaves something out, as llama.cpp takes it then."""
+    key = "tokenizer.ggml."
+    pieces = _get(metadata, key + "tokens", list)
+    types = _get(metadata, key + "token_type", list, default=[NORMAL] * len(pieces))
     bos_id = _get(metadata, key + "bos_token_id", int, default=1)
     eos_id = _get(metadata, key + "eos_token_id", int, default=2)
     try:
         return Tokenizer(
-            pieces=_get(metadata, key + "tokens", list),
-            scores=_get(metadata, key + "scores", list),
-            types=_get(metadata, key + "token_type", list),
+            pieces=pieces,
+            scores=_get(metadata, key + "scores", list, default=[0.0] * len(pieces)),
+            types=types,
             bos_id=bos_id,
             eos_id=eos_id,
             unknown_id=_get(metadata, key + "unknown_token_id", int, default=0),
-            stop_ids=frozenset((bos_id, eos_id)),
+            stop_ids=frozenset((bos_id, eos_id)) | _other_ends(metadata, pieces, types),
             add_bos=_get(metadata, key + "add_bos_token", bool, default=True),
             add_space_prefix=_get(metadata, key + "add_space_prefix", bool, default=True),
         )
@@ -422,6 +595,23 @@ def _tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         }
         field = error.field if error.field.startswith(key) else key + names.get(error.field, error.field)
         raise ModelFileError(field, error.problem) from None
+
+
+def _other_ends(metadata: Mapping[str, Any], pieces: Sequence[str], types: Sequence[int]) -> frozenset[int]:
+    """The tokens besides EOS that end a text: the ends of a turn and of a message, and those with an end's name."""
+    ends = {
+        id
+        for id, (piece, type) in enumerate(zip(pieces, types, strict=False))
+        if piece in ENDS and type in (CONTROL, USER_DEFINED)
+    }
+    for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):
+        id = _get(metadata, key, int, default=NO_TOKEN)
+        if id in (-1, NO_TOKEN):
+            continue
+        if not 0 <= id < len(pieces):
+            raise ModelFileError(key, f"is {id}, but the vocabulary's tokens are 0 to {len(pieces) - 1}")
+        ends.add(id)
+    return frozenset(ends)
 
 
 # --- Writing ------------------------------------------------------------------------------------------------

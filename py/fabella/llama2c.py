@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fabella.errors import ModelFileError
+from fabella.filetype import BEGINNING, TOKENIZER_BIN, what_is
 from fabella.gguf import describe, scales_name, write_gguf
 from fabella.modelfile import ByteSource, Config, FileSource, ModelFile, Tensor, check_tensors, expected_shapes
 from fabella.tokenizer import BYTE, CONTROL, LONGEST_PIECE, NORMAL, UNKNOWN, Tokenizer
@@ -87,6 +88,19 @@ def convert_llama2c(model: Path, tokenizer: Path, target: Path) -> None:
         write_gguf(target, describe(read.config, read.tokenizer, {"general.name": model.stem}), tensors)
 
 
+def is_llama2c(source: ByteSource) -> bool:
+    """Whether a file begins as a model of llama2.c does."""
+    try:
+        _read_header(source)
+    except ModelFileError:
+        return False
+    return True
+
+
+def _what_is(source: ByteSource) -> str | None:
+    return what_is(source.read(0, min(BEGINNING, source.size)), source.size)
+
+
 def _read_header(source: ByteSource) -> _Header:
     if source.size < SIZES.size:
         raise ModelFileError("header", f"the file has only {source.size} bytes; {SIZES.size} are the header alone")
@@ -94,7 +108,13 @@ def _read_header(source: ByteSource) -> _Header:
     if magic != MAGIC:
         numbers = SIZES.unpack(source.read(0, SIZES.size))
         vocab_size = numbers[SIZE_FIELDS.index("vocab_size")]
-        return _Header(0, SIZES.size, _config(numbers, abs(vocab_size)), tied=vocab_size > 0, group=0)
+        try:
+            config = _config(numbers, abs(vocab_size))
+        except ModelFileError:  # these are not sizes: this file is something else
+            if other := _what_is(source):
+                raise ModelFileError("format", f"this is not a llama2.c model but {other}") from None
+            raise
+        return _Header(0, SIZES.size, config, tied=vocab_size > 0, group=0)
     if version not in (1, 2):
         raise ModelFileError("version", f"llama2.c version {version} is not supported, only 0, 1 and 2 are")
     if source.size < HEADER_SIZE:
@@ -157,6 +177,15 @@ def read_tokenizer(source: ByteSource, vocab_size: int) -> Tokenizer:
     ModelFileError
         `field` begins with "tokenizer".
     """
+    try:
+        return _read_tokenizer(source, vocab_size)
+    except ModelFileError:
+        if (other := _what_is(source)) and other != TOKENIZER_BIN:
+            raise ModelFileError("tokenizer", f"this is not a tokenizer.bin but {other}") from None
+        raise
+
+
+def _read_tokenizer(source: ByteSource, vocab_size: int) -> Tokenizer:
     smallest, largest = 4 + 8 * vocab_size, 4 + (8 + LONGEST_PIECE) * vocab_size
     if not smallest <= source.size <= largest:
         raise ModelFileError(

@@ -7,14 +7,16 @@ to `rows` numbers; its rows lie one after the other in the file.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
-from fabella.errors import ModelFileError
+from fabella.errors import ModelFileError, short_text
 
 if TYPE_CHECKING:
     from fabella.tokenizer import Tokenizer
@@ -139,11 +141,17 @@ class Tensor:
 class ModelFile:
     """All that is known of a model once its file has been read and checked; the weights stay in the file."""
 
-    name: str  # what the file calls itself; may be empty
+    name: str  # what the file calls itself, as short text; may be empty
     config: Config
     tensors: dict[str, Tensor]
     tokenizer: Tokenizer
-    metadata: dict[str, Any]  # GGUF's key/value pairs as they are; empty for llama2.c files
+    # GGUF's key/value pairs as they are, but for large ones that nothing needs; empty for llama2.c files.
+    metadata: dict[str, Any]
+
+    @property
+    def license(self) -> str:
+        """The licence that the file names, as short text; empty if it names none."""
+        return short_text(self.metadata.get("general.license", ""))
 
 
 # --- Where the bytes of a file are --------------------------------------------------------------------------
@@ -172,9 +180,14 @@ class BytesSource:
 
 
 class FileSource:
-    """A file on disk; close it, or use it in a `with` statement."""
+    """A file on disk; close it, or use it in a `with` statement. Raises OSError if it cannot be opened."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "this is a folder; name the file in it", os.fspath(path))
+        if not stat.S_ISREG(mode):  # a pipe would not even open before somebody writes
+            raise OSError(errno.ESPIPE, "this is a pipe or a device; save the model as a file", os.fspath(path))
         self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - stays open until close()
         self.size = self._file.seek(0, os.SEEK_END)
 

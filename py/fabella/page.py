@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from fabella.engine import Engine
+from fabella.errors import PromptError, SettingsError
 from fabella.generate import Step, generate
 from fabella.gguf import read_gguf
 from fabella.hosts import BrowserFile, BrowserHost
@@ -52,8 +54,9 @@ class Page:
                 "vocab_size": config.vocab_size,
                 "layers": config.n_layers,
                 "dim": config.dim,
-                "license": model.metadata.get("general.license"),
-            }
+                "license": model.license or None,
+            },
+            allow_nan=False,
         )
 
     def forward_time(self, milliseconds: float) -> float:
@@ -86,10 +89,11 @@ class Page:
             If a setting is out of range or the prompt is too long.
         """
         asked = json.loads(request)
-        settings = dict(asked["settings"])
-        length = settings.pop("length")
-        settings["seed"] = int(settings["seed"])
-        self._steps = generate(self._engine, self._model.tokenizer, asked["prompt"], Settings(**settings), length)
+        prompt = asked.get("prompt")
+        if not isinstance(prompt, str):
+            raise PromptError("there is no prompt; the least is an empty text")
+        settings, length = _settings(asked.get("settings", {}))
+        self._steps = generate(self._engine, self._model.tokenizer, prompt, settings, length)
         self._sampled = 0
         self._seconds = 0.0
 
@@ -131,3 +135,20 @@ class Page:
     def stop(self) -> None:
         """Forgets the story that is going on."""
         self._steps = None
+
+
+def _settings(asked: dict[str, Any]) -> tuple[Settings, int]:
+    """The settings of a request, and the length. Raises SettingsError."""
+    names = ("temperature", "top_p", "top_k", "seed", "length")
+    for name in names:
+        if name not in asked:
+            raise SettingsError(name, "is missing")
+    for name in asked:
+        if name not in names:
+            raise SettingsError(name, f"there is no such setting, only {', '.join(names)}")
+    seed, length = asked["seed"], asked["length"]
+    if not (isinstance(seed, str) and re.fullmatch("[0-9]{1,20}", seed)):
+        raise SettingsError("seed", "must be a whole number of at most 20 digits")
+    if type(length) is not int:
+        raise SettingsError("length", f"must be a whole number, not {length!r}")
+    return Settings(asked["temperature"], asked["top_p"], asked["top_k"], int(seed)), length

@@ -15,6 +15,7 @@ With the same logits, seed, temperature and top-p this picks the same tokens as 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from fabella.errors import EngineError, SettingsError
 SMALLEST_TEMPERATURE = 1e-6  # above 0; below it, logits divided by it would overflow float32
 SHORTLIST = 16  # candidates asked for at first when only top-p is on: enough for most tokens of a story
 MASK64 = (1 << 64) - 1
+LARGEST_RANDOM_SEED = 10**18 - 1  # what the page's field takes, too, so that a seed can be carried there
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,11 @@ def _shortlist(logits: Logits, k: int) -> list[tuple[int, float]]:
 def _scaled(candidates: list[Candidate]) -> list[Candidate]:
     total = math.fsum([probability for _, probability in candidates])
     return [(token, probability / total) for token, probability in candidates]
+
+
+def random_seed() -> int:
+    """Choose a seed: any from 1 to `LARGEST_RANDOM_SEED`."""
+    return int.from_bytes(os.urandom(16), "little") % LARGEST_RANDOM_SEED + 1
 
 
 class Xorshift:

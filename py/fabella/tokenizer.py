@@ -13,7 +13,10 @@ import codecs
 import heapq
 import math
 import re
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from operator import add
 
 from fabella.errors import ModelFileError
 
@@ -28,6 +31,8 @@ BYTE = 6  # "<0x0A>": one byte of UTF-8
 SPACE = "▁"
 UNKNOWN_TEXT = " ⁇ "  # what an unknown token prints, as in sentencepiece
 
+IN_USE = (UNUSED, NORMAL, USER_DEFINED)  # what text is made of; of two equal pieces, the later kind counts
+
 LONGEST_PIECE = 1024  # bytes; real vocabularies stay below 200
 
 # What C's isprint() and isspace() both deny among the ASCII characters.
@@ -40,7 +45,8 @@ class Tokenizer:
     Parameters
     ----------
     pieces, scores, types
-        One of each per token; the id is the index. `types` are NORMAL … BYTE.
+        One of each per token; the id is the index. `types` are NORMAL … BYTE. A user-defined piece may hold spaces as
+        such.
     bos_id, eos_id, unknown_id
         Begin of text, end of text, and what an inexpressible character becomes.
     stop_ids
@@ -76,7 +82,11 @@ class Tokenizer:
         print_control_bytes: bool = True,
     ) -> None:
         _check_vocabulary(pieces, scores, types)
-        self.pieces = list(pieces)
+        # Converters write a space as such in user-defined pieces alone.
+        self.pieces = [
+            piece.replace(" ", space) if type == USER_DEFINED else piece
+            for piece, type in zip(pieces, types, strict=True)
+        ]
         self.scores = list(scores)
         self.types = list(types)
         self.bos_id = _check_id("bos_id", bos_id, len(pieces))
@@ -88,26 +98,11 @@ class Tokenizer:
         self.space = space
         self.print_control_bytes = print_control_bytes
 
-        # Only pieces in here can result from text.
-        self._ids: dict[str, int] = {}
-        byte_ids: dict[int, int] = {}
-        for id, (piece, type) in enumerate(zip(pieces, types, strict=True)):
-            if type == BYTE:
-                byte = _byte_value(piece)
-                if byte in byte_ids:
-                    raise ModelFileError("pieces", f"tokens {byte_ids[byte]} and {id} are both {piece!r}")
-                byte_ids[byte] = id
-            elif type in (NORMAL, USER_DEFINED, UNUSED):
-                if piece in self._ids:
-                    raise ModelFileError("pieces", f"tokens {self._ids[piece]} and {id} are both {piece!r}")
-                self._ids[piece] = id
+        self._ids, byte_ids = _places(self.pieces, self.types)  # only these can result from text
         # Byte fallback needs all 256: with fewer, some text would have no bytes to fall back to.
         self._byte_ids = [byte_ids[byte] for byte in range(256)] if len(byte_ids) == 256 else None
-        self._unused = {piece for piece, id in self._ids.items() if types[id] == UNUSED}
-        user_defined = [piece for piece, id in self._ids.items() if types[id] == USER_DEFINED]
-        # At each place the longest user-defined piece, else one character.
-        whole = [re.escape(piece) for piece in sorted(user_defined, key=len, reverse=True)]
-        self._split = re.compile(f"({'|'.join(whole)})|." if whole else "().", re.DOTALL)
+        self._whole = _Pieces([piece for piece, id in self._ids.items() if types[id] == USER_DEFINED])
+        self._longest = max(map(len, self._ids), default=1)
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -122,12 +117,12 @@ class Tokenizer:
         ids = [self.bos_id] if bos and self.add_bos else []
         if not text:
             return ids
-        # JavaScript's strings may hold lone surrogates, which have no UTF-8.
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         text = (" " if self.add_space_prefix else "") + text
         before_unknown = False
-        for piece in self._merge(text.replace(" ", self.space)):
-            id = None if piece in self._unused else self._ids.get(piece)
+        for piece in self._merge(self._written(text)):
+            id = self._ids.get(piece)
+            if id is not None and self.types[id] == UNUSED:
+                id = None
             if id is not None:
                 ids.append(id)
             elif self._byte_ids is not None:
@@ -137,16 +132,32 @@ class Tokenizer:
             before_unknown = id is None
         return ids
 
+    def fewest_tokens(self, text: str) -> int:
+        """Return how many tokens a text has at the least, without encoding it: that takes far longer.
+
+        A token spells no more characters than the longest piece has. Without byte pieces, characters that are no
+        pieces do not count: a run of them may be a single unknown token.
+        """
+        text = self._written(text)
+        count = len(text)
+        if self._byte_ids is None:
+            pieces = {piece for piece, id in self._ids.items() if len(piece) == 1 and self.types[id] != UNUSED}
+            count = sum(map(pieces.__contains__, text))
+        return -(-count // self._longest)
+
+    def _written(self, text: str) -> str:
+        """A text as pieces write it."""
+        # JavaScript's strings may hold lone surrogates, which have no UTF-8.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text.replace(" ", self.space)
+
     def _merge(self, text: str) -> list[str]:
         """Split a text into characters and user-defined pieces, and merge the characters by score.
 
         The symbols form a linked list and a heap holds the possible merges, so that each merge costs O(log n).
         """
-        symbols: list[str] = []
-        frozen: list[bool] = []
-        for match in self._split.finditer(text):
-            symbols.append(match.group())
-            frozen.append(bool(match.group(1)))
+        symbols, frozen = self._whole.split(text)
+        ids, scores, types = self._ids, self.scores, self.types
         count = len(symbols)
         before = list(range(-1, count - 1))
         after = [*range(1, count), -1]
@@ -158,14 +169,15 @@ class Tokenizer:
             if left < 0 or right < 0 or frozen[left] or frozen[right]:
                 return
             union = symbols[left] + symbols[right]
-            id = self._ids.get(union)
+            id = ids.get(union)
             if id is not None:
-                heapq.heappush(heap, (-self.scores[id], left, right, len(union)))
-                if union in self._unused:
+                heapq.heappush(heap, (-scores[id], left, right, len(union)))
+                if types[id] == UNUSED:
                     made_of[union] = symbols[left], symbols[right]
 
-        for right in range(1, count):
-            consider(right - 1, right)
+        for left, union in enumerate(map(add, symbols, symbols[1:])):
+            if union in ids:
+                consider(left, left + 1)
         while heap:
             _, left, right, length = heapq.heappop(heap)
             # Skip a merge whose parts have meanwhile merged with others: they have grown, or are empty.
@@ -240,6 +252,73 @@ class Decoder:
         return not self._tokenizer.print_control_bytes and byte in CONTROL_BYTES
 
 
+class _Pieces:
+    """User-defined pieces: finds in a text, from its front, the longest that begins at each place.
+
+    Of pieces in alphabetical order, the last one that is not behind a text either begins it, or begins with every
+    piece that does: the longest of those is found by going from it to ever shorter pieces that it begins with.
+    """
+
+    def __init__(self, pieces: Iterable[str]) -> None:
+        self._pieces = sorted(pieces)
+        self._first = {piece[0] for piece in self._pieces}
+        self._longest = max(map(len, self._pieces), default=0)
+        self._shorter = array("i")  # of each piece, the number of the longest other one that it begins with, or -1
+        line: list[int] = []  # the pieces that begin with each other, up to the last one
+        for number, piece in enumerate(self._pieces):
+            while line and not piece.startswith(self._pieces[line[-1]]):
+                line.pop()
+            self._shorter.append(line[-1] if line else -1)
+            line.append(number)
+
+    def split(self, text: str) -> tuple[list[str], bytearray]:
+        """Return the pieces and the single characters between them, and a 1 for each that is a piece, else 0."""
+        if not self._pieces:
+            return list(text), bytearray(len(text))
+        symbols: list[str] = []
+        whole = bytearray()
+        position = 0
+        while position < len(text):
+            symbol = self._at(text, position) if text[position] in self._first else ""
+            whole.append(bool(symbol))
+            symbol = symbol or text[position]
+            symbols.append(symbol)
+            position += len(symbol)
+        return symbols, whole
+
+    def _at(self, text: str, position: int) -> str:
+        """The longest piece that begins at a position, or ""."""
+        number = bisect_right(self._pieces, text[position : position + self._longest]) - 1
+        while number >= 0:
+            piece = self._pieces[number]
+            if text.startswith(piece, position):
+                return piece
+            number = self._shorter[number]
+        return ""
+
+
+def _places(pieces: Sequence[str], types: Sequence[int]) -> tuple[dict[str, int], dict[int, int]]:
+    """The ids of the pieces that text can become, and of the byte pieces by their byte.
+
+    Converters pad a vocabulary with unused and with empty pieces, and add pieces of their own to it, so that one may be
+    there twice. A piece that is in use goes before one that is not, and a user-defined one before a normal one.
+    """
+    ids: dict[str, int] = {}
+    byte_ids: dict[int, int] = {}
+    for id, (piece, type) in enumerate(zip(pieces, types, strict=True)):
+        if type == BYTE:
+            byte = _byte_value(piece)
+            if byte_ids.setdefault(byte, id) != id:
+                raise ModelFileError("pieces", f"tokens {byte_ids[byte]} and {id} are both {piece!r}")
+        elif piece and type in IN_USE:
+            other = ids.setdefault(piece, id)
+            if other != id:
+                if types[other] == type != UNUSED:
+                    raise ModelFileError("pieces", f"tokens {other} and {id} are both {piece!r}")
+                ids[piece] = max(other, id, key=lambda id: IN_USE.index(types[id]))
+    return ids, byte_ids
+
+
 def _split_unused(symbols: list[str], made_of: dict[str, tuple[str, str]]) -> list[str]:
     """Split unused pieces into the parts they were merged from, as often as it takes."""
     result: list[str] = []
@@ -279,7 +358,5 @@ def _check_vocabulary(pieces: Sequence[str], scores: Sequence[float], types: Seq
             raise ModelFileError("scores", f"the score of token {id} must be a finite number, not {score!r}")
         if type not in (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE):
             raise ModelFileError("types", f"token {id} is of type {type!r}, but types are 1 to 6")
-        if not piece and type in (NORMAL, USER_DEFINED):
-            raise ModelFileError("pieces", f"token {id} is empty")
-        if len(piece.encode()) > LONGEST_PIECE:
+        if 4 * len(piece) > LONGEST_PIECE and len(piece.encode()) > LONGEST_PIECE:
             raise ModelFileError("pieces", f"token {id} is longer than {LONGEST_PIECE} bytes")

@@ -1,0 +1,59 @@
+"""Opens a model file, whatever its format: the one place that decides between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from fabella.errors import FabellaError, ModelFileError
+from fabella.filetype import incomplete
+from fabella.gguf import MAGIC, read_gguf
+from fabella.llama2c import is_llama2c, read_llama2c
+from fabella.modelfile import FileSource, ModelFile
+
+
+@contextmanager
+def open_model(path: Path, tokenizer: Path | None = None, option: str = "-z") -> Iterator[tuple[ModelFile, FileSource]]:
+    """Open and check a model: GGUF, or llama2.c's .bin together with its tokenizer.
+
+    Parameters
+    ----------
+    path
+        The model file.
+    tokenizer
+        tokenizer.bin for llama2.c's; None for GGUF, which has its own.
+    option
+        What the command line calls `tokenizer`, for messages.
+
+    Yields
+    ------
+    What the file says, and the file, open for the weights to be read.
+
+    Raises
+    ------
+    FabellaError
+        The file is refused, here or by who reads the weights; the message names it.
+    OSError
+        A file cannot be opened.
+    """
+    try:
+        with ExitStack() as files:
+            source = files.enter_context(FileSource(path))
+            vocabulary = files.enter_context(FileSource(tokenizer)) if tokenizer else None
+            yield _read(source, vocabulary, option), source
+    except ModelFileError as error:
+        part = incomplete(path.name)
+        raise FabellaError(f"{path}: {error}" + (f"; by its name this is {part}" if part else "")) from error
+
+
+def _read(source: FileSource, vocabulary: FileSource | None, option: str) -> ModelFile:
+    if source.read(0, len(MAGIC)) == MAGIC:
+        if vocabulary:
+            raise ModelFileError("tokenizer", f"a GGUF file has its own; leave {option} out")
+        return read_gguf(source)
+    if vocabulary:
+        return read_llama2c(source, vocabulary)
+    if is_llama2c(source):
+        raise ModelFileError("tokenizer", f"a llama2.c model needs {option} as well: its tokenizer.bin")
+    return read_gguf(source)  # it says what else this is
