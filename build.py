@@ -524,13 +524,14 @@ def write_index(out: Path, scripts: dict[str, str], assets: dict[str, Any]) -> N
         attribute, name = match.groups()
         return f'{attribute}="{scripts.get(name) or publish(WEB / name, out)}"'
 
+    page = (WEB / "index.html").read_text(encoding="utf-8")
+
     def once(pattern: str, text: str) -> None:
         nonlocal page
         page, found = re.subn(pattern, lambda _: text, page, flags=re.DOTALL)
         if found != 1:
             raise BuildError(f"web/index.html: expected {pattern} once, found it {found} times")
 
-    page = (WEB / "index.html").read_text(encoding="utf-8")
     style_path = out / scripts["style.css"]
     style = style_path.read_text(encoding="utf-8")
     style_path.unlink()
