@@ -651,6 +651,17 @@ def test_checkpoints_of_an_earlier_version_are_named(finished: Path, tmp_path: P
         Checkpoint.load(tmp_path)
 
 
+def test_threads_of_two_trainings_leave_the_cores_to_each_other() -> None:
+    program = "import os, train; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
+    usual = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    for more, expected in ({}, "1000 None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE"):
+        root = Path(__file__).resolve().parent.parent
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=root, env=usual | more, capture_output=True, text=True
+        )
+        assert done.stdout == expected + "\n"
+
+
 def test_one_training_works_in_a_folder(tmp_path: Path) -> None:
     with RunFolder(tmp_path).held(resume=False):
         with pytest.raises(BlockingIOError, match="another training works in this folder"):  # noqa: SIM117
