@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
+import itertools
+import lzma
 import os
 import random
+import re
+import runpy
+import shutil
 import signal
 import struct
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor
 
 from fabella.tokenizer import Tokenizer
+from train import data, files
+from train import run as run_folder
 from train import train as training
 from train.checkpoint import Checkpoint
 from train.data import (
@@ -22,11 +39,14 @@ from train.data import (
     batches,
     cut_rows,
     encode_documents,
+    encode_text,
+    hash_documents,
     plan_epoch,
     read_documents,
     split_documents,
 )
-from train.evaluate import bits_per_byte, hold_out
+from train.evaluate import bits_per_byte, first_tokens, hold_out
+from train.evaluate import main as evaluate
 from train.export import (
     FILE_TYPES,
     as_tokenizer,
@@ -37,8 +57,11 @@ from train.export import (
 from train.export import (
     main as export,
 )
+from train.files import Damaged
 from train.model import Llama, ModelConfig, rope_table, rotate
+from train.progress import Progress
 from train.quantize import dequantize, quantize
+from train.run import RunFolder
 from train.sample import TorchLogits
 from train.sample import main as sample
 from train.tokenizer import BOS, EOS, LONGEST_LINE, lines_of, load_tokenizer, train_tokenizer
@@ -63,6 +86,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "stories.txt"
     path.write_text("".join(f"{story}\n<|endoftext|>\n" for story in tell(400)))
     return path
+
+
+NUMBERS = "--tokens --vocab-size --dim --hidden-dim --layers --heads --kv-heads --context --batch-tokens".split()
+NUMBERS += ["--eval-every", "--seed"]
 
 
 def options(text: Path, out: Path, *more: str) -> list[str]:
@@ -148,8 +175,84 @@ def test_documents_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes("One.\r\nTwo lines.\r\n<|endoftext|>\r\n\r\n<|endoftext|>\nCafé.\n".encode())
     assert read_documents(path) == ["One.\nTwo lines.", "Café."]
+
+
+def test_the_held_out_part_is_a_share_of_the_text() -> None:
     assert split_documents(["a", "b", "c"]) == (["a", "b"], ["c"])
     assert split_documents(["x" * 200]) == (["x" * 198], ["x" * 2])
+    assert split_documents(["x" * 9900, "y" * 60, "z" * 40]) == (["x" * 9900], ["y" * 60, "z" * 40])
+    assert split_documents(["x" * 100, "y" * 9900]) == (["x" * 100, "y" * 9800], ["y" * 100])  # never a huge one whole
+    assert split_documents(["x" * 9990, "The end..."]) == (["x" * 9900], ["x" * 90, "The end..."])  # nor a crumb alone
+    _, pieces = split_documents(["word " * 100_000])  # each piece counts as a document when it is measured
+    assert sum(map(len, pieces)) == 5000
+    assert max(map(len, pieces)) <= 2000
+    assert split_documents(["x"]) == ([], ["x"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("pack", [bytes, lzma.compress], ids=["plain", "xz"])
+def test_text_is_read_as_people_have_it(
+    tmp_path: Path, encoding: str, newline: str, pack: Callable[[bytes], bytes]
+) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""  # Python writes it of itself for the others
+    path = tmp_path / "text.txt"
+    path.write_bytes(pack((mark + "One 😀\nline.\n<|endoftext|>\nCafé\n".replace("\n", newline)).encode(encoding)))
+    assert read_documents(path) == ["One 😀\nline.", "Café"]
+
+
+def test_joined_files_have_marks_and_streams_inside(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt.xz"
+    part = "\ufeffA tale.\n<|endoftext|>\n".encode()
+    path.write_bytes(lzma.compress(part) + bytes(8) + lzma.compress(part))
+    assert read_documents(path) == ["A tale.", "A tale."]
+
+
+PACKED = lzma.compress(b"A tale of many words. " * 50)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "holds no text"),
+        (b"\xef\xbb\xbf", "holds no text"),
+        (b" \t\n<|endoftext|>\n<|endoftext|>", "holds no text"),
+        ("café".encode("latin-1"), r"byte 3 is not UTF-8 text; .*iconv -f WINDOWS-1252"),
+        ("tales".encode("utf-16-le"), r"character 1 is a zero.*UTF-16"),
+        (b"\xff\xfet\0a", "byte 4 is not UTF-16 text"),
+        (b"\xef\xbb\xbfcaf\xe9", "is not UTF-8 text"),
+        (PACKED[:-10], r"not a complete \.xz file"),
+        (PACKED + b"more", "4 bytes follow its end"),
+        (PACKED + PACKED[:20], r"not a complete \.xz file"),
+        (PACKED[:40] + bytes([PACKED[40] ^ 1]) + PACKED[41:], r"not a complete \.xz file"),
+        (gzip.compress(b"A tale."), "compressed by gzip"),
+        (b"PK\x03\x04 word/document.xml", "zip archive"),
+        (b"%PDF-1.4", "a PDF"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+    ],
+)
+def test_a_file_that_holds_no_text_is_named_for_what_it_is(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"text\.txt: .*{problem}"):
+        read_documents(path)
+
+
+@given(st.binary())
+def test_any_bytes_are_text_or_refused(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "text.txt"
+        path.write_bytes(content)
+        with suppress(ValueError):
+            documents = read_documents(path)
+            assert all(document.strip() for document in documents)
+
+
+def test_a_folder_and_a_device_are_no_texts(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="is a folder"):
+        read_documents(tmp_path)
+    with pytest.raises(OSError, match="is not a text file"):
+        read_documents(Path("/dev/zero"))
 
 
 def test_every_token_is_a_target_in_each_epoch() -> None:
@@ -179,18 +282,90 @@ def test_batches_go_on_where_they_stopped() -> None:
         assert torch.equal(inputs, next(batches(tokens, 32, 128, seed=3, step=step))[0])
 
 
-def test_encoded_text_is_kept_and_recognised(tmp_path: Path) -> None:
-    train_tokenizer(tell(50), 300, tmp_path / "tokenizer.model")
-    tokenizer = load_tokenizer(tmp_path / "tokenizer.model")
-    stories = tell(3)
-    first = encode_documents(stories, tokenizer, tmp_path / "cache")
-    again = encode_documents(stories, tokenizer, tmp_path / "cache")
-    encode_documents(stories[:2], tokenizer, tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceProcessor:
+    path = tmp_path_factory.mktemp("trained") / "tokenizer.model"
+    train_tokenizer(tell(100), 300, path)
+    return load_tokenizer(path)
+
+
+def test_encoded_text_is_kept_and_recognised(
+    trained: SentencePieceProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encodings: list[int] = []
+
+    def encode(documents: list[str], tokenizer: SentencePieceProcessor) -> Tokens:
+        encodings.append(len(documents))
+        return encode_documents(documents, tokenizer)
+
+    monkeypatch.setattr(data, "encode_documents", encode)
+    folder, stories = RunFolder(tmp_path), tell(3)
+
+    def encoded(count: int) -> Tokens:
+        return encode_text(folder, hash_documents(stories[:count]), stories[:count], trained)
+
+    first, again = encoded(3), encoded(3)
+    assert encodings == [3]
     assert np.array_equal(first.ids, again.ids)
+    assert np.array_equal(first.starts, again.starts)
     story = first.ids[first.starts[1] : first.starts[2]].tolist()
     assert (story[0], story[-1]) == (BOS, EOS)
-    assert tokenizer.decode(story[1:-1]) == stories[1]
+    assert trained.decode(story[1:-1]) == stories[1]
+
+    encoded(2)  # of another text
+    assert encodings == [3, 2]
+    assert list(tmp_path.iterdir()) == [folder.cache]  # one is kept
+    whole = folder.cache.read_bytes()
+    for damaged in (b"", whole[:60], whole[:-1], whole + b"\0", whole[:90] + bytes([whole[90] ^ 1]) + whole[91:]):
+        folder.cache.write_bytes(damaged)
+        encoded(2)
+        assert folder.cache.read_bytes() == whole
+    assert encodings == [3, 2, *[2] * 5]
+
+
+def test_a_long_document_is_encoded_in_pieces(trained: SentencePieceProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut at spaces, the tokens are those of the whole; cut elsewhere, they spell the same text."""
+    monkeypatch.setattr(data, "LONGEST_PIECE", 50)
+    spaced, dense = " ".join(tell(20)), "\n猫" + "".join(tell(3)).replace(" ", "")
+    tokens = encode_documents([spaced, dense], trained)
+    first, second = (tokens.ids[a + 1 : b - 1].tolist() for a, b in itertools.pairwise(tokens.starts.tolist()))
+    assert first == trained.encode(spaced)
+    assert trained.decode(second) == dense
+
+
+@pytest.mark.parametrize("place", [0, 1, 50, 300, 5000])
+def test_of_a_long_document_only_the_beginning_is_encoded_to_measure(tokenizer: Tokenizer, place: int) -> None:
+    document = " ".join(tell(200))[place:]
+    assert len(document) > 16 * 40
+    assert first_tokens(document, tokenizer, 40) == tokenizer.encode(document, bos=False)[:40]
+
+
+def test_many_different_characters_are_spelled_in_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = random.Random(1)
+    letters = [chr(0x4E00 + i) for i in range(2000)]
+    for vocab_size in (300, 1500):
+        documents = ["".join(rng.choices(letters, range(2000, 0, -1), k=100)) for _ in range(100)]
+        train_tokenizer(documents, vocab_size, tmp_path / "tokenizer.model")
+        tokenizer = load_tokenizer(tmp_path / "tokenizer.model")
+        assert tokenizer.vocab_size() == vocab_size
+        assert "different characters" in capsys.readouterr().err
+        for document in (*documents[:5], "▅ <s> 猫\t\U0001f600"):
+            assert tokenizer.decode(tokenizer.encode(document)) == document
+
+
+def test_a_text_may_hold_what_the_tokenizer_keeps_for_itself(tmp_path: Path) -> None:
+    documents = [f"{story} <s></s><unk> <0x0A> ▅ 7<s>" for story in tell(200)]
+    train_tokenizer(documents, 320, tmp_path / "tokenizer.model")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.model")
+    assert tokenizer.decode(tokenizer.encode(documents[0])) == documents[0]
+
+
+@pytest.mark.parametrize("documents", [[" "], ["hello"], ["x" * 5000], []])
+def test_a_text_too_short_for_a_tokenizer_is_refused_in_our_words(documents: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^--vocab-size: (this text does not fill|no tokenizer of) 300") as error:
+        train_tokenizer(documents, 300, tmp_path / "tokenizer.model")
+    assert ".cc" not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
 # --- Runs ---
@@ -249,11 +424,20 @@ def test_the_learning_rate_warms_up_stays_and_falls() -> None:
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     """What the command prints when it refuses to work."""
-    monkeypatch.setattr(sys, "argv", ["train", *arguments])
-    with pytest.raises(SystemExit) as exit:
-        training.main()
-    assert exit.value.code
-    return str(exit.value.code) + capsys.readouterr().err
+    return command(training.main, arguments, capsys, monkeypatch, status=1)
+
+
+def command(
+    main: Callable[[], int],
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int = 0,
+) -> str:
+    """What a command prints, which is to end with ``status``."""
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    assert main() == status
+    return "".join(capsys.readouterr())
 
 
 def test_what_cannot_be_trained_on_is_said(
@@ -273,11 +457,56 @@ def test_what_cannot_be_trained_on_is_said(
     assert "not a complete .xz" in refused(broken)
     assert "--vocab-size" in refused(short, "--vocab-size", "3000")
     assert "train on more text" in refused(short, "--vocab-size", "300", "--batch-tokens", "100000")
-    assert "from 300 to 65536" in refused(text, "--vocab-size", "65537")
-    assert "multiple of 32" in refused(text, "--context", "50")
-    assert "does not hold one --context" in refused(text, "--batch-tokens", "32")
     assert "no such checkpoint" in refused(text, "--resume")
-    assert "dim: 30 must be" in refused(text, "--dim", "30")
+    assert "needs" in refused(text, "--dim", "65536", "--layers", "1024")
+    assert "no space left" in with_disk(1000, lambda: refused(text), monkeypatch)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").write_text("")
+    assert "is a file; --out must be a folder" in refused(text)
+
+
+def with_disk(free: int, work: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What ``work`` gives where the disk has so many bytes left."""
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free))
+        return work()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        *((option, value, "must be from") for option in NUMBERS for value in ("-1", "1" + 20 * "0")),
+        *((option, "1e3", "must be a whole number") for option in NUMBERS),
+        *((option, "0", "must be from") for option in NUMBERS if option != "--seed"),
+        *(("--learning-rate", value, "finite number above 0") for value in ("0", "-1", "nan", "inf")),
+        ("--vocab-size", "65537", "from 300 to 65536"),
+        ("--context", "50", "multiple of 32"),
+        ("--batch-tokens", "32", "does not hold one --context of 64"),
+        ("--dim", "30", r"30 must be --heads \(4\) times an even number"),
+        ("--heads", "32", "times an even number"),
+        ("--kv-heads", "3", r"3 must divide --heads \(4\)"),
+    ],
+)
+def test_options_that_cannot_be_are_said_before_the_text_is_read(
+    option: str, value: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        training.parse_arguments(options(tmp_path / "no text", tmp_path / "out", option, value))
+    assert exit.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(rf"argument --[a-z-]+: .*{problem}", last)
+
+
+def test_a_width_that_the_usual_format_cannot_hold_is_said_before_the_training(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(text, tmp_path / "run", "--tokens", "600", "--hidden-dim", "100")
+    assert "--hidden-dim: Q8_0 needs a multiple of 32, as 96 or 128 is; 100 can be" in capsys.readouterr().err
+    arguments = [str(tmp_path / "run"), "-o", str(tmp_path / "model.gguf")]
+    assert "hidden_dim: Q8_0 needs" in command(export, arguments, capsys, monkeypatch, status=1)
+    assert not (tmp_path / "model.gguf").exists()
+    command(export, [*arguments, "--format", "F16"], capsys, monkeypatch)
+    assert load_gguf(tmp_path / "model.gguf")[0].config.hidden_dim == 100
 
 
 def test_a_gradient_that_is_no_number_changes_nothing() -> None:
@@ -299,19 +528,307 @@ def test_no_line_is_too_long_for_the_tokenizer() -> None:
     assert max(map(len, lines)) == LONGEST_LINE
 
 
-def test_what_cannot_be_resumed_is_said(
-    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(*more: str) -> str:
-        return refusal(options(text, tmp_path, *more), capsys, monkeypatch)
+@pytest.fixture(scope="module")
+def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with two checkpoints, of 600 and of 1,200 tokens; to be copied."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(text, folder, "--tokens", "600")
+    run(text, folder, "--tokens", "1200", "--resume")
+    return folder
 
-    run(text, tmp_path, "--tokens", "600")
+
+def test_what_cannot_be_resumed_is_said(
+    text: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+
+    def refused(*more: str, text: Path = text) -> str:
+        return refusal(options(text, folder, "--tokens", "2000", *more), capsys, monkeypatch)
+
     assert "go on with --resume, or choose another --out" in refused()
     assert "hidden_dim: the checkpoint" in refused("--resume", "--hidden-dim", "96")
     assert "seed: the run" in refused("--resume", "--seed", "5")
-    assert "ask for more to go on" in refused("--resume", "--tokens", "600")
-    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
-    assert "not a checkpoint of this program" in refused("--resume")
+    assert "batch_tokens: the run" in refused("--resume", "--batch-tokens", "256")
+    assert "without --valid" in refused("--resume", "--valid", str(text))
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text() + "\nOne more word.")
+    assert f"{other}: is another text than the one this run began with ({text}" in refused("--resume", text=other)
+    tokenizer = (folder / "tokenizer.model").read_bytes()
+    (folder / "tokenizer.model").write_bytes(tokenizer + b"x")
+    assert "not the tokenizer that checkpoint.pt was trained with" in refused("--resume")
+    (folder / "tokenizer.model").unlink()
+    assert "no such tokenizer" in refused("--resume")
+    (folder / "tokenizer.model").write_bytes(tokenizer)
+
+    packed = tmp_path / "same.txt.xz"
+    packed.write_bytes(lzma.compress(text.read_bytes().replace(b"\n", b"\r\n")))
+    assert run(packed, folder, "--tokens", "2000", "--resume").tokens >= 2000  # the same text in another file
+
+
+def test_every_command_refuses_a_checkpoint_without_its_tokenizer(
+    text: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    train_tokenizer(tell(30), 300, folder / "tokenizer.model")
+    for main, more in ((export, ["-o", str(tmp_path / "x.gguf")]), (evaluate, [str(text)]), (sample, [])):
+        said = command(main, [str(folder), *more], capsys, monkeypatch, status=1)
+        assert "not the tokenizer that checkpoint.pt was trained with" in said
+
+
+def test_a_finished_run_can_be_asked_for_its_curve_again(
+    text: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "curve.png").unlink()
+    (folder / "curve.csv").write_text("step,")
+    arguments = options(text, folder, "--tokens", "1200", "--resume")
+    assert "Done already" in command(training.main, arguments, capsys, monkeypatch)
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert after.pop("curve.png").startswith(b"\x89PNG")
+    assert after == {name: content for name, content in before.items() if name != "curve.png"}
+
+
+def test_a_curve_that_cannot_be_drawn_loses_nothing(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    run(text, tmp_path / "run", "--tokens", "600")
+    assert "The curve could not be written" in capsys.readouterr().err
+    assert Checkpoint.load(tmp_path / "run").tokens >= 600
+    assert (tmp_path / "run/curve.csv").is_file()
+
+
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_checkpoint_with_any_bit_flipped_is_never_loaded(finished: Path, place: int, bit: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        content = bytearray((finished / "checkpoint.pt").read_bytes())
+        content[place % len(content)] ^= 1 << bit
+        (Path(name) / "checkpoint.pt").write_bytes(content)
+        with pytest.raises(Damaged, match=r"checkpoint\.pt: "):
+            Checkpoint.load(Path(name))
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "html", "missing"])
+def test_resume_goes_on_from_the_checkpoint_before_a_damaged_one(
+    damage: str,
+    text: Path,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    checkpoint = folder / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    contents = {"empty": b"", "cut": whole[:-1], "longer": whole + b"\0", "html": b"<!DOCTYPE html>"}
+    if damage == "missing":
+        checkpoint.unlink()
+    else:
+        checkpoint.write_bytes(contents[damage])
+    said = command(export, [str(folder), "-o", str(tmp_path / "x.gguf")], capsys, monkeypatch, status=1)
+    assert f"{checkpoint}: " in said
+    assert "checkpoint.old.pt" in said
+
+    resumed = run(text, folder, "--tokens", "2400", "--resume")
+    assert "going on from the one before it" in capsys.readouterr().err
+    assert (folder / "checkpoint.damaged.pt").exists() == (damage != "missing")
+    assert Checkpoint.load(folder).step == resumed.step
+
+    for name in ("checkpoint.pt", "checkpoint.old.pt"):
+        (folder / name).write_bytes(b"nothing")
+    arguments = options(text, folder, "--tokens", "3000", "--resume")
+    assert "and so is the one before it" in refusal(arguments, capsys, monkeypatch)
+
+
+def test_checkpoints_of_an_earlier_version_are_named(finished: Path, tmp_path: Path) -> None:
+    torch.save({"config": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="earlier version"):
+        Checkpoint.load(tmp_path)
+
+
+def test_threads_of_two_trainings_leave_the_cores_to_each_other() -> None:
+    program = "import os, train; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
+    usual = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    for more, expected in ({}, "1000 None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE"):
+        root = Path(__file__).resolve().parent.parent
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=root, env=usual | more, capture_output=True, text=True
+        )
+        assert done.stdout == expected + "\n"
+
+
+def test_one_training_works_in_a_folder(tmp_path: Path) -> None:
+    with RunFolder(tmp_path).held(resume=False):
+        with pytest.raises(BlockingIOError, match="another training works in this folder"):  # noqa: SIM117
+            with RunFolder(tmp_path).held(resume=False):
+                pass
+        RunFolder(tmp_path).checkpoint.touch()
+    with RunFolder(tmp_path).held(resume=True):
+        pass
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    program = f"""if True:
+        from pathlib import Path
+        from train.run import RunFolder
+        with RunFolder(Path({str(tmp_path)!r})).held(resume=False):
+            RunFolder(Path({str(tmp_path)!r})).checkpoint.with_suffix(".tmp").touch()
+            print("held", flush=True)
+            input()
+    """
+    root = Path(__file__).resolve().parent.parent
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError), RunFolder(tmp_path).held(resume=False):
+            pass
+        process.kill()
+    with RunFolder(tmp_path).held(resume=False):
+        assert [path.name for path in tmp_path.iterdir()] == ["training.lock"]  # the half file is gone
+    assert not tmp_path.exists()  # nothing was saved
+
+
+def test_files_of_other_programs_are_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "curve.csv").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"curve\.csv: is there already"), RunFolder(tmp_path).held(resume=False):
+        pass
+    assert (tmp_path / "curve.csv").read_text() == "mine"
+
+
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    """The next ``writes`` files with a checksum get half onto the disk."""
+    left = iter(range(writes))
+
+    def write(path: Path, kind: str, content: bytes) -> None:
+        if kind == "checkpoint" and next(left, None) is not None:
+            path.write_bytes(content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_sealed(path, kind, content)
+
+    write_sealed = files.write_sealed
+    monkeypatch.setattr(run_folder, "write_sealed", write)
+
+
+def test_a_full_disk_ends_no_training_and_loses_no_checkpoint(
+    text: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_EVERY", -1)  # after each step
+    fill_the_disk(monkeypatch, writes=2)
+    assert run(text, tmp_path / "new", "--tokens", "2000").tokens >= 2000
+    said = capsys.readouterr().err
+    assert said.count("Could not save") == 2
+    assert "No space left on device. Nothing is saved yet. Training goes on" in said
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = (folder / "checkpoint.pt").read_bytes()
+    step = Checkpoint.load(folder).step
+    fill_the_disk(monkeypatch, writes=1000)
+    said = refusal(options(text, folder, "--tokens", "2000", "--resume"), capsys, monkeypatch)
+    assert f"The last checkpoint, of step {step}, is whole" in said
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_the_checkpoint_before_makes_room_for_a_new_one(
+    text: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    fill_the_disk(monkeypatch, writes=1)
+    assert run(text, folder, "--tokens", "2000", "--resume").step == Checkpoint.load(folder).step
+    assert "makes room" in capsys.readouterr().err
+
+
+def test_advice_after_numbers_out_of_bounds_is_true(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    arguments = options(text, folder, "--tokens", "9000")
+    usual = training.learning_rate
+
+    def too_high(peak: float, step: int, progress: float) -> float:
+        return 1e30 if step == 5 else usual(peak, step, progress)
+
+    monkeypatch.setattr(training, "learning_rate", too_high)
+    assert "nothing was saved; begin again with a lower" in refusal(arguments, capsys, monkeypatch)
+    assert not folder.exists()
+    monkeypatch.setattr(training, "SAVE_EVERY", -1)
+    said = refusal(arguments, capsys, monkeypatch)
+    assert f"step 6 leads straight here: delete {folder / 'checkpoint.pt'}, and --resume" in said
+    (folder / "checkpoint.pt").unlink()
+    monkeypatch.setattr(training, "learning_rate", usual)
+    command(training.main, [*arguments, "--resume"], capsys, monkeypatch)
+    assert Checkpoint.load(folder).tokens >= 9000
+
+
+@pytest.mark.parametrize("number", training.StopOnSignal.SIGNALS)
+def test_signals_stop_in_good_order(
+    number: signal.Signals,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual = RunFolder.write_checkpoint
+
+    def twice(folder: RunFolder, content: bytes) -> None:
+        os.kill(os.getpid(), number)  # while it saves
+        usual(folder, content)
+
+    def stopping(*arguments: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return step(*arguments)
+
+    step = training.Training.step
+    monkeypatch.setattr(training.Training, "step", stopping)
+    monkeypatch.setattr(RunFolder, "write_checkpoint", twice)
+    assert run(text, tmp_path / "run", "--tokens", "9000").step == 1
+    assert "Stopped and saved at step 1." in capsys.readouterr().out
+    assert Checkpoint.load(tmp_path / "run").step == 1
+
+    def early(*arguments: object) -> None:
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(training, "train_tokenizer", early)
+    arguments = options(text, tmp_path / "early")
+    assert "nothing was saved" in command(training.main, arguments, capsys, monkeypatch, status=130)
+    assert not (tmp_path / "early").exists()
+
+
+def test_a_reader_that_leaves_is_like_ctrl_c(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def update(progress: Progress, count: int, note: str = "") -> None:
+        nonlocal calls
+        calls += bool(note)
+        if calls == 3:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(Progress, "update", update)
+    command(training.main, options(text, tmp_path / "run", "--tokens", "9000"), capsys, monkeypatch)
+    assert Checkpoint.load(tmp_path / "run").step == 3
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in Path(training.__file__).parent.glob("[a-z]*.py")))
+def test_every_module_explains_itself(
+    module: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, f"train.{module}", raising=False)
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_module(f"train.{module}", run_name="__main__")
+    assert not exit.value.code
+    assert len(capsys.readouterr().out) > 100
 
 
 # --- Export ---
@@ -426,8 +943,55 @@ def test_sample_tells_the_likeliest_story(
     assert capsys.readouterr().out == tokenizer.decode(tokens) + "\n"
 
     monkeypatch.setattr(sys, "argv", ["sample", str(tmp_path / "none.gguf")])
-    with pytest.raises(SystemExit, match=r"^sample: .*none\.gguf"):
-        sample()
+    assert sample() == 1
+    assert re.match(r"sample: .*none\.gguf", capsys.readouterr().err)
+
+
+def test_sample_says_its_seed_which_tells_the_same_story_again(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_gguf(Llama(TINY), tokenizer, tmp_path / "tiny.gguf", "F32", {})
+
+    def told(*more: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["sample", str(tmp_path / "tiny.gguf"), "-n", "20", *more])
+        assert sample() == 0
+        output = capsys.readouterr()
+        seed = re.search(r"seed (\d{1,18})\]", output.err)
+        assert seed
+        return output.out, seed[1]
+
+    story, seed = told()
+    assert told("-s", seed) == (story, seed)
+    said = command(sample, [str(tmp_path / "tiny.gguf"), "-n", "-3"], capsys, monkeypatch, status=1)
+    assert "-n -3: must be 0" in said
+
+
+def test_evaluate_says_how_much_of_the_text_it_measured(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_gguf(Llama(TINY), tokenizer, tmp_path / "tiny.gguf", "F32", {})
+    text = tmp_path / "text.txt"
+    for content, words in (
+        ("A tale.\n<|endoftext|>\nÄ", r"on 2 documents, 9 bytes\n"),
+        ("A tale. " * 100, r"on 1 document, \d+ of 800 bytes \(its first 64 tokens\)\n"),
+        ("A tale.\n<|endoftext|>\n" + "A tale. " * 100, r"of 807 bytes \(the first 64 tokens of each\)\n"),
+    ):
+        text.write_text(content, encoding="utf-8")
+        said = command(evaluate, [str(tmp_path / "tiny.gguf"), str(text)], capsys, monkeypatch)
+        assert re.search(words, said)
+
+
+def test_where_an_export_cannot_be_written_is_said_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(output: Path) -> str:
+        return command(export, [str(tmp_path / "run"), "-o", str(output)], capsys, monkeypatch, status=1)
+
+    assert "is a folder" in refused(tmp_path)
+    assert "there is no folder" in refused(tmp_path / "none/model.gguf")
+    assert "not a plain file" in refused(Path(os.devnull))
+    (tmp_path / "run").mkdir()
+    assert "a file of the run itself" in refused(tmp_path / "run/checkpoint.pt")
 
 
 def test_torch_logits_answer_like_the_engine() -> None:

@@ -1,7 +1,30 @@
 """Offline training in PyTorch: data, tokenizer, model, train, evaluate, sample, export. Begin with model.py."""
 
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 # The driver need not be installed: its source beside this folder is enough.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "py"))
+
+# PyTorch's threads wait for each other by spinning, about a millisecond long, on a core that another program may need:
+# two trainings at once were up to sixty times as slow as one. Sleeping at once makes one alone slower; a thousand turns
+# are as fast alone, and leave two their half each (LOG.md, 2026-11-25). This is for GNU's OpenMP, PyTorch's on Linux,
+# which reads it once, when PyTorch is loaded. Whoever has chosen a way to wait keeps it.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "1000"
+
+
+def explain(module: str | None) -> NoReturn:
+    """What ``python -m`` says of a module without a command: its docstring, and where the commands are."""
+    from fabella.console import run_command
+
+    def body() -> int:
+        commands = "train.train, train.evaluate, train.sample and train.export"
+        print(
+            f"{(module or '').strip()}\n\nThis module is not a command. The commands are {commands}; each has --help."
+        )
+        return 0 if {"-h", "--help"} & set(sys.argv[1:]) else 2
+
+    sys.exit(run_command("train", body))

@@ -1,15 +1,22 @@
-"""A training run on disk: everything that a resumed run, an export or a sample needs."""
+"""What a checkpoint holds: everything that a resumed run, an export or a sample needs. Where it lies: run.py."""
 
 from __future__ import annotations
 
+import io
 import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from sentencepiece import SentencePieceProcessor
 
+from . import explain
+from .files import Damaged
 from .model import Llama, ModelConfig
+from .progress import say
+from .run import RunFolder
+from .tokenizer import load_tokenizer
 
 CURVE_COLUMNS = ("step", "tokens", "learning_rate", "train_loss", "valid_bits_per_byte", "seconds")
 
@@ -20,11 +27,15 @@ class Checkpoint:
 
     ``tokens`` counts those learned from (padding is not), ``seconds`` the training time, and ``curve`` holds rows of
     ``CURVE_COLUMNS`` (bits per byte is None where it was not measured); ``losses`` those of the steps since the last
-    row. ``options`` are the command's.
+    row. ``options`` are the command's; ``text_hash``, ``held_out_hash`` and ``tokenizer_hash`` say of what text and
+    tokenizer the batches are made (SHA-256).
     """
 
     config: ModelConfig
     options: dict[str, Any]
+    text_hash: str = ""
+    held_out_hash: str = ""
+    tokenizer_hash: str = ""
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -40,26 +51,67 @@ class Checkpoint:
         return next((value for value in reversed(measured) if value is not None), None)
 
     def save(self, folder: Path) -> None:
-        """Write ``folder/checkpoint.pt``: beside the old one first, so that a crash leaves one of them whole."""
-        temporary = folder / "checkpoint.tmp"
-        content = {**vars(self), "config": asdict(self.config)}
-        torch.save(content, temporary)
-        temporary.replace(folder / "checkpoint.pt")
+        """Save in a run's folder, beside the checkpoint so far. Raises ``OSError``; nothing was changed then."""
+        content = io.BytesIO()  # in memory: the disk's errors are then Python's own, and its checksum is known
+        torch.save({**vars(self), "config": asdict(self.config)}, content)
+        RunFolder(folder).write_checkpoint(content.getvalue())
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
-        """Read ``folder/checkpoint.pt``; ``FileNotFoundError`` or ``ValueError`` if that cannot be done."""
-        path = folder / "checkpoint.pt"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such checkpoint; train first (python -m train.train)")
+        """What was saved last in a run's folder.
+
+        Raises ``FileNotFoundError``, ``Damaged`` (found by its checksum, before anything else is read) or
+        ``ValueError`` (of another version).
+        """
+        content = RunFolder(folder).read_checkpoint()
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            return cls(**{**content, "config": ModelConfig(**content["config"])})
+            stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return cls(**{**stored, "config": ModelConfig(**stored["config"])})
         except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path}: not a checkpoint of this program ({error})") from error
+            raise ValueError(
+                f"{RunFolder(folder).checkpoint}: was written by another version of this program ({error})"
+            ) from error
+
+    @classmethod
+    def load_to_go_on(cls, folder: Path) -> Checkpoint:
+        """Like `load`; in place of a damaged or missing checkpoint it takes the one before it, and says so."""
+        try:
+            return cls.load(folder)
+        except Damaged as error:
+            run = RunFolder(folder)
+            if not run.previous.is_file():
+                raise Damaged(f"{error}; there is none before it to go on from") from error
+            try:
+                change = run.restore_previous()
+            except Damaged:
+                problem = f"is damaged, and so is the one before it ({run.previous.name}); begin anew in another --out"
+                raise Damaged(f"{run.checkpoint}: {problem}") from error
+            checkpoint = cls.load(folder)
+            say(f"{change}, of step {checkpoint.step:,}.")
+            return checkpoint
 
     def build_model(self) -> Llama:
         """The model with the checkpoint's weights, ready to evaluate."""
         model = Llama(self.config)
         model.load_state_dict(self.model)
         return model.eval()
+
+
+def load_run(folder: Path) -> tuple[Checkpoint, SentencePieceProcessor]:
+    """The checkpoint in a run's folder and its tokenizer; ``ValueError`` if these two do not belong together."""
+    checkpoint = Checkpoint.load(folder)
+    check_tokenizer(checkpoint, folder)
+    return checkpoint, load_tokenizer(RunFolder(folder).tokenizer)
+
+
+def check_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Raise ``ValueError`` if the tokenizer in the folder is not the one that the checkpoint was trained with."""
+    run = RunFolder(folder)
+    if run.hash_tokenizer() != checkpoint.tokenizer_hash:
+        raise ValueError(
+            f"{run.tokenizer}: is not the tokenizer that {run.checkpoint.name} was trained with; put that one back"
+        )
+
+
+if __name__ == "__main__":
+    explain(__doc__)

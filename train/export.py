@@ -17,17 +17,32 @@ import torch
 from sentencepiece import SentencePieceProcessor
 
 from fabella import tokenizer as pieces
+from fabella.console import run_command
 from fabella.errors import FabellaError
 from fabella.gguf import describe, read_gguf, write_gguf
 from fabella.modelfile import Config, FileSource, ModelFile
 from fabella.tokenizer import Tokenizer
 
-from .checkpoint import Checkpoint
+from .checkpoint import load_run
+from .files import check_output, replacing
 from .model import Llama, ModelConfig
-from .quantize import quantize, read_weights
-from .tokenizer import load_tokenizer
+from .quantize import BLOCKS, GROUP, quantize, read_weights
+from .run import RunFolder
 
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q4_1": 3}  # general.file_type
+DEFAULT_FORMAT = "Q8_0"
+
+
+def unstorable(config: ModelConfig, format: str) -> str | None:
+    """Why a model of this shape cannot be stored in ``format``; None if it can. It is known before it is trained."""
+    if format not in BLOCKS:
+        return None
+    for name, width in (("dim", config.dim), ("hidden_dim", config.hidden_dim)):
+        if width % GROUP:
+            below, above = width // GROUP * GROUP, -(-width // GROUP) * GROUP
+            near = f"{below} or {above} is" if below else f"{above} is"
+            return f"{name}: {format} needs a multiple of {GROUP}, as {near}; {width} can be stored in F16, BF16 or F32"
+    return None
 
 
 def as_tokenizer(trained: SentencePieceProcessor) -> Tokenizer:
@@ -63,9 +78,10 @@ def save_gguf(model: Llama, tokenizer: Tokenizer, path: Path, format: str, about
         tensors.append((name, type, weights.shape, quantize(weights, type)))
     about = {**about, "general.quantization_version": 2, "general.file_type": FILE_TYPES[format]}
     config = Config(**{name: value for name, value in vars(model.config).items() if name != "tied"})
-    temporary = path.with_name(path.name + ".tmp")
-    write_gguf(temporary, describe(config, tokenizer, about), tensors)
-    temporary.replace(path)
+    with replacing(path) as half:
+        write_gguf(half, describe(config, tokenizer, about), tensors)
+        with FileSource(half) as source:
+            read_gguf(source)  # what the page would refuse is refused here
 
 
 def load_gguf(path: Path) -> tuple[Llama, ModelFile]:
@@ -85,39 +101,52 @@ def load_gguf(path: Path) -> tuple[Llama, ModelFile]:
 def load_model(path: Path) -> tuple[Llama, Tokenizer]:
     """The model and tokenizer of a run folder or of a GGUF file."""
     if path.is_dir():
-        return Checkpoint.load(path).build_model(), as_tokenizer(load_tokenizer(path / "tokenizer.model"))
+        run, tokenizer = load_run(path)
+        return run.build_model(), as_tokenizer(tokenizer)
     model, file = load_gguf(path)
     return model, file.tokenizer
 
 
-def main() -> None:
-    """The command line."""
+def main() -> int:
+    """The command line. Returns the exit status."""
+    return run_command("export", lambda: export(parse_arguments()), (OSError, ValueError, FabellaError))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(
         prog="python -m train.export",
         description="Write a trained model as one GGUF file, for the page and for any program that reads GGUF.",
     )
     parser.add_argument("run", type=Path, help="the --out folder of train.train")
     parser.add_argument("-o", dest="output", metavar="FILE", type=Path, required=True, help="file to write")
-    parser.add_argument("--format", choices=FILE_TYPES, default="Q8_0", help="of the matrices (default: Q8_0)")
+    parser.add_argument(
+        "--format", choices=FILE_TYPES, default=DEFAULT_FORMAT, help=f"of the matrices (default: {DEFAULT_FORMAT})"
+    )
     parser.add_argument("--name", help="what the model calls itself (default: the folder's name)")
     parser.add_argument("--license", help="of the model, an SPDX name; the training text's licence may decide it")
     parser.add_argument("--data", help="what it was trained on, in words (default: the text's file name)")
-    options = parser.parse_args()
-    try:
-        run = Checkpoint.load(options.run)
-        about: dict[str, Any] = {"general.name": options.name or options.run.resolve().name}
-        if options.license:
-            about["general.license"] = options.license
-        about["general.datasets"] = [options.data or Path(run.options["text"]).name]
-        about["fabella.training.tokens"] = run.tokens
-        if run.bits_per_byte is not None:
-            about["fabella.training.bits_per_byte"] = run.bits_per_byte
-        tokenizer = as_tokenizer(load_tokenizer(options.run / "tokenizer.model"))
-        save_gguf(run.build_model(), tokenizer, options.output, options.format, about)
-    except (OSError, ValueError, FabellaError) as error:
-        sys.exit(f"export: {error}")
+    return parser.parse_args()
+
+
+def export(options: argparse.Namespace) -> None:
+    """Export as the command's ``options`` say. Raises ``OSError``, ``ValueError`` or ``FabellaError``, in words."""
+    check_output(options.output)
+    if RunFolder(options.run).owns(options.output):
+        raise ValueError(f"{options.output}: is a file of the run itself; write to another one")
+    run, tokenizer = load_run(options.run)
+    if reason := unstorable(run.config, options.format):
+        raise ValueError(f"{reason} (--format)")
+    about: dict[str, Any] = {"general.name": options.name or options.run.resolve().name}
+    if options.license:
+        about["general.license"] = options.license
+    about["general.datasets"] = [options.data or Path(run.options["text"]).name]
+    about["fabella.training.tokens"] = run.tokens
+    if run.bits_per_byte is not None:
+        about["fabella.training.bits_per_byte"] = run.bits_per_byte
+    save_gguf(run.build_model(), as_tokenizer(tokenizer), options.output, options.format, about)
     print(f"{options.output}: {options.output.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

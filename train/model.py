@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import explain
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -169,3 +171,7 @@ class Llama(nn.Module):
         x = self.output_norm(x)
         head = self.token_embd if self.output is None else self.output
         return F.linear(x, head.weight)  # [B, T, vocab_size]
+
+
+if __name__ == "__main__":
+    explain(__doc__)

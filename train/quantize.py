@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from fabella.modelfile import ByteSource, Tensor
 
+from . import explain
+
 GROUP = 32
 BLOCKS = {
     "Q8_0": np.dtype([("scale", "<f2"), ("numbers", "i1", GROUP)]),
@@ -125,3 +127,7 @@ def read_weights(source: ByteSource, tensor: Tensor) -> NDArray[np.float32]:
     scales = np.frombuffer(source.read(tensor.scales, tensor.scales_size), dtype="<f4")
     numbers = np.frombuffer(data, dtype=np.int8).astype(np.float32).reshape(-1, tensor.group)
     return (scales[:, None] * numbers).reshape(tensor.shape)
+
+
+if __name__ == "__main__":
+    explain(__doc__)

@@ -19,6 +19,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from fabella.console import run_command
 from fabella.engine import Engine
 from fabella.errors import EngineError, FabellaError
 from fabella.generate import generate
@@ -26,6 +27,8 @@ from fabella.sampler import Settings
 
 from .export import load_model
 from .model import Llama
+
+LARGEST_SEED = 10**18 - 1  # of those chosen here: the page's field takes 18 digits
 
 
 class TorchLogits:
@@ -83,8 +86,13 @@ class TorchEngine:
         del self.tokens[position:]
 
 
-def main() -> None:
-    """The command line."""
+def main() -> int:
+    """The command line. Returns the exit status."""
+    return run_command("sample", lambda: tell(parse_arguments()), (OSError, ValueError, FabellaError))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(prog="python -m train.sample", description="Tell a story in PyTorch.")
     parser.add_argument("model", type=Path, help="the --out folder of train.train, or a .gguf file")
     parser.add_argument("-i", dest="prompt", metavar="PROMPT", default="", help="how the story begins")
@@ -93,18 +101,27 @@ def main() -> None:
     parser.add_argument("-k", dest="top_k", type=int, default=0, help="top-k, 0 = off (default 0)")
     parser.add_argument("-s", dest="seed", type=int, default=0, help="0 = another one each time (default 0)")
     parser.add_argument("-n", dest="length", type=int, default=256, help="tokens, the prompt's included (default 256)")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def tell(options: argparse.Namespace) -> None:
+    """Print a story as the command's ``options`` say. Raises ``OSError``, ``ValueError`` or ``FabellaError``."""
+    if options.length < 0:
+        raise ValueError(f"-n {options.length}: must be 0 (the whole context) or more")
+    seed = options.seed or secrets.randbelow(LARGEST_SEED) + 1
+    settings = Settings(options.temperature, options.top_p, options.top_k, seed)
+    model, tokenizer = load_model(options.model)
+    engine = cast(Engine, TorchEngine(model))  # it answers what generate() asks
+    story = generate(engine, tokenizer, options.prompt, settings, options.length)
+    sampled = 0
     try:
-        model, tokenizer = load_model(options.model)
-        seed = options.seed or secrets.randbits(63) + 1
-        settings = Settings(options.temperature, options.top_p, options.top_k, seed)
-        engine = cast(Engine, TorchEngine(model))  # it answers what generate() asks
-        for step in generate(engine, tokenizer, options.prompt, settings, options.length):
+        for step in story:
             print(step.text, end="", flush=True)
-        print()
-    except (OSError, ValueError, FabellaError) as error:
-        sys.exit(f"sample: {error}")
+            sampled += not step.from_prompt
+    finally:
+        print(flush=True)
+    print(f"[{sampled} tokens, seed {seed}]", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

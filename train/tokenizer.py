@@ -8,41 +8,122 @@ can be encoded. Ids: 0 = unknown, 1 = BOS (begins a document), 2 = EOS (ends it)
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
 
+from . import explain
+from .files import replacing
+from .progress import Progress, say
+
 BOS, EOS = 1, 2
+SMALLEST_VOCABULARY = 300
+SPECIAL = 3 + 256  # tokens that are not learned: unknown, BOS, EOS and the bytes
 LONGEST_LINE = 10_000  # in characters; SentencePiece leaves out lines longer than its limit, and does not say so
+COVERAGE = 0.9999  # of the text's characters; rarer ones are spelled in bytes
+
+UNKNOWN = "▅"
+
+# SentencePiece fails when it learns one of its own tokens' names from the text; cut in two, none is learned.
+NAMES = re.compile(r"(?<=<)(?=(?:s|/s|unk|0x[0-9A-F]{2})>)")
+
+
+def cut_text(text: str, longest: int) -> Iterator[str]:
+    """The text in pieces of at most ``longest`` characters, cut before a space where there is one."""
+    start = 0
+    while len(text) - start > longest:
+        cut = text.rfind(" ", start + 1, start + longest)
+        cut = cut if cut > 0 else start + longest
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
 
 
 def lines_of(documents: Iterable[str]) -> Iterator[str]:
     """The documents' lines, the longer ones cut at a space."""
     for document in documents:
         for line in document.split("\n"):
-            while len(line) > LONGEST_LINE:
-                cut = line.rfind(" ", 1, LONGEST_LINE)
-                cut = cut if cut > 0 else LONGEST_LINE
-                yield line[:cut]
-                line = line[cut:]
             if line:
-                yield line
+                yield from cut_text(line, LONGEST_LINE)
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int, path: Path) -> None:
+def train_tokenizer(documents: Sequence[str], vocab_size: int, path: Path) -> None:
     """Train on ``documents`` and write the SentencePiece model to ``path``.
 
-    Raises ``ValueError`` if the text cannot fill (or is too varied for) a vocabulary of ``vocab_size`` tokens.
+    Raises ``ValueError`` if the text cannot fill a vocabulary of ``vocab_size`` tokens. If it has more characters than
+    the vocabulary has room for, the frequent ones get half the room, and the others are spelled in bytes.
     """
+    with replacing(path, path.with_suffix(".tmp")) as half:
+        half.write_bytes(_train_fitting(documents, vocab_size))
+
+
+class TooLarge(ValueError):
+    """The text does not fill the vocabulary: ``fits`` tokens are all that it gives."""
+
+    def __init__(self, vocab_size: int, fits: int) -> None:
+        advice = f"at most {fits} do" if fits >= SMALLEST_VOCABULARY else "it is too short to train on"
+        super().__init__(f"--vocab-size: this text does not fill {vocab_size} tokens; {advice}")
+        self.fits = fits
+
+
+class TooManyCharacters(ValueError):
+    """The text has more different characters than the vocabulary has room for."""
+
+
+def _train_fitting(documents: Sequence[str], vocab_size: int) -> bytes:
+    try:
+        return _train(documents, vocab_size)
+    except TooManyCharacters:
+        pass
+    counts = Counter("".join(lines_of(documents)))
+    characters = sorted(counts, key=lambda character: (character not in " 0", -counts[character], character))
+    room = vocab_size - SPECIAL
+    kept = room // 2
+    try:
+        model = _train(documents, vocab_size, rare=characters[kept:])
+    except TooLarge as error:  # so few tokens of several characters are in the text: more room for single ones
+        kept = room - (error.fits - SPECIAL - kept)
+        model = _train(documents, vocab_size, rare=characters[kept:])
+    say(
+        f"This text has {len(counts):,} different characters. The {kept:,} most frequent ones are tokens, the others "
+        "are spelled in bytes; a larger --vocab-size would hold more."
+    )
+    return model
+
+
+def _train(documents: Sequence[str], vocab_size: int, rare: Sequence[str] = ()) -> bytes:
+    """Train. The ``rare`` characters become no tokens, or else the rarest that `COVERAGE` says."""
+    # SentencePiece itself leaves out 2 % of a text at most. A digit stands alone: no token is learned across it.
+    # And it leaves out every line with the character that it writes for unknown ones itself.
+    digits = dict.fromkeys(map(ord, rare), "0")
+    stopped: list[BaseException] = []
+
+    def lines() -> Iterator[str]:
+        """The text. SentencePiece would turn what stops it into an error of its own."""
+        try:
+            with Progress("tokenizer", sum(map(len, documents)), " characters") as progress:
+                for document in documents:
+                    for line in lines_of([document]):
+                        line = line.replace(UNKNOWN, "0")
+                        yield from NAMES.split(line.translate(digits) if digits else line)
+                        progress.update(len(line))
+            if progress.bar.n > 10_000_000:
+                say("Training the tokenizer...")  # in C++, which shows nothing for some seconds
+        except BaseException as error:
+            stopped.append(error)
+            raise
+
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines_of(documents),
+            sentence_iterator=lines(),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
-            character_coverage=0.9999,  # rarer characters are spelled in bytes
+            character_coverage=1.0 if rare else COVERAGE,
             byte_fallback=True,
             split_digits=True,
             normalization_rule_name="identity",
@@ -57,18 +138,25 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, path: Path) -> No
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"--vocab-size: no tokenizer of {vocab_size} tokens fits this text ({reason})") from error
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(model.getvalue())
-    temporary.replace(path)
+        if stopped:
+            raise stopped[0] from None
+        if too_high := re.search(r"too high.*<= (\d+)", str(error)):
+            raise TooLarge(vocab_size, int(too_high[1])) from error
+        if "required_chars" in str(error):
+            raise TooManyCharacters from error
+        raise ValueError(f"--vocab-size: no tokenizer of {vocab_size} tokens can be made of this text") from error
+    return model.getvalue()
 
 
 def load_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
-    """Read a SentencePiece model file; ``FileNotFoundError`` or ``ValueError`` if that cannot be done."""
+    """Read a SentencePiece model file; ``OSError`` or ``ValueError``, in words, if that cannot be done."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such tokenizer")
     try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"{path}: not a SentencePiece model ({error})") from error
+        return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not a SentencePiece model") from error
+
+
+if __name__ == "__main__":
+    explain(__doc__)

@@ -6,13 +6,14 @@ Ctrl-C saves and stops; the same command with --resume goes on where it stopped,
 rate warms up, stays, and falls linearly to zero over the last 30 % of the token budget (WSD), so a run may also be
 resumed with another --tokens: a smaller budget ends it well, a larger one prolongs it.
 
-Written to the --out folder: tokenizer.model, checkpoint.pt, curve.csv, curve.png.
+Written to the --out folder, which run.py describes: tokenizer.model, checkpoint.pt, curve.csv, curve.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import math
 import os
 import shutil
@@ -20,7 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,165 +29,117 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 
-from .checkpoint import CURVE_COLUMNS, Checkpoint
-from .data import PADDING, Tokens, batches, encode_documents, read_documents, split_documents
+from fabella.console import INTERRUPTED, run_command, words
+from fabella.errors import FabellaError
+from fabella.modelfile import LARGEST, Config, expected_shapes
+
+from .checkpoint import CURVE_COLUMNS, Checkpoint, check_tokenizer
+from .data import PADDING, Tokens, batches, encode_text, hash_documents, read_documents, split_documents
 from .evaluate import HeldOut, bits_per_byte, hold_out
-from .export import as_tokenizer
+from .export import DEFAULT_FORMAT, as_tokenizer, unstorable
 from .model import Llama, ModelConfig
-from .tokenizer import load_tokenizer, train_tokenizer
+from .progress import Progress, say
+from .run import RunFolder
+from .tokenizer import SMALLEST_VOCABULARY, load_tokenizer, train_tokenizer
 
 WARM_UP_STEPS = 100
 DECAY_FROM = 0.7  # the part of the token budget after which the learning rate falls
 LARGEST_GRADIENT = 1.0  # its norm is clipped to this
 LOG_EVERY = 50  # steps between two rows of the curve
 SAVE_EVERY = 180.0  # seconds between two checkpoints
+LARGEST_SEED = 10**18 - 1
+OPTION_OF = {  # the options that give the model its shape
+    "dim": "--dim",
+    "hidden_dim": "--hidden-dim",
+    "n_layers": "--layers",
+    "n_heads": "--heads",
+    "n_kv_heads": "--kv-heads",
+    "vocab_size": "--vocab-size",
+    "seq_len": "--context",
+}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line's options, checked."""
+    """The command line's options, checked: what cannot be is said here, before any text is read."""
     parser = argparse.ArgumentParser(
         prog="python -m train.train",
         description="Train a Llama on a text file. Ctrl-C saves and stops; --resume goes on.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add = parser.add_argument
-    add("text", type=Path, help="UTF-8 .txt or .txt.xz; a line <|endoftext|> ends each document")
+    add, whole = parser.add_argument, _whole_number
+    vocab_size = "tokens in the vocabulary; a short text needs a smaller one"
+    add("text", type=Path, help="plain text (UTF-8) or .txt.xz; a line <|endoftext|> ends each document")
     add("--valid", type=Path, help="held-out text (without it, the last 1%% of the text)")
     add("--out", type=Path, required=True, help="folder for this run's files")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
-    add("--tokens", type=int, default=20_000_000, help="how many tokens to train on, in all")
-    add("--vocab-size", type=int, default=4096, help="tokens in the vocabulary; a short text needs a smaller one")
-    add("--dim", type=int, default=256, help="width of the model")
-    add("--hidden-dim", type=int, default=576, help="width of the feed-forward")
-    add("--layers", type=int, default=4)
-    add("--heads", type=int, default=8, help="attention heads")
-    add("--kv-heads", type=int, default=4, help="key/value heads, which attention heads share")
-    add("--context", type=int, default=512, help="longest sequence in tokens, a multiple of 32")
-    add("--batch-tokens", type=int, default=4096, help="tokens in a step, padding included")
-    add("--learning-rate", type=float, default=4e-3, help="at its highest")
-    add("--eval-every", type=int, default=500, help="steps between two validations")
-    add("--seed", type=int, default=1)
+    add("--tokens", type=whole(1, 10**15), default=20_000_000, help="how many tokens to train on, in all")
+    add("--vocab-size", type=whole(SMALLEST_VOCABULARY, 65536), default=4096, help=vocab_size)
+    add("--dim", type=whole(1, LARGEST["dim"]), default=256, help="width of the model")
+    add("--hidden-dim", type=whole(1, LARGEST["hidden_dim"]), default=576, help="width of the feed-forward")
+    add("--layers", type=whole(1, LARGEST["n_layers"]), default=4)
+    add("--heads", type=whole(1, LARGEST["n_heads"]), default=8, help="attention heads")
+    add(
+        "--kv-heads",
+        type=whole(1, LARGEST["n_kv_heads"]),
+        default=4,
+        help="key/value heads, which attention heads share",
+    )
+    add(
+        "--context",
+        type=whole(32, LARGEST["seq_len"]),
+        default=512,
+        help="longest sequence in tokens, a multiple of 32",
+    )
+    add("--batch-tokens", type=whole(32, 10**9), default=4096, help="tokens in a step, padding included")
+    add("--learning-rate", type=_rate, default=4e-3, help="at its highest")
+    add("--eval-every", type=whole(1, 10**15), default=500, help="steps between two validations")
+    add("--seed", type=whole(0, LARGEST_SEED), default=1)
     add("--compile", action=argparse.BooleanOptionalAction, default=True, help="fuse operations by torch.compile")
     options = parser.parse_args(arguments)
-    if options.context % 32 or options.context < 32:
-        parser.error(f"--context: must be a multiple of 32, not {options.context}")
-    if not 300 <= options.vocab_size <= 65536:
-        parser.error(f"--vocab-size: must be from 300 to 65536, not {options.vocab_size}")
+    if options.context % 32:
+        parser.error(f"argument --context: must be a multiple of 32, not {options.context}")
     if options.batch_tokens < options.context:
-        parser.error(f"--batch-tokens: {options.batch_tokens} does not hold one --context of {options.context}")
+        problem = f"{options.batch_tokens} does not hold one --context of {options.context}"
+        parser.error(f"argument --batch-tokens: {problem}")
+    try:
+        shape(options)
+    except ValueError as error:
+        field, problem = str(error).split(": ", 1)
+        problem = problem.replace("n_kv_heads", "--kv-heads").replace("n_heads", "--heads")
+        parser.error(f"argument {OPTION_OF[field]}: {problem}")
     return options
 
 
-def main() -> None:
-    """The command line."""
-    options = parse_arguments()
-    try:
-        train(options)
-    except (FileNotFoundError, FileExistsError, ValueError, FloatingPointError) as error:
-        sys.exit(f"train: {error}")
-    except KeyboardInterrupt:  # while the text was read: from the first step on, train() stops in good order
-        sys.exit("train: stopped before the first step; nothing was saved")
+def _whole_number(low: int, high: int) -> Callable[[str], int]:
+    """How the parser reads a whole number from ``low`` to ``high``."""
 
-
-def train(options: argparse.Namespace) -> Checkpoint:
-    """Train as the command's ``options`` say until the token budget is used or a signal asks to stop.
-
-    Raises ``FileNotFoundError``, ``FileExistsError`` (a run is there, without --resume), ``ValueError`` (unusable text
-    or options) or ``FloatingPointError`` (the loss is not a number any more).
-    """
-    torch.manual_seed(options.seed)
-    run = start_run(options)
-    tokens, held_out = prepare_text(options, first=run.step == 0)
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = choose_precision(device)
-    model = Llama(run.config).to(device)
-    optimizers = make_optimizers(model)
-    if run.step:
-        model.load_state_dict(run.model)
-        for optimizer, state in zip(optimizers, run.optimizers, strict=True):
-            optimizer.load_state_dict(state)
-    loss_of = make_loss(model, options.compile)
-
-    def validate() -> float:
-        model.eval()
-        with precision:
-            value = bits_per_byte(model, held_out)
-        model.train()
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"must be a whole number, not {text[:40]!r}") from error
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be from {low} to {high}, not {text[:40]}")
         return value
 
-    def save() -> None:
-        run.model = model.state_dict()
-        run.optimizers = [optimizer.state_dict() for optimizer in optimizers]
-        run.save(options.out)
-        write_curve(run.curve, options.out)
-
-    count = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{count:,} parameters; {len(tokens.ids):,} tokens in an epoch; {options.tokens:,} to learn from; {device}")
-    bar = tqdm(
-        desc="training",
-        total=options.tokens,
-        initial=run.tokens,
-        unit=" tokens",
-        unit_scale=True,
-        smoothing=0.02,
-        mininterval=0.5,
-    )
-    measured = run.bits_per_byte
-    saved_at = time.monotonic()
-    stream = batches(tokens, options.context, options.batch_tokens, options.seed, run.step)
-    with StopOnSignal() as stop:
-        while run.tokens < options.tokens and not stop.requested:
-            begin = time.monotonic()
-            inputs, targets = next(stream)
-            rate = learning_rate(options.learning_rate, run.step, run.tokens / options.tokens)
-            with precision:
-                loss = loss_of(inputs.to(device), targets.to(device))
-            loss.backward()
-            value = loss.item()
-            if not math.isfinite(value) or not update(model, optimizers, rate):
-                raise FloatingPointError(
-                    f"loss {value}, or its gradient, is out of bounds at step {run.step}; the last checkpoint is good: "
-                    "--resume with a lower --learning-rate"
-                )
-            learned = int((targets != PADDING).sum())
-            run.losses.append(value)
-            run.step += 1
-            run.tokens += learned
-            run.seconds += time.monotonic() - begin
-
-            last = run.tokens >= options.tokens
-            if run.step % LOG_EVERY == 0 or run.step % options.eval_every == 0 or last:
-                valid = None
-                if run.step % options.eval_every == 0 or last:
-                    valid = measured = validate()
-                mean = sum(run.losses) / len(run.losses)
-                run.curve.append((run.step, run.tokens, rate, mean, valid, round(run.seconds, 1)))
-                run.losses.clear()
-            if time.monotonic() - saved_at > SAVE_EVERY:
-                save()
-                saved_at = time.monotonic()
-            bar.update(learned)
-            bar.set_postfix_str(
-                f"loss {value:.3f}" + (f", {measured:.4f} bits/byte" if measured else ""), refresh=False
-            )
-        save()
-    bar.close()
-
-    if run.tokens < options.tokens:
-        print(f"Stopped and saved at step {run.step:,}. To go on: the same command with --resume.")
-    else:
-        print(
-            f"Done: {run.tokens:,} tokens, {measured:.4f} bits per byte on the held-out text. {options.out}/curve.png"
-        )
-    return run
+    return read
 
 
-def start_run(options: argparse.Namespace) -> Checkpoint:
-    """A new run's empty checkpoint, or with --resume the one in --out, whose shape must be that of the command."""
-    config = ModelConfig(
+def _rate(text: str) -> float:
+    """How the parser reads a learning rate."""
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a number, not {text[:40]!r}") from error
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, not {text[:40]}")
+    return value
+
+
+def shape(options: argparse.Namespace) -> ModelConfig:
+    """The model that the options ask for; ``ValueError`` if there is no such Llama."""
+    return ModelConfig(
         dim=options.dim,
         hidden_dim=options.hidden_dim,
         n_layers=options.layers,
@@ -195,13 +148,88 @@ def start_run(options: argparse.Namespace) -> Checkpoint:
         vocab_size=options.vocab_size,
         seq_len=options.context,
     )
+
+
+def main() -> int:
+    """The command line. Returns the exit status."""
+
+    def body() -> int:
+        options = parse_arguments()
+        try:
+            train(options)
+        except KeyboardInterrupt:  # from the first step on, train() stops in good order
+            kept = "the checkpoint is as it was" if options.resume else "nothing was saved"
+            print(f"train: stopped before the first step; {kept}", file=sys.stderr)
+            return INTERRUPTED
+        return 0
+
+    return run_command("train", body, (OSError, ValueError, FloatingPointError, FabellaError))
+
+
+def train(options: argparse.Namespace) -> Checkpoint:
+    """Train as the command's ``options`` say until the token budget is used or a signal asks to stop.
+
+    Raises, in words, ``OSError`` (a file or folder that cannot be used; --resume and --out that do not fit),
+    ``ValueError`` (unusable text or options) or ``FloatingPointError`` (the loss is not a number any more).
+    ``KeyboardInterrupt`` if it is stopped before the first step; ``BrokenPipeError``, after saving, if nobody reads
+    what it prints any more.
+    """
+    config = shape(options)
+    check_size(config)
+    folder = RunFolder(options.out)
+    with StopOnSignal() as stop, folder.held(options.resume):
+        folder.check_room(checkpoint_size(config))
+        run = start_run(options, config)
+        documents, held_out = read_text(options, run)
+        if run.tokens >= options.tokens:
+            keep_curve(run.curve, folder)
+            learned = f"the run has learned from {run.tokens:,} tokens; ask for more (--tokens) to go on"
+            print(f"Done already: {learned}. {folder.curve_picture}")
+            return run
+        tokens, measured_on = encode(options, run, documents, held_out)
+        Training(options, run, tokens, measured_on).work(stop)
+    return run
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the model's parameters, without making them."""
+    numbers = {name: value for name, value in vars(config).items() if name != "tied"}
+    return expected_shapes(Config(**numbers), config.tied)
+
+
+def check_size(config: ModelConfig) -> None:
+    """Say before the training what is known of the model. ``ValueError`` if it does not fit this machine's memory."""
+    if reason := unstorable(config, DEFAULT_FORMAT):
+        field, problem = reason.split(": ", 1)
+        say(f"Note: {OPTION_OF[field]}: {problem}. To export this model will take --format.")
+    count = sum(map(math.prod, parameter_shapes(config).values()))
+    needed = 4 * 4 * count  # weights, gradients and the optimizers' two averages
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names and not torch.cuda.is_available():
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > memory:
+            raise ValueError(
+                f"a model of {count:,} parameters needs {needed / 1e9:,.1f} GB to train, and this machine has "
+                f"{memory / 1e9:,.1f} GB; choose a smaller one (--dim, --hidden-dim, --layers, --vocab-size)"
+            )
+
+
+def checkpoint_size(config: ModelConfig) -> int:
+    """The bytes of a checkpoint: each weight, and one average of it from Muon or two from AdamW."""
+    shapes = parameter_shapes(config).items()
+    return sum(4 * math.prod(shape) * (2 if learned_by_muon(name, shape) else 3) for name, shape in shapes)
+
+
+def learned_by_muon(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether Muon, not AdamW, learns a parameter: the matrices inside the blocks."""
+    return name.startswith("blk.") and len(shape) == 2
+
+
+def start_run(options: argparse.Namespace, config: ModelConfig) -> Checkpoint:
+    """A new run's empty checkpoint, or with --resume the one in --out, whose shape must be that of the command."""
     kept = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     if not options.resume:
-        if (options.out / "checkpoint.pt").exists():
-            raise FileExistsError(f"{options.out}: has a checkpoint; go on with --resume, or choose another --out")
         return Checkpoint(config, kept)
-
-    run = Checkpoint.load(options.out)
+    run = Checkpoint.load_to_go_on(options.out)
     for field, value in asdict(config).items():
         stored = getattr(run.config, field)
         if value != stored:
@@ -209,33 +237,197 @@ def start_run(options: argparse.Namespace) -> Checkpoint:
     for name in ("seed", "batch_tokens"):
         if run.options[name] != kept[name]:
             raise ValueError(f"{name}: the run in {options.out} began with {run.options[name]}, not {kept[name]}")
-    if run.tokens >= options.tokens:
-        raise ValueError(
-            f"tokens: the run in {options.out} has learned from {run.tokens:,} already; ask for more to go on"
-        )
-    run.options = kept
+    check_tokenizer(run, options.out)
+    run.options = {**kept, "text": run.options["text"], "valid": run.options["valid"]}
     return run
 
 
-def prepare_text(options: argparse.Namespace, first: bool) -> tuple[Tokens, HeldOut]:
-    """The text to learn from and the held-out text, encoded. The run's ``first`` start trains the tokenizer."""
+def read_text(options: argparse.Namespace, run: Checkpoint) -> tuple[list[str], list[str]]:
+    """The documents to learn from and those held out; ``ValueError`` if the run began with others."""
     documents = read_documents(options.text)
     if options.valid:
         held_out = read_documents(options.valid)
     else:
         documents, held_out = split_documents(documents)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "tokenizer.model"
-    if first:
-        train_tokenizer(documents, options.vocab_size, path)
-    tokenizer = load_tokenizer(path)
-    tokens = encode_documents(documents, tokenizer, cache=options.out.parent / "cache")
+    if not documents:
+        raise ValueError(f"{options.text}: is too short to train on")
+    learned, kept = (sum(map(len, part)) for part in (documents, held_out))
+    count = f"{len(documents):,} document{'s' * (len(documents) > 1)}"
+    print(f"{options.text}: {count}, {learned:,} characters; held out: {kept:,} characters", flush=True)
+    text_hash, held_out_hash = hash_documents(documents), hash_documents(held_out)
+    if text_hash == held_out_hash:
+        say("Note: the held-out text is the text itself: bits per byte will say how well it is learned by heart.")
+    if not options.resume:
+        run.text_hash, run.held_out_hash = text_hash, held_out_hash
+    valid = f"--valid {run.options['valid']}" if run.options["valid"] else "without --valid"
+    began = f"is another text than the one this run began with ({run.options['text']}, {valid}); give that one"
+    if run.text_hash != text_hash:
+        raise ValueError(f"{options.text}: {began}")
+    if run.held_out_hash != held_out_hash:
+        raise ValueError(f"{options.valid or options.text}: {began}")
+    return documents, held_out
+
+
+def encode(
+    options: argparse.Namespace, run: Checkpoint, documents: list[str], held_out: list[str]
+) -> tuple[Tokens, HeldOut]:
+    """The text to learn from and the held-out text as tokens. A run's first start trains the tokenizer."""
+    folder = RunFolder(options.out)
+    if not options.resume:
+        train_tokenizer(documents, options.vocab_size, folder.tokenizer)
+        run.tokenizer_hash = folder.hash_tokenizer()
+    tokenizer = load_tokenizer(folder.tokenizer)
+    tokens = encode_text(folder, run.text_hash, documents, tokenizer)
     if len(tokens.ids) < options.batch_tokens:
         raise ValueError(
             f"{options.text}: its {len(tokens.ids):,} tokens are fewer than --batch-tokens ({options.batch_tokens:,}); "
             "train on more text, or in smaller steps"
         )
     return tokens, hold_out(held_out, as_tokenizer(tokenizer), options.context)
+
+
+class Training:
+    """A run at work: the model, its optimizers, and the checkpoint that they are saved in."""
+
+    def __init__(self, options: argparse.Namespace, run: Checkpoint, tokens: Tokens, held_out: HeldOut) -> None:
+        self.options, self.run, self.tokens, self.held_out = options, run, tokens, held_out
+        self.folder = RunFolder(options.out)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.precision = choose_precision(self.device)
+        torch.manual_seed(options.seed)
+        self.model = Llama(run.config).to(self.device)
+        self.optimizers = make_optimizers(self.model)
+        if run.step:
+            self.model.load_state_dict(run.model)
+            for optimizer, state in zip(self.optimizers, run.optimizers, strict=True):
+                optimizer.load_state_dict(state)
+        self.loss_of = make_loss(self.model, options.compile)
+        self.saved_step = run.step  # 0: nothing is saved yet
+        self.measured = run.bits_per_byte
+
+    def work(self, stop: StopOnSignal) -> None:
+        """Learn until the budget is used or ``stop`` is requested; save every few minutes and at the end."""
+        options, run = self.options, self.run
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        text = f"{len(self.tokens.ids):,} tokens in an epoch; {options.tokens:,} to learn from"
+        print(f"{count:,} parameters; {text}; held out: {self.held_out}; {self.device}", flush=True)
+        stream = batches(self.tokens, options.context, options.batch_tokens, options.seed, run.step)
+        saved_at = time.monotonic()
+        nobody_reads: BrokenPipeError | None = None
+        with Progress("training", options.tokens, " tokens", done=run.tokens, brief=False) as progress:
+            stop.after_this_step()
+            while run.tokens < options.tokens and not stop.requested:
+                begin = time.monotonic()
+                try:
+                    rate, loss, learned = self.step(*next(stream))
+                except RuntimeError:
+                    if not stop.requested:
+                        raise
+                    break  # Ctrl-C reaches the compiler, too, that torch.compile has started
+                run.seconds += time.monotonic() - begin
+                try:
+                    self.record(rate)
+                    if time.monotonic() - saved_at > SAVE_EVERY:
+                        self.save_or_go_on()
+                        saved_at = time.monotonic()
+                    measured = f", {self.measured:.4f} bits/byte" if self.measured else ""
+                    progress.update(learned, f"loss {loss:.3f}{measured}")
+                except BrokenPipeError as error:  # like Ctrl-C
+                    nobody_reads = error
+                    break
+            if run.step > self.saved_step:
+                self.save_or_fail()
+        if nobody_reads:
+            raise nobody_reads
+        if not run.step:
+            raise KeyboardInterrupt
+        if run.tokens < options.tokens:
+            print(f"Stopped and saved at step {run.step:,}. To go on: the same command with --resume.")
+        else:
+            measured = f"{self.measured:.4f} bits per byte on the held-out text ({self.held_out})"
+            print(f"Done: {run.tokens:,} tokens, {measured}. {self.folder.curve_picture}")
+
+    def step(self, inputs: Tensor, targets: Tensor) -> tuple[float, float, int]:
+        """Learn from a batch, inputs and targets [rows, T].
+
+        Returns the learning rate, the loss (nats per token) and how many tokens were learned from.
+        """
+        run, options = self.run, self.options
+        rate = learning_rate(options.learning_rate, run.step, run.tokens / options.tokens)
+        with self.precision:
+            loss = self.loss_of(inputs.to(self.device), targets.to(self.device))
+        loss.backward()
+        value = loss.item()
+        if not math.isfinite(value) or not update(self.model, self.optimizers, rate):
+            raise FloatingPointError(
+                f"loss {value}, or its gradient, is out of bounds at step {run.step:,}; {self.way_back()}"
+            )
+        learned = int((targets != PADDING).sum())
+        run.losses.append(value)
+        run.step += 1
+        run.tokens += learned
+        return rate, value, learned
+
+    def record(self, rate: float) -> None:
+        """Measure when it is time, and add a row to the curve; ``rate`` is the last step's learning rate."""
+        run, options = self.run, self.options
+        measure = run.step % options.eval_every == 0 or run.tokens >= options.tokens
+        if not measure and run.step % LOG_EVERY:
+            return
+        valid = None
+        if measure:
+            self.model.eval()
+            with self.precision:
+                valid = bits_per_byte(self.model, self.held_out)
+            self.model.train()
+            if not math.isfinite(valid):
+                raise FloatingPointError(f"no number comes out of the model at step {run.step:,}; {self.way_back()}")
+            self.measured = valid
+        mean = sum(run.losses) / len(run.losses)
+        run.curve.append((run.step, run.tokens, rate, mean, valid, round(run.seconds, 1)))
+        run.losses.clear()
+
+    def save(self) -> None:
+        """Save the checkpoint and the curve. ``OSError`` if the checkpoint cannot be saved."""
+        self.run.model = self.model.state_dict()
+        self.run.optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        self.run.save(self.options.out)
+        self.saved_step = self.run.step
+        keep_curve(self.run.curve, self.folder)
+
+    def save_or_go_on(self) -> None:
+        """Save; if that fails, say so: what was learned is safer in memory, and there may be room next time."""
+        try:
+            self.save()
+        except OSError as error:
+            say(f"Could not save: {words(error)}. {self.kept()}. Training goes on, and tries again in a while.")
+
+    def save_or_fail(self) -> None:
+        """Save at the end; ``OSError`` says what is kept."""
+        try:
+            self.save()
+        except OSError as error:
+            raise OSError(f"could not save step {self.run.step:,}: {words(error)}. {self.kept()}") from error
+
+    def kept(self) -> str:
+        """What is on the disk, in words."""
+        if self.saved_step:
+            return f"The last checkpoint, of step {self.saved_step:,}, is whole ({self.folder.checkpoint})"
+        return "Nothing is saved yet"
+
+    def way_back(self) -> str:
+        """What to do when the numbers are out of bounds."""
+        if not self.saved_step:
+            return "nothing was saved; begin again with a lower --learning-rate"
+        if self.saved_step < self.run.step:
+            return f"--resume with a lower --learning-rate goes on from step {self.saved_step:,}"
+        straight = f"the checkpoint of step {self.saved_step:,} leads straight here"
+        if self.folder.previous.is_file():
+            return (
+                f"{straight}: delete {self.folder.checkpoint}, and --resume with a lower --learning-rate goes on from "
+                "the one before it"
+            )
+        return f"{straight}: begin again with a lower --learning-rate, in another --out"
 
 
 def choose_precision(device: str) -> AbstractContextManager[Any]:
@@ -252,8 +444,8 @@ def make_optimizers(model: Llama) -> list[torch.optim.Optimizer]:
 
     Both take one learning rate: Muon's updates are scaled to the size that AdamW's have.
     """
-    matrices = [p for name, p in model.named_parameters() if name.startswith("blk.") and p.dim() == 2]
-    others = [p for name, p in model.named_parameters() if not (name.startswith("blk.") and p.dim() == 2)]
+    matrices = [p for name, p in model.named_parameters() if learned_by_muon(name, tuple(p.shape))]
+    others = [p for name, p in model.named_parameters() if not learned_by_muon(name, tuple(p.shape))]
     return [
         torch.optim.Muon(matrices, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
@@ -296,15 +488,36 @@ def make_loss(model: Llama, compiled: bool) -> Callable[[Tensor, Tensor], Tensor
 
 
 class StopOnSignal:
-    """Between ``with`` and its end, Ctrl-C and SIGTERM set ``requested`` instead of ending the program."""
+    """Between ``with`` and its end, Ctrl-C, SIGTERM and SIGHUP (the terminal was closed) do not end the program.
+
+    They interrupt it like Ctrl-C (``KeyboardInterrupt``) while there is nothing to save yet; after `after_this_step`
+    they set ``requested`` instead, and no second one can tear the saving.
+    """
+
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
     def __enter__(self) -> StopOnSignal:
         self.requested = False
-        self.previous = {number: signal.signal(number, self.request) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.at_once = True
+        self.previous = {
+            number: signal.signal(number, self.request)
+            for number in self.SIGNALS
+            # nohup and the like ignore the end of the terminal, and that is to stay so
+            if not (number != signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN)
+        }
         return self
 
+    def after_this_step(self) -> None:
+        """From now on finish the step."""
+        self.at_once = False
+
     def request(self, number: int, frame: object) -> None:
-        print("\nFinishing this step, then saving...", file=sys.stderr)
+        """The signals' handler."""
+        if self.at_once:
+            raise KeyboardInterrupt
+        if not self.requested:
+            with suppress(OSError):  # written past Python's buffers, which may be in use just now
+                os.write(2, b"\nFinishing this step, then saving...\n")
         self.requested = True
 
     def __exit__(self, *exception: object) -> None:
@@ -312,17 +525,26 @@ class StopOnSignal:
             signal.signal(number, handler)
 
 
-def write_curve(curve: list[tuple[Any, ...]], folder: Path) -> None:
-    """``curve.csv`` and ``curve.png``: loss per token and bits per byte over the tokens learned from."""
+def keep_curve(curve: list[tuple[Any, ...]], folder: RunFolder) -> None:
+    """Write ``curve.csv`` and ``curve.png``. What goes wrong is said and ends nothing: both can be had again."""
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(CURVE_COLUMNS)
+    writer.writerows(curve)
+    try:
+        folder.write_curve_table(table.getvalue())
+        folder.write_curve_picture(draw_curve(curve))
+    except Exception as error:  # whatever matplotlib, or a missing one, may raise
+        say(f"The curve could not be written ({words(error)}); the same command with --resume writes it anew.")
+
+
+def draw_curve(curve: list[tuple[Any, ...]]) -> bytes:
+    """A PNG: loss per token and bits per byte over the tokens learned from."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with open(folder / "curve.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(CURVE_COLUMNS)
-        writer.writerows(curve)
     millions = [row[1] / 1e6 for row in curve]
     figure, left = pyplot.subplots(figsize=(7, 4), dpi=100)
     left.plot(millions, [row[3] for row in curve], color="tab:blue", linewidth=1)
@@ -333,9 +555,11 @@ def write_curve(curve: list[tuple[Any, ...]], folder: Path) -> None:
     right.plot([x for x, _ in measured], [y for _, y in measured], "o-", color="tab:red", linewidth=1, markersize=3)
     right.set_ylabel("held-out bits per byte", color="tab:red")
     figure.tight_layout()
-    figure.savefig(folder / "curve.png")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
     pyplot.close(figure)
+    return picture.getvalue()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Files that are whole or not there: written beside, flushed to the disk, then renamed; some carry a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from . import explain
+
+
+class Damaged(ValueError):
+    """A file is not what this program wrote: cut, changed, or replaced by something else."""
+
+
+@contextmanager
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """Write a new ``path``: the body writes to the path that it is given, beside the old file.
+
+    After the body the new file is flushed to the disk and takes the old one's place. Whatever goes wrong, the old file
+    stays as it was and the half one is removed. An ``OSError`` names ``path``.
+    """
+    temporary = temporary or path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        flush(temporary)
+        temporary.replace(path)
+        flush_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.strerror:
+            error.filename = str(path)  # the half file's name would say nothing
+        raise
+
+
+def flush(path: Path) -> None:
+    """Wait until the file is on the disk: otherwise a crash could leave a renamed, empty one."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def flush_folder(path: Path) -> None:
+    """Wait until the folder's names are on the disk."""
+    if os.name == "nt":  # has no such call, and needs none
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_sealed(path: Path, kind: str, content: bytes) -> None:
+    """Write ``content`` behind a line that says what it is, and its SHA-256."""
+    with open(path, "wb") as file:
+        file.write(_first_line(kind))
+        file.write(hashlib.sha256(content).digest())
+        file.write(content)
+
+
+def read_sealed(path: Path, kind: str) -> bytes:
+    """Return the content that `write_sealed` wrote. Raises ``Damaged`` if a single byte of the file is another."""
+    data = path.read_bytes()
+    first = _first_line(kind)
+    if not data.startswith(first):
+        raise Damaged(f"{path}: not a {kind} of this program, or damaged in its first bytes")
+    checksum, content = data[len(first) :][:32], data[len(first) + 32 :]
+    if hashlib.sha256(content).digest() != checksum:
+        raise Damaged(f"{path}: damaged; its checksum does not fit its {len(data):,} bytes")
+    return content
+
+
+def _first_line(kind: str) -> bytes:
+    return f"fabella {kind} 1\n".encode()
+
+
+def check_output(path: Path) -> None:
+    """Raise ``OSError``, in words, if it is plain already that ``path`` cannot be written."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name the file to write in it")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: is not a plain file, and cannot be replaced by one")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent} to write it in")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: the folder {path.parent} cannot be written in")
+
+
+if __name__ == "__main__":
+    explain(__doc__)

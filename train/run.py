@@ -1,0 +1,250 @@
+"""The folder of a training run: what lies in it, who may write there, and how nothing in it is ever half or lost.
+
+    checkpoint.pt           the last state saved, with a checksum (see checkpoint.py)
+    checkpoint.old.pt       the one before it
+    checkpoint.damaged.pt   what --resume found in place of a checkpoint, set aside
+    tokenizer.model         trained once, at the run's first start
+    tokens.cache            the text as tokens: made anew whenever it does not fit
+    curve.csv, curve.png    loss and bits per byte so far
+    training.lock           held by the training that works here, and let go by the system when that ends, however
+
+This module alone knows these names. It is apart from checkpoint.py, which knows what a checkpoint holds, so that all of
+this can be read, and tried, without PyTorch.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from . import explain
+from .files import Damaged, flush, read_sealed, replacing, write_sealed
+from .progress import say
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class RunFolder:
+    """A run's folder. Anybody may read; writing is for the one who holds it (`held`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint.pt"
+        self.previous = path / "checkpoint.old.pt"
+        self.damaged = path / "checkpoint.damaged.pt"
+        self.tokenizer = path / "tokenizer.model"
+        self.cache = path / "tokens.cache"
+        self.curve_table = path / "curve.csv"
+        self.curve_picture = path / "curve.png"
+        self.files = tuple(value for name, value in vars(self).items() if name != "path")
+        self.halves = tuple(file.with_suffix(".tmp") for file in self.files)
+        self.lock = path / "training.lock"
+
+    def owns(self, path: Path) -> bool:
+        """Whether ``path`` is one of the run's own files."""
+        return path.resolve() in [own.resolve() for own in (*self.files, self.lock)]
+
+    # --- Who works here ---
+
+    @contextmanager
+    def held(self, resume: bool) -> Iterator[None]:
+        """Hold the folder for training: made if it is not there, locked, cleared of half files.
+
+        A new run that saved no checkpoint leaves nothing behind. Raises ``OSError``, in words: there is no checkpoint
+        to ``resume``, or one that a new run would overwrite; somebody else's files would be; another training works
+        here; the folder cannot be written in.
+        """
+        self._check(resume)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise PermissionError(f"{self.path}: this folder cannot be written in; choose another --out")
+        descriptor = _lock(self.lock)
+        try:
+            self._check(resume)  # again: another training may have ended here in between
+            for path in self.halves:
+                path.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                if not resume and not self.checkpoint.exists() and not self.previous.exists():
+                    with suppress(OSError):
+                        for path in (*self.files, self.lock):
+                            path.unlink(missing_ok=True)
+                        self.path.rmdir()  # unless something else is in it
+        finally:
+            os.close(descriptor)
+
+    def _check(self, resume: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"{self.path}: is a file; --out must be a folder")
+        there = self.checkpoint.exists() or self.previous.exists()
+        if resume and not there:
+            raise FileNotFoundError(f"{self.checkpoint}: no such checkpoint; train first, without --resume")
+        if not resume and there:
+            raise FileExistsError(f"{self.path}: has a checkpoint; go on with --resume, or choose another --out")
+        if not resume and not self.lock.exists():
+            for path in (*self.files, *self.halves):
+                if path.exists():
+                    raise FileExistsError(
+                        f"{path}: is there already, and no run of this program wrote it; choose another --out"
+                    )
+
+    def check_room(self, size: int) -> None:
+        """Raise ``OSError`` if a checkpoint of ``size`` bytes does not fit on the disk; the one before may go."""
+        free = shutil.disk_usage(self.path).free
+        if self.checkpoint.exists() and self.previous.exists():
+            free += self.previous.stat().st_size
+        if free < size:
+            raise OSError(
+                f"{self.path}: no space left for a checkpoint of {size / 1e6:,.1f} MB: the disk has "
+                f"{free / 1e6:,.1f} MB; make room, or choose another --out"
+            )
+
+    # --- The checkpoint ---
+
+    def write_checkpoint(self, content: bytes) -> None:
+        """Save; the checkpoint so far becomes the one before. Raises ``OSError``: all is then as it was.
+
+        Where the disk has no room for a third, the one before makes room for the new one.
+        """
+        try:
+            self._write_checkpoint(content)
+        except OSError as error:
+            if error.errno not in NO_ROOM or not self.previous.exists() or not self.checkpoint.exists():
+                raise
+            say(f"The disk is full: {self.previous} makes room for the new checkpoint.")
+            self.previous.unlink()
+            self._write_checkpoint(content)
+
+    def _write_checkpoint(self, content: bytes) -> None:
+        with replacing(self.checkpoint, self.checkpoint.with_suffix(".tmp")) as half:
+            write_sealed(half, "checkpoint", content)
+            flush(half)
+            if read_sealed(half, "checkpoint") != content:
+                raise OSError(f"{half}: the disk gives back something else than was written")
+            if self.checkpoint.exists():
+                self._keep_previous()
+
+    def _keep_previous(self) -> None:
+        """Give the checkpoint a second name; no moment is without a checkpoint.pt."""
+        second = self.previous.with_suffix(".tmp")
+        try:
+            second.unlink(missing_ok=True)
+            second.hardlink_to(self.checkpoint)
+            second.replace(self.previous)
+            second.unlink(missing_ok=True)  # a rename between two names of one file does nothing
+        except OSError:  # a file system without second names: for a moment only the one before is there
+            self.checkpoint.replace(self.previous)
+
+    def read_checkpoint(self) -> bytes:
+        """Return what was saved last.
+
+        Raises ``FileNotFoundError``; ``Damaged``, which says so if the one before is there; or ``ValueError`` if it was
+        written by a version that knew no checksums.
+        """
+        try:
+            if not self.checkpoint.is_file():
+                if self.previous.is_file():
+                    raise Damaged(f"{self.checkpoint}: is missing")
+                raise FileNotFoundError(f"{self.checkpoint}: no such checkpoint; train first (python -m train.train)")
+            with open(self.checkpoint, "rb") as file:
+                if file.read(4) == b"PK\x03\x04":
+                    raise ValueError(
+                        f"{self.checkpoint}: was written by an earlier version of this program, without a checksum; "
+                        "use that version to go on or to export, or train anew"
+                    )
+            return read_sealed(self.checkpoint, "checkpoint")
+        except Damaged as error:
+            if self.previous.is_file():
+                raise Damaged(
+                    f"{error}; the one before it is there ({self.previous.name}), and train.train --resume goes on "
+                    "from that"
+                ) from error
+            raise
+
+    def restore_previous(self) -> str:
+        """Put the checkpoint before in the place of a missing or damaged one, which is set aside; say so in words.
+
+        Raises ``Damaged`` or ``OSError`` if there is none, or that is damaged, too; then nothing was changed.
+        """
+        read_sealed(self.previous, "checkpoint")
+        if not self.checkpoint.exists():
+            self.previous.replace(self.checkpoint)
+            return f"{self.checkpoint} was missing; going on from the one before it ({self.previous.name})"
+        self.checkpoint.replace(self.damaged)
+        self.previous.replace(self.checkpoint)
+        return (
+            f"{self.checkpoint} was damaged, and is now {self.damaged.name}; going on from the one before it "
+            f"({self.previous.name})"
+        )
+
+    # --- The other files ---
+
+    def hash_tokenizer(self) -> str:
+        """The SHA-256 of the tokenizer's file; ``FileNotFoundError`` if it is not there."""
+        if not self.tokenizer.is_file():
+            raise FileNotFoundError(f"{self.tokenizer}: no such tokenizer; the run cannot do without it")
+        return hashlib.sha256(self.tokenizer.read_bytes()).hexdigest()
+
+    def write_cache(self, content: bytes) -> None:
+        """Keep the text as tokens, in place of those kept before. Without room for it the work goes on without."""
+        try:
+            with replacing(self.cache, self.cache.with_suffix(".tmp")) as half:
+                write_sealed(half, "tokens", content)
+        except OSError as error:
+            say(f"{self.cache}: could not be written ({error.strerror}); the next start will encode the text again.")
+
+    def read_cache(self) -> bytes | None:
+        """The tokens kept; None if there are none or the file is damaged."""
+        try:
+            return read_sealed(self.cache, "tokens")
+        except (OSError, Damaged):
+            return None
+
+    def write_curve_table(self, table: str) -> None:
+        """Keep the learning curve's numbers."""
+        self._write(self.curve_table, table.encode())
+
+    def write_curve_picture(self, picture: bytes) -> None:
+        """Keep the learning curve, drawn."""
+        self._write(self.curve_picture, picture)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        with replacing(path, path.with_suffix(".tmp")) as half:
+            half.write_bytes(content)
+
+
+def _lock(path: Path) -> int:
+    """Open and lock a file; return its descriptor, which holds the lock until it is closed or its process ends."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another one may have removed the file between our opening and our locking it.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                raise BlockingIOError(
+                    f"{path.parent}: another training works in this folder; wait for it, or choose another --out"
+                ) from error
+            raise
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    explain(__doc__)
