@@ -30,7 +30,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,7 @@ WEBKIT_PACKAGES = ("webkit2gtk-driver", "xvfb")
 ISOLATION = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 
 HASHED_BLOCK = 1 << 20  # bytes: the page compares the files it downloads block by block (web/download.js)
+SCRATCH = ".building-"  # begins the names of folders in which something is made
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
 # The builds of wasm/run.c, and what each is compiled with on top of COMPILE_FLAGS. No name begins with another's.
@@ -147,11 +148,50 @@ def size(path: Path) -> int:
 
 
 @contextmanager
+def locked(folder: Path) -> Iterator[bool | None]:
+    """Hold a folder's lock until this process ends; yield whether it is to be had, None where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield None
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except BlockingIOError:
+        free = False
+    try:
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """A temporary folder beside what will become of it, so that a rename moves it into place."""
+    """A temporary folder beside what will become of it, so that a rename moves it into place.
+
+    What killed builds have left there is removed. A build that is still running is known by the lock of its folder; one
+    that has just made its folder may lose it before it has the lock, and then makes another.
+    """
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=parent, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    for other in parent.glob(f"{SCRATCH}*"):
+        with suppress(OSError), locked(other) as left_over:
+            if left_over:
+                shutil.rmtree(other, ignore_errors=True)
+    while True:
+        with (
+            tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True) as name,
+            ExitStack() as held,
+        ):
+            folder = Path(name)
+            try:
+                free = held.enter_context(locked(folder))
+            except FileNotFoundError:
+                continue
+            if free is not False and folder.exists():
+                yield folder
+                return
 
 
 def cached(name: str, key: str, make: Callable[[Path], object]) -> Path:
@@ -164,6 +204,8 @@ def cached(name: str, key: str, make: Callable[[Path], object]) -> Path:
     if not path.exists():
         with scratch(CACHE) as folder:
             make(folder / name)
+            with (folder / name).open("rb") as made:
+                os.fsync(made)  # a name must not outlive a power cut that its bytes do not
             (folder / name).replace(path)
         for old in set(CACHE.glob(f"{stem}-*{suffix}")) - {path}:
             old.unlink(missing_ok=True)
@@ -173,14 +215,36 @@ def cached(name: str, key: str, make: Callable[[Path], object]) -> Path:
 # ---- Installing what is missing --------------------------------------------------------------------------------------
 
 
+# What apt-get, pip and npm say when nothing can be reached.
+NO_NETWORK = re.compile(
+    "Could not resolve|Temporary failure resolving|Could not connect|Cannot initiate the connection|Failed to fetch"
+    "|NewConnectionError|ConnectTimeoutError|Name or service not known|Failed to establish a new connection|ProxyError"
+    "|ReadTimeoutError|ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|network request|ERR_SOCKET"
+)
+
+
+def install(what: str, *command: str | Path, **variables: str) -> None:
+    """Run a command that downloads something; where it cannot, say that the network is needed, and for what."""
+    try:
+        run(*command, **variables)
+    except BuildError as error:
+        if not NO_NETWORK.search(str(error)):
+            raise
+        said = str(error).splitlines()[-1]
+        raise BuildError(
+            f"{what} must be downloaded, and the network cannot be reached. Connect to it and run the same command "
+            f"again.\n({said})"
+        ) from error
+
+
 def apt_install(what: str, *packages: str) -> bool:
     """Install Debian packages where that is possible: on Debian and its kin, as root."""
     if not shutil.which("apt-get") or os.geteuid() != 0:
         return False
     say(f"Installing {what} with apt-get ({' '.join(packages)}) ...")
     os.environ["DEBIAN_FRONTEND"] = "noninteractive"
-    run("apt-get", "update", "-q")
-    run("apt-get", "install", "-q", "-y", "--no-install-recommends", *packages)
+    install(what, "apt-get", "update", "-q")
+    install(what, "apt-get", "install", "-q", "-y", "--no-install-recommends", *packages)
     return True
 
 
@@ -205,6 +269,10 @@ def ensure_python(lock: str) -> None:
             raise BuildError("Python's venv module is missing: sudo apt-get install python3-venv")
         say("Making a virtual environment in .venv ...")
         run(sys.executable, "-m", "venv", VENV)
+    try:
+        packages = run(PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    except (BuildError, OSError) as error:
+        raise BuildError(f"the Python in {VENV} does not run: delete that folder and try again\n({error})") from error
     stamp = VENV / f"{Path(lock).name}.installed"
     wanted = digest(*(ROOT / name for name in ("requirements.txt", lock)))
     if not stamp.exists() or stamp.read_text() != wanted:
@@ -214,15 +282,15 @@ def ensure_python(lock: str) -> None:
         pip_install("-r", lock)
         stamp.write_text(wanted)
     # The package itself, as it stands in py/: what is edited there is what runs.
-    packages = run(PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    link = Path(packages) / "fabella.pth"
-    if not link.exists():
-        link.write_text(f"{ROOT / 'py'}\n", encoding="utf-8")
+    link, place = Path(packages) / "fabella.pth", f"{ROOT / 'py'}\n"
+    if not link.exists() or link.read_text(encoding="utf-8") != place:  # or else the folder has been moved
+        link.write_text(place, encoding="utf-8")
 
 
 def pip_install(*arguments: str) -> None:
     """Let pip install something into .venv."""
-    run(PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *arguments)
+    what = f"Python packages ({' '.join(arguments[-1:])})"
+    install(what, PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *arguments)
 
 
 def install_torch(requirement: str) -> None:
@@ -248,7 +316,8 @@ def ensure_node_packages() -> None:
     wanted = digest(ROOT / "package-lock.json")
     if not stamp.exists() or stamp.read_text() != wanted:
         say("Installing npm packages (package-lock.json) ...")
-        run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+        what = "npm packages (package-lock.json)"
+        install(what, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1")
         stamp.write_text(wanted)
 
 
@@ -425,23 +494,29 @@ def repack_stdlib(source: str, target: str) -> None:
 
 def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
     """Check a model file and return it as GGUF; llama2.c's .bin and tokenizer become one GGUF file in `folder`."""
-    sys.path.insert(0, str(ROOT / "py"))
     from fabella.errors import FabellaError
     from fabella.llama2c import convert_llama2c
     from fabella.models import open_model
 
+    gguf = model
     try:
         with open_model(model, tokenizer, "--tokenizer"):
             pass
-        if tokenizer is None:  # then it is GGUF
-            return model
-        converted = folder / f"{model.stem}.gguf"
-        convert_llama2c(model, tokenizer, converted)
-        return converted
+        if tokenizer:
+            gguf = folder / f"{model.stem}.gguf"
+            convert_llama2c(model, tokenizer, gguf)
     except FabellaError as error:
         raise BuildError(str(error)) from error
-    except OSError as error:
-        raise BuildError(f"{error.filename}: {error.strerror}") from error
+    # What the page would refuse is refused here: it is loaded as the page loads it, weights and all.
+    arguments = ("-m", "fabella.check", str(gguf.resolve()))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "py")}
+    checked = subprocess.run(
+        [PYTHON, *arguments], env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
+    if checked.returncode:
+        said = checked.stderr.strip().removeprefix("fabella.check: ")
+        raise BuildError(said.replace(str(gguf.resolve()), str(model)))
+    return gguf
 
 
 # ---- The page --------------------------------------------------------------------------------------------------------
@@ -449,8 +524,8 @@ def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
 
 def publish(path: Path, out: Path, name: str = "{stem}-{hash}{suffix}") -> str:
     """Copy a file into the page's assets under a name that changes with its content; return its URL within the page."""
-    stem = re.sub(r"[^\w.-]+", "-", path.stem, flags=re.ASCII)
-    named = name.format(stem=stem, suffix=path.suffix, hash=digest(path))
+    stem, suffix = (re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII) for text in (path.stem[:100], path.suffix))
+    named = name.format(stem=stem.lstrip("."), suffix=suffix, hash=digest(path))
     shutil.copyfile(path, out / "assets" / named)
     return f"assets/{named}"
 
@@ -550,13 +625,34 @@ def check_out(out: Path) -> None:
     existing = next(place for place in (out, *out.parents) if place.exists())
     if not existing.is_dir():
         raise BuildError(f"{existing} is a file: name a folder with --out")
-    names = {path.name for path in out.iterdir()} - {".DS_Store"} if existing == out else set()
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BuildError(f"{existing} is not writable: name another folder with --out")
+    if existing != out:
+        return
     index = out / "index.html"
-    ours = index.is_file() and f'{ASSETS_BLOCK}{{"' in index.read_text(encoding="utf-8", errors="replace")
-    strangers = {name for name in names if not re.fullmatch(r"index\.html|LICENSES\.txt|assets|pyodide-.+", name)}
-    if names and not (ours and not strangers):
-        some = ", ".join(sorted(strangers or names)[:3])
-        raise BuildError(f"{out} holds other files ({some}): name a new folder with --out")
+    text = index.read_text(encoding="utf-8", errors="replace") if index.is_file() else ""
+    if f'{ASSETS_BLOCK}{{"' not in text:
+        text = ""  # not a page of ours
+    strangers = sorted(
+        name
+        for path in out.rglob("*")
+        if path.name != ".DS_Store" and not path.is_dir()
+        if not is_of_page(name := path.relative_to(out).as_posix(), text)
+    )
+    if strangers:
+        raise BuildError(
+            f"{out} holds other files ({', '.join(strangers[:3])}), which would be deleted: name a new folder with "
+            "--out, and copy the page from there"
+        )
+
+
+def is_of_page(name: str, index: str) -> bool:
+    """Whether a file, named within the folder of a page, belongs to that page: its index.html names it."""
+    if not index:
+        return False
+    # Pyodide's files were once named by their folder alone.
+    pattern = r"index\.html|LICENSES\.txt|pyodide-[\d.]+/pyodide(\.asm)?\.(mjs|wasm)"
+    return re.fullmatch(pattern, name) is not None or (name.startswith("assets/") and f'"{name}"' in index)
 
 
 def swap(new: Path, out: Path) -> None:
@@ -595,7 +691,7 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
             "engines": {
                 name: part(new, publish(path, new, f"run-{name}-{{hash}}.wasm")) for name, path in engines.items()
             },
-            "model": {**part(new, publish(gguf, new)), "name": gguf.name},
+            "model": {**part(new, publish(gguf, new, "{stem}-{hash}.gguf")), "name": gguf.name},
         }
         write_index(new, scripts, assets)
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
@@ -620,6 +716,18 @@ class PageHandler(http.server.SimpleHTTPRequestHandler):
         self.policy = policy
         self.status = 0
         super().__init__(*arguments, directory=directory)
+
+    def send_head(self) -> Any:
+        """Find the file that is asked for; a path that no file can have is not found either."""
+        try:
+            return super().send_head()
+        except ValueError:  # a null byte
+            self.send_error(http.HTTPStatus.NOT_FOUND)
+            return None
+
+    def list_directory(self, path: Any) -> None:
+        """Answer as hosts do that list no folders."""
+        self.send_error(http.HTTPStatus.NOT_FOUND)
 
     def send_response(self, code: int, message: str | None = None) -> None:
         """Begin an answer, and note its status for the headers."""
@@ -658,13 +766,40 @@ def content_security_policy(index: str) -> str:
     return " ".join(found[1].split())
 
 
+class PageServer(http.server.ThreadingHTTPServer):
+    """Serves on an address of either family; a client that does something unheard of disturbs nobody."""
+
+    def __init__(self, family: socket.AddressFamily, *arguments: Any) -> None:
+        self.address_family = family
+        super().__init__(*arguments)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what went wrong in one line."""
+        say(f"A request from {client_address[0]} could not be answered: {sys.exception()}")
+
+
+def find_address(host: str, port: int | None) -> socket.AddressFamily:
+    """Check that a page could be served at an address, before it is built; return the address's family."""
+    if port is not None and not 0 <= port <= 65535:
+        raise BuildError(f"--port {port}: a port is a number from 0 to 65535")
+    try:
+        family: socket.AddressFamily = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as trial:
+            trial.bind((host, 0))
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BuildError(f"--host {host}: this machine cannot listen at that address ({reason})") from error
+    return family
+
+
 def listen(directory: Path, port: int | None, host: str = "127.0.0.1") -> http.server.ThreadingHTTPServer:
     """Open the given port of this machine, or the first free one from 8000 on."""
+    family = find_address(host, port)
     policy = content_security_policy((directory / "index.html").read_text(encoding="utf-8"))
     handler = partial(PageHandler, directory=str(directory), policy=policy)
     for candidate in [port] if port is not None else range(8000, 8100):
         try:
-            return http.server.ThreadingHTTPServer((host, candidate), handler)
+            return PageServer(family, (host, candidate), handler)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise BuildError(f"cannot serve at {host}, port {candidate}: {error.strerror}") from error
@@ -760,7 +895,8 @@ def parser() -> argparse.ArgumentParser:
     testing.usage = "build.py test [-h] [pytest arguments ...]"
     testing.set_defaults(command="test")
     text = "bundle the page, then measure it beside its peers in one browser; takes half an hour, --quick two minutes"
-    measuring = commands.add_parser("bench", help=text, add_help=False, allow_abbrev=False)
+    measuring = commands.add_parser("bench", help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    measuring.usage = "build.py bench [-h] [--quick] [--models MODEL ...] [--rounds N] [--threads N]"
     measuring.set_defaults(command="bench")
     return main
 
@@ -769,27 +905,31 @@ def main() -> int:
     """Run the command line; return the exit status."""
     if sys.version_info < (3, 11):  # noqa: UP036
         sys.exit("build.py: Python 3.11 or later is needed")
+    sys.path.insert(0, str(ROOT / "py"))
+    from fabella.console import run_command
+
+    return run_command("build.py", command, errors=(BuildError, OSError))
+
+
+def command() -> int:
+    """Do what the command line says; return the exit status."""
     arguments, others = parser().parse_known_args()
     if others and arguments.command not in ("test", "bench"):
         parser().error(f"unrecognized arguments: {' '.join(others)}")
-    try:
-        if arguments.command == "setup":
-            ensure_python("requirements-dev.txt")
-            build_engines()
-            say("Ready: source .venv/bin/activate")
-            return 0
-        bundle(arguments.model, arguments.tokenizer, arguments.out)
-        if arguments.command == "serve":
-            serve(arguments.out, arguments.port, arguments.host)
-        if arguments.command == "test":
-            return test(others)
-        if arguments.command == "bench":
-            return bench(others, arguments.out)
-    except BuildError as error:
-        print(f"build.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    if arguments.command == "setup":
+        ensure_python("requirements-dev.txt")
+        build_engines()
+        say("Ready: source .venv/bin/activate")
+        return 0
+    if arguments.command == "serve":
+        find_address(arguments.host, arguments.port)
+    bundle(arguments.model, arguments.tokenizer, arguments.out)
+    if arguments.command == "serve":
+        serve(arguments.out, arguments.port, arguments.host)
+    if arguments.command == "test":
+        return test(others)
+    if arguments.command == "bench":
+        return bench(others, arguments.out)
     return 0
 
 

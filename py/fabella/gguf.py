@@ -139,7 +139,7 @@ def read_gguf(source: ByteSource) -> ModelFile:
     located = _locate(infos, start, alignment, source.size)
     tensors = _with_scales(located)
     check_tensors(config, tensors)
-    _check_gaps(located.values(), start, alignment, source.size)
+    _check_gaps(source, reader.position, located.values(), start, alignment)
     name = short_text(metadata.get("general.name", ""))
     return ModelFile(name, config, tensors, _tokenizer(metadata), metadata)
 
@@ -434,20 +434,27 @@ def _locate(infos: Mapping[str, _TensorInfo], start: int, alignment: int, file_s
     return tensors
 
 
-def _check_gaps(tensors: Iterable[Tensor], start: int, alignment: int, file_size: int) -> None:
-    """Check that the tensors' data is all that follows the header, but for the padding behind each tensor."""
-    end = start
+def _check_gaps(source: ByteSource, header: int, tensors: Iterable[Tensor], start: int, alignment: int) -> None:
+    """Check that the tensors' data is all that follows the header, but for padding with zeros between tensors."""
+    paddings = []
+    written, end = header, start
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
         if tensor.offset != end:
             raise ModelFileError(
                 tensor.name, f"{tensor.offset - end} bytes in front of it belong to nothing; the file is damaged"
             )
-        end = _round_up(tensor.offset + tensor.size, alignment)
-    if file_size > end:
+        paddings.append((written, end, f"padding in front of {tensor.name}"))
+        written = tensor.offset + tensor.size
+        end = _round_up(written, alignment)
+    if source.size > end:
         raise ModelFileError(
             "size",
-            f"{file_size - end} bytes at the end of the file belong to nothing; it is damaged, or more than one file",
+            f"{source.size - end} bytes at the end of the file belong to nothing; it is damaged, or more than one file",
         )
+    paddings.append((written, source.size, "padding at the end"))
+    for begin, end, field in paddings:
+        if begin < end and any(source.read(begin, end - begin)):
+            raise ModelFileError(field, "is not all zeros: it belongs to nothing, and the file is damaged")
 
 
 def _with_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
