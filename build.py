@@ -539,7 +539,7 @@ def part(out: Path, url: str) -> dict[str, Any]:
         return {"url": url, "bytes": file.tell(), "sha256": hashes}
 
 
-def bundle_scripts(out: Path, folder: Path) -> dict[str, str]:
+def bundle_scripts(out: Path) -> dict[str, str]:
     """Bundle the page's scripts and style with esbuild; return the URL of each by its name in web/.
 
     app.js becomes a classic script, which browsers run whatever type a server gives it; the other two are modules,
@@ -547,7 +547,7 @@ def bundle_scripts(out: Path, folder: Path) -> dict[str, str]:
     """
     esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--target=es2022")
     output = ("--entry-names=[name]-[hash]", f"--outdir={out / 'assets'}")
-    loader = ("--external:node:*", "--external:ws", f"--alias:pyodide={pyodide_loader(folder)}")
+    loader = ("--external:node:*", "--external:ws", f"--alias:pyodide={pyodide_loader()}")
     run(*esbuild, *output, "--format=iife", "web/app.js", "web/style.css")
     run(*esbuild, *output, "--format=esm", *loader, "web/worker.js", "web/helper.js")
     urls = {}
@@ -558,7 +558,7 @@ def bundle_scripts(out: Path, folder: Path) -> dict[str, str]:
     return urls
 
 
-def pyodide_loader(folder: Path) -> Path:
+def pyodide_loader() -> Path:
     """Write a copy of Pyodide's loader that finds pyodide.asm.mjs in the script that it is in; return its path.
 
     It would import it by its URL, for which a server must give it a JavaScript type, and many do not know ".mjs".
@@ -567,9 +567,8 @@ def pyodide_loader(folder: Path) -> Path:
     text = (NODE_MODULES / "pyodide/pyodide.mjs").read_text(encoding="utf-8")
     if text.count(importing) != 1:
         raise BuildError(f"Pyodide's loader has changed: pyodide.mjs does not have {importing!r} once")
-    path = folder / "pyodide.mjs"
-    path.write_text(text.replace(importing, "async()=>({default:_createPyodideModule})"), encoding="utf-8")
-    return path
+    text = text.replace(importing, "async()=>({default:_createPyodideModule})")
+    return cached("pyodide.mjs", digest(text), lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def copy_pyodide(out: Path) -> dict[str, Any]:
@@ -641,8 +640,8 @@ def check_out(out: Path) -> None:
     )
     if strangers:
         raise BuildError(
-            f"{out} holds other files ({', '.join(strangers[:3])}), which would be deleted: name a new folder with "
-            "--out, and copy the page from there"
+            f"{out} holds other files ({', '.join(strangers[:3])}): name a new folder with --out, and copy the page "
+            "from there"
         )
 
 
@@ -678,7 +677,7 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
         new = folder / "dist"
         (new / "assets").mkdir(parents=True)
         gguf = model_as_gguf(model, tokenizer, folder)
-        scripts = bundle_scripts(new, folder)
+        scripts = bundle_scripts(new)
         worker, helper = (part(new, scripts[name]) for name in ("worker.js", "helper.js"))
         assets = {
             "worker": {"url": worker["url"], "bytes": worker["bytes"]},  # why without a hash: web/messages.js

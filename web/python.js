@@ -11,8 +11,8 @@ import { notStarted } from "./problem.js";
 
 const NAME = "The Python engine";
 
-/** Where Pyodide believes its parts to be. */
-const FOLDER = "https://pyodide.invalid/";
+/** Where Pyodide believes its parts to be: nowhere that a browser could ask. */
+const FOLDER = "python:/";
 
 /**
  * @param {Python} parts  their URLs are absolute
