@@ -302,11 +302,12 @@ def process(command: list[str], log: Path, **variables: str) -> Iterator[None]:
                 running.wait()
 
 
-def wait_for(ask: Callable[[], T | None], what: str, log: Path) -> T:
-    """Asks until there is an answer, for as long as a browser may take to start."""
+def wait_for(ask: Callable[[], T | None], what: str, log: Path | None = None) -> T:
+    """Asks until there is an answer, with PATIENCE; `log` is what a program has said meanwhile."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if answer := ask():
             return answer
         time.sleep(0.02)
-    raise TimeoutError(f"{what} has not started within {PATIENCE} s:\n{log.read_text()[-2000:]}")
+    said = f":\n{log.read_text()[-2000:]}" if log else ""
+    raise TimeoutError(f"waited {PATIENCE} s for {what}{said}")

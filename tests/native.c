@@ -5,11 +5,13 @@
  * MODEL: the Config, then for each tensor int32 {tensor, layer, type, rows, cols, group, bytes, scales}, its bytes and
  * its float scales (of type I8). The first row is loaded by itself, if there are more.
  * TOKENS: int32 token ids, computed BATCH at a time. Prints the logits' bits after each batch, then a shortlist; of
- * several THREADS (compiled with -pthread) also how many steps the helpers computed.
+ * several THREADS (compiled with -pthread) also how many steps the helpers computed. Until they have computed some, the
+ * caller does nothing of a job that it might share.
  * A tensor that is refused is printed as `tensor CODE`; so is a refused model or batch.
  * ALLOCATIONS: how many succeed before one fails; what it was for is printed with its code and then tried again. -1:
  * all.
  */
+#include <sched.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,14 +28,17 @@ static void *unreliable_calloc(size_t n, size_t size) { return refused() ? NULL 
 
 static _Atomic long helped;
 static Job *counted;
+static int shared; /* steps of the job */
 
 static void count(void *context, int first, int end, int thread) {
     if (thread > 0) helped += end - first;
+    while (end - first < shared && !helped) sched_yield();
     counted(context, first, end, thread);
 }
 
 static void counting_parallel(Job *run, void *context, int steps) {
     counted = run;
+    shared = steps;
     parallel(count, context, steps);
 }
 

@@ -23,7 +23,7 @@ from fabella.sampler import Settings
 from train.quantize import STORED
 
 from . import probe
-from .browsers import Driven, Missing, chromium, firefox, webkit
+from .browsers import Driven, Missing, chromium, firefox, wait_for, webkit
 from .conftest import Site
 from .random_models import load, write_random_model
 
@@ -95,17 +95,11 @@ def test_browsers_that_are_missing_are_named_and_skipped(
 
 # ---- The page --------------------------------------------------------------------------------------------------------
 
-# Waits until the page's status line says that a story can be told or has been.
-IDLE = """
-const idle = async () => {
-  for (let waited = 0; waited < 50_000; waited += 20) {
-    if (document.body.dataset.state === "ready") return;
-    if (document.body.dataset.state === "failed") throw document.querySelector("#problem").textContent;
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-  throw `still ${document.body.dataset.state}`;
-};
-await idle();
+# What became of the page's last task: null while it is busy.
+OUTCOME = """
+const { state } = document.body.dataset;
+if (state === "failed") throw document.querySelector("#problem").textContent;
+return state === "ready" ? { story: document.querySelector("#story").textContent } : null;
 """
 TELL = """
 for (const [id, value] of Object.entries(given[0])) {
@@ -114,9 +108,13 @@ for (const [id, value] of Object.entries(given[0])) {
   control.dispatchEvent(new InputEvent("input", { bubbles: true }));
 }
 document.querySelector("#tell").click();
-await idle();
-return document.querySelector("#story").textContent;
 """
+
+
+def told(driven: Driven) -> str:
+    """The story on the page, once a story can be told or has been."""
+    story: str = wait_for(lambda: driven.run(OUTCOME), "the page to be ready")["story"]
+    return story
 
 
 def test_the_page_tells_the_same_stories_as_under_wasmtime(
@@ -126,11 +124,12 @@ def test_the_page_tells_the_same_stories_as_under_wasmtime(
     with served(built(shipped_model)) as url:
         driven.resize(1200, 900)
         driven.open(url)
+        assert told(driven) == ""
         for settings in (Settings(temperature=0.0, seed=1), Settings(temperature=0.8, top_p=0.9, seed=20)):
             expected = "".join(step.text for step in generate(engine, model.tokenizer, PROMPT, settings, LENGTH))
-            told = driven.run(IDLE + TELL, {"prompt": PROMPT, "length": LENGTH, **asdict(settings)})
-            assert told == expected
-            assert len(told) > 600
+            driven.run(TELL, {"prompt": PROMPT, "length": LENGTH, **asdict(settings)})
+            assert told(driven) == expected
+            assert len(expected) > 600
         for width, height in ((1200, 900), (375, 812)):
             driven.resize(width, height)
             (screenshots / f"{driven.name}-{width}.png").write_bytes(driven.picture())

@@ -98,7 +98,7 @@ class ThreadsHost(Host):
         finally:
             self.function("set_threads")(1)
             for helper in helpers:
-                helper.join(10)
+                helper.join()
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def runner(program: Path, *under: str) -> Run:
         files[0].write_bytes(model)
         files[1].write_bytes(np.array(tokens, np.int32).tobytes())
         command = [*under, str(program), *map(str, [*files, batch, allocations, threads])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
@@ -112,14 +112,12 @@ def test_helpers_compute_a_share_of_the_same_bits(threaded: Run, config: Config,
     records = tensor_records(write_random_model(tmp_path / "model.gguf", config, type=type))
     model = joined(config_bytes(config, True), records)
     tokens = list(range(32)) * 2
-    steps = 0
     for batch in (1, 5, 64):
         expected = threaded(model, tokens, batch)
         for threads in (2, 3, 8):
             *lines, helped = threaded(model, tokens, batch, threads=threads)
             assert lines == expected
-            steps += int(helped.removeprefix("helped "))
-    assert steps > 0
+            assert int(helped.removeprefix("helped ")) > 0
 
 
 @pytest.mark.parametrize(
