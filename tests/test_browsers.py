@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -25,6 +26,7 @@ from train.quantize import STORED
 from . import probe
 from .browsers import Driven, Missing, chromium, firefox, wait_for, webkit
 from .conftest import Site
+from .gate import REST
 from .random_models import load, write_random_model
 
 PROMPT = "Once upon a time, there was a little fox"
@@ -132,8 +134,8 @@ def test_the_page_tells_the_same_stories_as_under_wasmtime(
             assert len(expected) > 600
         for width, height in ((1200, 900), (375, 812)):
             driven.resize(width, height)
+            wait_for(partial(driven.run, "return innerWidth === given[0]", width), f"a page {width} pixels wide")
             (screenshots / f"{driven.name}-{width}.png").write_bytes(driven.picture())
-            assert driven.run("return innerWidth") == width
             assert driven.run("const page = document.documentElement; return page.scrollWidth <= page.clientWidth")
 
 
@@ -165,8 +167,24 @@ class Page(Page):
             hashes = logit_hashes(self._engine.host, file.to_bytes())
             js.postMessage(js.JSON.parse(json.dumps({"type": "hashes", "hashes": hashes})))
 """
-# What the worker would tell the console alone, the test hears.
-PRELUDE = "console.error = (error) => postMessage({ type: 'error', message: `${error}\n${error.stack}` });"
+# At the beginning of the worker: what it would tell the console alone, the test hears, and it does not choose its
+# threads before all helpers are there.
+PRELUDE = f"""{{
+  console.error = (error) => postMessage({{ type: "error", message: `${{error}}\\n${{error.stack}}` }});
+  let missing = HELPERS;
+  globalThis.Worker = class extends Worker {{
+    constructor(...parameters) {{
+      super(...parameters);
+      this.addEventListener("message", () => missing--, {{ once: true }});
+    }}
+  }};
+  const {{ setTimeout }} = globalThis;
+  globalThis.setTimeout = (callback, milliseconds, ...rest) => {{
+    const whenAllAreThere = () => (missing > 0 ? setTimeout(whenAllAreThere, 20) : callback());
+    return setTimeout(milliseconds === {REST} ? whenAllAreThere : callback, milliseconds, ...rest);
+  }};
+}}
+"""
 VALID = "return WebAssembly.validate(await (await fetch(given[0])).arrayBuffer());"
 # WebKitGTK 2.50 says that a page is isolated, and yet hands shared memory to no worker.
 SHARES = """
@@ -275,7 +293,7 @@ def test_logits_are_the_same_to_the_bit_as_under_wasmtime(
         for choice in ("simd", "relaxed"):  # whatever the worker picks, it gets what the test is about
             picked = f"threads-{choice}" if threaded else choice
             assets["engines"][picked] = assets["engines"][engine]
-        answer = driven.run(PROBE, assets, PRELUDE, list(expected))
         threads = min(cores, 8) if threaded and driven.run(SHARES) else 1
+        answer = driven.run(PROBE, assets, PRELUDE.replace("HELPERS", str(threads - 1)), list(expected))
     assert answer["threads"] == threads
     assert answer["hashes"] == expected

@@ -14,6 +14,7 @@ import build
 from fabella.generate import Step, generate
 from fabella.sampler import Settings
 
+from .browsers import wait_for
 from .conftest import RANDOM_CONFIG, SUBPATH, Handler, Site, Visit
 from .gate import Gate
 from .random_models import load
@@ -392,9 +393,8 @@ def test_a_violation_in_the_worker_would_be_noticed(visit: Visit, site: Site) ->
     site.headers["Content-Security-Policy"] = reporting_policy(site).replace("'wasm-unsafe-eval'", "")
     visit.open(site, ready=False)
     expect(visit.alert).not_to_be_empty()
-    visit.page.wait_for_timeout(200)
-    assert any(b"wasm-eval" in report for report in site.reports)
-    assert visit.violations()
+    wait_for(lambda: any(b"wasm-eval" in report for report in site.reports), "the report of a violation")
+    assert wait_for(visit.violations, "a violation")
     visit.complaints.clear()
 
 

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import statistics
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, expect
+from playwright.sync_api import Locator, expect
 
 import build
-from fabella.modelfile import Config
 
 from .conftest import Site, Visit
 from .gate import Gate, begun_with
-from .random_models import write_random_model
 from .test_arrival import missing
 from .test_page import PROMPT, assert_told, reference, reporting_policy
 
@@ -244,41 +238,3 @@ def test_the_page_does_without_helpers_that_do_not_arrive(visit: Visit, isolated
     expect(engine(visit)).to_have_text(re.compile("SIMD, 1 thread$"))
     visit.tell(PROMPT, temperature=0, length=100)
     assert_told(visit, reference(random_model, PROMPT, 100, temperature=0.0))
-
-
-# ---- What threads are worth ------------------------------------------------------------------------------------------
-
-STORIES15M = Config(dim=288, hidden_dim=768, n_layers=6, n_heads=6, n_kv_heads=6, vocab_size=32000, seq_len=256)
-STORIES = 31
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.cpu_count() != 2, reason="compares two threads with one on a machine with two cores")
-@pytest.mark.parametrize("busy", [False, True], ids=["quiet", "busy"])
-def test_threads_never_hurt(browser: Browser, built: Callable[[Path], Path], tmp_path: Path, busy: bool) -> None:
-    """Stories on a page with threads and on one without, in turns, also where another program keeps a core busy.
-
-    This measures: nothing else must run on the machine. The first pair of stories does not count, because the other
-    program is noticed only after it.
-    """
-    folder = built(write_random_model(tmp_path / "stories15M.gguf", STORIES15M, type="Q8_0"))
-    sites = {"threads": Site(folder), "one": Site(folder)}
-    sites["threads"].headers.update(build.ISOLATION)
-    visits = {name: Visit(browser.new_context()).open(site) for name, site in sites.items()}
-    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
-    try:
-        for _ in range(STORIES):
-            for visit in visits.values():
-                visit.tell(PROMPT, temperature=0, length=250)
-                at_rest(visit)
-    finally:
-        if other:
-            other.kill()
-        for site in sites.values():
-            site.close()
-    rates = {name: [done["tokens_per_second"] for done in visit.received("done")] for name, visit in visits.items()}
-    ratios = [several / one for several, one in zip(rates["threads"], rates["one"], strict=True)]
-    print("\nstories with threads ÷ with one:", *(f"{ratio:.2f}" for ratio in ratios))
-    for visit in visits.values():
-        visit.context.close()
-    assert statistics.median(ratios[1:]) >= 0.9

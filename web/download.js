@@ -166,8 +166,9 @@ function asWasm(response) {
 }
 
 /**
- * Starts a worker from scripts that have been downloaded. From a Blob, so that it is under the page's own policy, which a worker
- * that comes from a server is only if that sends one, and so that it does not matter what type the server gives scripts.
+ * Starts a worker from scripts that have been downloaded. From a Blob, so that it is under the page's own policy, which
+ * a worker that comes from a server is only if that sends one, and so that it does not matter what type the server gives
+ * scripts.
  * @param {Blocks[]} scripts  which together make a module
  */
 export function startWorker(...scripts) {
@@ -178,8 +179,8 @@ export function startWorker(...scripts) {
 }
 
 /**
- * Bytes of a block, as in build.py, which hashes each: many times what arrives at once. Browsers give the memory of large arrays back as soon as these are
- * no more, while that of small ones stays theirs.
+ * Bytes of a block, as in build.py, which hashes each: many times what arrives at once. Browsers give the memory of
+ * large arrays back as soon as these are no more, while that of small ones stays theirs.
  */
 const BLOCK = 1 << 20;
 

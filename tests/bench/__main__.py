@@ -23,6 +23,8 @@ from typing import Any
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 import build
+from fabella.console import run_command
+from fabella.errors import FabellaError
 
 from . import native
 from .browser import Bench, Failure, opened
@@ -193,4 +195,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("bench", main, (build.BuildError, FabellaError, OSError)))

@@ -18,7 +18,11 @@ export async function fabella(spec) {
   const started = performance.now();
   const { headers } = await fetch(model, { method: "HEAD" });
   assets.model = { url: model, bytes: Number(headers.get("Content-Length")), name: "model.gguf" };
-  const worker = await startWorker(new URL(assets.worker, base).href, spec.threads);
+  const scripts = await Promise.all(
+    [assets.worker, assets.python.script].map(async ({ url }) => (await fetch(new URL(url, base))).text()),
+  );
+  const script = URL.createObjectURL(new Blob(scripts, { type: "text/javascript" }));
+  const worker = await startWorker(script, spec.threads);
   let steps = [];
   let first = 0; // when the first token after the prompt was there
   const until = (type) =>
