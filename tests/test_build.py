@@ -142,6 +142,8 @@ def test_names_the_licences_of_what_it_contains(dist: Path) -> None:
     text = (dist / "LICENSES.txt").read_text()
     version = json.loads((build.NODE_MODULES / "pyodide/package.json").read_text())["version"]
     assert f"Pyodide {version}" in text
+    (holder,) = re.findall(r"Copyright .*", (build.NODE_MODULES / "@noble/hashes/LICENSE").read_text())
+    assert holder in text
     for licence in (
         "MIT License",
         "Mozilla Public License Version 2.0",
