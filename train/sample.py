@@ -10,7 +10,6 @@ It computes the whole text anew for every token: slow, but nothing can be wrong 
 from __future__ import annotations
 
 import argparse
-import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +22,10 @@ from fabella.console import run_command
 from fabella.engine import Engine
 from fabella.errors import EngineError, FabellaError
 from fabella.generate import generate
-from fabella.sampler import Settings
+from fabella.sampler import Settings, random_seed
 
 from .export import load_model
 from .model import Llama
-
-LARGEST_SEED = 10**18 - 1  # of those chosen here: the page's field takes 18 digits
 
 
 class TorchLogits:
@@ -108,7 +105,7 @@ def tell(options: argparse.Namespace) -> None:
     """Print a story as the command's ``options`` say. Raises ``OSError``, ``ValueError`` or ``FabellaError``."""
     if options.length < 0:
         raise ValueError(f"-n {options.length}: must be 0 (the whole context) or more")
-    seed = options.seed or secrets.randbelow(LARGEST_SEED) + 1
+    seed = options.seed or random_seed()
     settings = Settings(options.temperature, options.top_p, options.top_k, seed)
     model, tokenizer = load_model(options.model)
     engine = cast(Engine, TorchEngine(model))  # it answers what generate() asks
