@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,11 @@ from .patience import PATIENCE
 from .random_models import write_as_f32, write_random_model
 
 expect.set_options(timeout=1000 * PATIENCE)
+
+# A suite that runs in the background or under nohup ignores these, and so would every program that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 find_browser = build.find_browser
 SUBPATH = "/some/sub/path/"
