@@ -584,8 +584,7 @@ def copy_pyodide(out: Path) -> dict[str, Any]:
     for name in PYODIDE_FILES:
         shutil.copyfile(package / name, folder / name)
     script, wasm = (part(out, f"{folder.name}/{name}") for name in PYODIDE_FILES)
-    # The time that its hash would take is felt, and a compiler reads every byte of it.
-    return {"info": info, "script": script, "wasm": {"url": wasm["url"], "bytes": wasm["bytes"]}}
+    return {"info": info, "script": script, "wasm": wasm}
 
 
 def write_index(out: Path, scripts: dict[str, str], assets: dict[str, Any]) -> None:
@@ -678,10 +677,9 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
         (new / "assets").mkdir(parents=True)
         gguf = model_as_gguf(model, tokenizer, folder)
         scripts = bundle_scripts(new)
-        worker, helper = (part(new, scripts[name]) for name in ("worker.js", "helper.js"))
         assets = {
-            "worker": {"url": worker["url"], "bytes": worker["bytes"]},  # why without a hash: web/messages.js
-            "helper": helper,
+            "worker": part(new, scripts["worker.js"]),
+            "helper": part(new, scripts["helper.js"]),
             "python": {
                 **copy_pyodide(new),
                 "stdlib": part(new, publish(stdlib, new, "python-stdlib-{hash}.zip")),

@@ -172,7 +172,7 @@ def site(built: Callable[[Path], Path], random_model: Path) -> Iterator[Site]:
 
 # Runs before the page's own script: notes what goes between the page and its worker, and what the policy forbids.
 NOTEBOOK = """
-window.notebook = { sent: [], received: [], violations: [], textAtStop: null };
+window.notebook = { sent: [], received: [], heard: false, violations: [], textAtStop: null };
 addEventListener("securitypolicyviolation", (event) => notebook.violations.push(event.violatedDirective));
 addEventListener("click", (event) => {
   if (event.target.textContent === "Stop") notebook.textAtStop = document.querySelector("#story").textContent;
@@ -182,6 +182,7 @@ window.Worker = class extends Worker {
     super(...parameters);
     notebook.worker = this;
     this.addEventListener("message", ({ data }) => {
+      notebook.heard = true;
       if (data.type !== "progress") notebook.received.push({ ...data, at: performance.now() });
     });
   }

@@ -23,12 +23,18 @@ SCRIPT = f"""{{
   const go = () => {{
     for (; turns > 0 && waiting.length; turns--) waiting.shift()();
   }};
+  const ofKind = (kind) => [...timers].filter(([, timer]) => timer.kind === kind);
   const fire = (kind) => {{
-    for (const [id, timer] of [...timers]) if (timer.kind === kind && timers.delete(id)) timer.callback();
+    for (const [id, timer] of ofKind(kind)) if (timers.delete(id)) timer.callback();
+  }};
+  let silent = false;
+  const fallSilent = () => {{
+    if (silent && ofKind("silences").length === 1) fire("silences", (silent = false));
   }};
   new BroadcastChannel("gate").onmessage = ({{ data }}) => {{
     if (data.turns) go((turns += data.turns));
-    if (data.fire) fire(data.fire);
+    if (data.rest) fire("rests");
+    if (data.silence) fallSilent((silent = ofKind("silences").length > 0));
   }};
 
   const Channel = MessageChannel;
@@ -47,7 +53,10 @@ SCRIPT = f"""{{
     timers.set(--last, {{ kind, callback }});
     return last;
   }};
-  globalThis.clearTimeout = (id) => timers.delete(id) || clearTimeout(id);
+  globalThis.clearTimeout = (id) => {{
+    if (!timers.delete(id)) clearTimeout(id);
+    else queueMicrotask(fallSilent); // after whoever puts another in its place
+  }};
 }}
 """
 
@@ -71,12 +80,11 @@ class Gate:
 
     def rest(self) -> None:
         """Lets the worker's rest be over."""
-        self._say({"fire": "rests"})
+        self._say({"rest": True})
 
     def silence(self) -> None:
-        """Lets the time of a silence pass for every download that is going on: the long part of it, then the rest."""
-        self._say({"fire": "silences"})
-        self._say({"fire": "silences"})
+        """Lets a part of a silence's time pass, as soon as only one is waited for: all else has come."""
+        self._say({"silence": True})
 
     def _say(self, what: dict[str, object]) -> None:
         self.page.evaluate("(what) => (window.gate ??= new BroadcastChannel('gate')).postMessage(what)", what)

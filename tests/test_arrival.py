@@ -35,7 +35,7 @@ PARTS = {
     "run-*.wasm": "The engine (run.wasm)",
     "*.gguf": "The model file",
 }
-HASHED = [pattern for pattern in PARTS if pattern not in ("worker-*.js", "pyodide.asm.wasm")]
+HASHED = [pattern for pattern in PARTS if pattern != "worker-*.js"]
 
 
 # ---- Faults ----------------------------------------------------------------------------------------------------------
@@ -63,6 +63,12 @@ def reset(handler: Handler, file: Path) -> None:
     handler.wfile.flush()
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     handler.connection.close()
+
+
+def half(handler: Handler, file: Path) -> None:
+    """And it says that this is all."""
+    data = file.read_bytes()
+    handler.answer(data[: len(data) // 2])
 
 
 def too_short(handler: Handler, file: Path) -> None:
@@ -121,6 +127,7 @@ EXPECTED = [
     *((too_short, part, "bytes were expected, and only", "reload") for part in ("*.zip", "*.gguf")),
     *((too_long, part, "bytes were expected, and more came", "reload") for part in ("*.whl", "*.gguf")),
     *((empty, part, "and only 0 came", "reload") for part in ("*.whl", "*.gguf")),
+    (half, "worker-*.js", "bytes were expected, and only", "reload"),
     (web_page_of_its_size, "*.gguf", "the server sends a web page", "reload"),
 ]
 
@@ -179,6 +186,8 @@ def test_a_host_that_falls_silent_is_not_waited_for_for_ever(
     site.faults |= names(site, pattern, fall_silent)
     visit.open(site, ready=False)
     asked.wait()
+    if pattern != "worker-*.js":
+        visit.page.wait_for_function("() => notebook.heard")  # the worker has not fallen silent
     while visit.page.evaluate("document.body.dataset.state") == "loading":
         gate.silence()  # the answer may not have reached the browser yet: then this is the silence before it
     assert_says(visit, PARTS[pattern], "nothing has come for 15 seconds")
@@ -187,6 +196,17 @@ def test_a_host_that_falls_silent_is_not_waited_for_for_ever(
     site.faults.clear()
     visit.again_button.click()
     visit.awake()
+
+
+def test_a_worker_that_says_nothing_is_not_waited_for_for_ever(visit: Visit, site: Site) -> None:
+    """Its script is empty, as some hosts answer when they fail."""
+    gate = Gate(visit, site)
+    site.faults = names(site, "worker-*.js", empty)
+    visit.open(site, ready=False)
+    while visit.page.evaluate("document.body.dataset.state") == "loading":
+        gate.silence()
+    assert_says(visit, PARTS["worker-*.js"], "and only 0 came")
+    expect(visit.reload_button).to_be_visible()
 
 
 # ---- A page without its script ---------------------------------------------------------------------------------------
@@ -246,8 +266,14 @@ def test_webassembly_without_simd(visit: Visit, site: Site) -> None:
     expect(visit.alert).to_contain_text("has no SIMD")
 
 
+UNREADABLE = """
+const { createObjectURL } = URL;
+URL.createObjectURL = (blob) => createObjectURL(new Blob(["this is no JavaScript;", blob], { type: blob.type }));
+"""
+
+
 def test_a_script_that_the_browser_cannot_read_is_named(visit: Visit, site: Site) -> None:
-    site.faults = names(site, "worker-*.js", begun_with("this is no JavaScript;"))
+    visit.page.add_init_script(UNREADABLE)
     visit.open(site, ready=False)
     visit.page.wait_for_function("() => document.body.dataset.state === 'failed'")
     expect(visit.alert).to_contain_text("The storyteller’s script did not start")
@@ -341,6 +367,34 @@ def test_a_redirect_within_the_host_is_followed(visit: Visit, site: Site) -> Non
 
     site.faults = names(site, "*.gguf", redirect)
     visit.open(site)
+
+
+@pytest.mark.parametrize(
+    ("policy", "directive"),
+    [
+        ("default-src 'self'; style-src 'unsafe-inline'", "worker-src"),
+        ("connect-src 'none'", "connect-src"),
+        ("script-src 'self' blob:", "script-src"),  # without 'wasm-unsafe-eval'
+        ("require-trusted-types-for 'script'", "require-trusted-types-for"),
+    ],
+)
+def test_a_policy_of_the_hosts_own_is_named_where_it_forbids_the_page(
+    visit: Visit, site: Site, policy: str, directive: str
+) -> None:
+    site.headers |= {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
+    visit.open(site, ready=False)
+    assert_says(visit, f"a Content-Security-Policy that forbids what the page needs ({directive})")
+    visit.complaints.clear()
+    del site.headers["Content-Security-Policy"]
+    visit.reload_button.click()
+    visit.awake()
+
+
+def test_in_a_sandbox_the_page_says_so(visit: Visit, site: Site) -> None:
+    """As sites show pages of their users."""
+    site.headers["Content-Security-Policy"] = "sandbox allow-scripts"
+    visit.open(site, ready=False)
+    assert_says(visit, "in a sandbox")
 
 
 REACHING_OUT = """

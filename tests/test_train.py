@@ -53,13 +53,14 @@ from train.export import (
     load_gguf,
     load_model,
     save_gguf,
+    writable,
 )
 from train.export import (
     main as export,
 )
 from train.files import Damaged
 from train.model import Llama, ModelConfig, rope_table, rotate
-from train.progress import Progress
+from train.progress import STREAM, Progress
 from train.quantize import dequantize, quantize
 from train.run import RunFolder
 from train.sample import TorchLogits
@@ -218,7 +219,10 @@ PACKED = lzma.compress(b"A tale of many words. " * 50)
         (b"\xef\xbb\xbf", "holds no text"),
         (b" \t\n<|endoftext|>\n<|endoftext|>", "holds no text"),
         ("café".encode("latin-1"), r"byte 3 is not UTF-8 text; .*iconv -f WINDOWS-1252"),
-        ("tales".encode("utf-16-le"), r"character 1 is a zero.*UTF-16"),
+        ("tales".encode("utf-16-le"), r"character 1 is a zero.*iconv -f UTF-16LE"),
+        ("tales".encode("utf-16-be"), r"character 0 is a zero.*iconv -f UTF-16BE"),
+        ("tales".encode("utf-32-le"), r"character 1 is a zero.*iconv -f UTF-32LE"),
+        (b"one zero \0 in a text", "as no text has them$"),
         (b"\xff\xfet\0a", "byte 4 is not UTF-16 text"),
         (b"\xef\xbb\xbfcaf\xe9", "is not UTF-8 text"),
         (PACKED[:-10], r"not a complete \.xz file"),
@@ -478,7 +482,7 @@ def with_disk(free: int, work: Callable[[], str], monkeypatch: pytest.MonkeyPatc
         *((option, value, "must be from") for option in NUMBERS for value in ("-1", "1" + 20 * "0")),
         *((option, "1e3", "must be a whole number") for option in NUMBERS),
         *((option, "0", "must be from") for option in NUMBERS if option != "--seed"),
-        *(("--learning-rate", value, "finite number above 0") for value in ("0", "-1", "nan", "inf")),
+        *(("--learning-rate", value, "must be above 0 and at most") for value in ("0", "-1", "nan", "inf", "1e300")),
         ("--vocab-size", "65537", "from 300 to 65536"),
         ("--context", "50", "multiple of 32"),
         ("--batch-tokens", "32", "does not hold one --context of 64"),
@@ -547,9 +551,9 @@ def test_what_cannot_be_resumed_is_said(
         return refusal(options(text, folder, "--tokens", "2000", *more), capsys, monkeypatch)
 
     assert "go on with --resume, or choose another --out" in refused()
-    assert "hidden_dim: the checkpoint" in refused("--resume", "--hidden-dim", "96")
-    assert "seed: the run" in refused("--resume", "--seed", "5")
-    assert "batch_tokens: the run" in refused("--resume", "--batch-tokens", "256")
+    assert "--hidden-dim: the checkpoint" in refused("--resume", "--hidden-dim", "96")
+    assert "--seed: the run" in refused("--resume", "--seed", "5")
+    assert "--batch-tokens: the run" in refused("--resume", "--batch-tokens", "256")
     assert "without --valid" in refused("--resume", "--valid", str(text))
     other = tmp_path / "other.txt"
     other.write_text(text.read_text() + "\nOne more word.")
@@ -720,9 +724,10 @@ def test_a_full_disk_ends_no_training_and_loses_no_checkpoint(
     text: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "SAVE_EVERY", -1)  # after each step
-    fill_the_disk(monkeypatch, writes=2)
+    fill_the_disk(monkeypatch, writes=3)
     assert run(text, tmp_path / "new", "--tokens", "2000").tokens >= 2000
     said = capsys.readouterr().err
+    assert said.count("tokens.cache makes room") == 1
     assert said.count("Could not save") == 2
     assert "No space left on device. Nothing is saved yet. Training goes on" in said
 
@@ -737,14 +742,15 @@ def test_a_full_disk_ends_no_training_and_loses_no_checkpoint(
     assert not list(folder.glob("*.tmp"))
 
 
-def test_the_checkpoint_before_makes_room_for_a_new_one(
+def test_the_cache_and_then_the_checkpoint_before_make_room_for_a_new_one(
     text: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    fill_the_disk(monkeypatch, writes=1)
+    fill_the_disk(monkeypatch, writes=2)
     assert run(text, folder, "--tokens", "2000", "--resume").step == Checkpoint.load(folder).step
-    assert "makes room" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.findall(r"(\S+) makes room", said) == [str(folder / "tokens.cache"), str(folder / "checkpoint.old.pt")]
 
 
 def test_advice_after_numbers_out_of_bounds_is_true(
@@ -819,6 +825,46 @@ def test_a_reader_that_leaves_is_like_ctrl_c(
     assert Checkpoint.load(tmp_path / "run").step == 3
 
 
+def test_a_measurement_is_made_to_its_end_when_the_reader_leaves(text: Path, tmp_path: Path) -> None:
+    """And is in the run's curve, and so in the exported file."""
+    with Progress("measuring", 2, "document") as brief:
+        STREAM.left = True
+        brief.update(1)
+    with Progress("training", 2, " tokens", brief=False) as bar:
+        STREAM.left = True
+        with pytest.raises(BrokenPipeError):
+            bar.update(1)
+
+
+def test_training_goes_on_where_the_compiler_does_not_work(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def no_compiler(loss_of: object, dynamic: bool) -> Callable[..., Any]:
+        def fail(*_: Any) -> None:
+            raise InvalidCxxCompiler
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setenv("CXX", sys.executable)
+    compiled = run(text, tmp_path / "compiled", "--tokens", "2000", "--compile")
+    assert capsys.readouterr().err.count("Training without torch.compile") == 1
+    plain = run(text, tmp_path / "plain", "--tokens", "2000", "--no-compile")
+    assert all(torch.equal(compiled.model[name], plain.model[name]) for name in plain.model)
+
+
+def test_a_step_that_needs_too_much_memory_is_said(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: Any) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(training.Training, "step", step)
+    assert "--batch-tokens must be smaller" in refusal(options(text, tmp_path / "run"), capsys, monkeypatch)
+
+
 @pytest.mark.parametrize("module", sorted(path.stem for path in Path(training.__file__).parent.glob("[a-z]*.py")))
 def test_every_module_explains_itself(
     module: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -882,6 +928,10 @@ def test_a_run_is_exported_and_measured_alike(
         model, tokenizer = load_model(path)
         measures.append(bits_per_byte(model, hold_out(held_out, tokenizer, model.config.seq_len)))
     assert measures[0] == pytest.approx(measures[1], rel=1e-6)
+
+
+def test_names_that_are_no_text_are_exported_as_far_as_they_are() -> None:
+    assert writable(os.fsdecode(b"caf\xe9")) == "caf?"
 
 
 # --- Bits per byte, sampling ---
@@ -991,7 +1041,8 @@ def test_where_an_export_cannot_be_written_is_said_before_anything_is_loaded(
     assert "there is no folder" in refused(tmp_path / "none/model.gguf")
     assert "not a plain file" in refused(Path(os.devnull))
     (tmp_path / "run").mkdir()
-    assert "a file of the run itself" in refused(tmp_path / "run/checkpoint.pt")
+    for own in ("checkpoint.pt", "checkpoint.tmp", "training.lock"):
+        assert "a file of the run itself" in refused(tmp_path / "run" / own)
 
 
 def test_torch_logits_answer_like_the_engine() -> None:

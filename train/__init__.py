@@ -15,6 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "py"))
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
+# A command: it takes seconds to import PyTorch, and Ctrl-C in them is not worth a traceback.
+if sys.argv[:1] == ["-m"]:
+    usual = sys.excepthook
+    sys.excepthook = lambda kind, error, trace: None if kind is KeyboardInterrupt else usual(kind, error, trace)
+
 
 def explain(module: str | None) -> NoReturn:
     """What ``python -m`` says of a module without a command: its docstring, and where the commands are."""

@@ -15,7 +15,7 @@ from . import explain
 from .files import Damaged
 from .model import Llama, ModelConfig
 from .progress import say
-from .run import RunFolder
+from .run import ANOTHER_TOKENIZER, RunFolder
 from .tokenizer import load_tokenizer
 
 CURVE_COLUMNS = ("step", "tokens", "learning_rate", "train_loss", "valid_bits_per_byte", "seconds")
@@ -109,7 +109,7 @@ def check_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     run = RunFolder(folder)
     if run.hash_tokenizer() != checkpoint.tokenizer_hash:
         raise ValueError(
-            f"{run.tokenizer}: is not the tokenizer that {run.checkpoint.name} was trained with; put that one back"
+            f"{run.tokenizer}: is not the tokenizer that {run.checkpoint.name} was trained with; {ANOTHER_TOKENIZER}"
         )
 
 

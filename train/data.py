@@ -138,11 +138,19 @@ def _decode(raw: bytes, path: Path) -> str:
         raise ValueError(f"{path}: byte {error.start} is not {name} text; {advice}") from error
     place = text.find("\0")
     if place >= 0:
-        raise ValueError(
-            f"{path}: character {place} is a zero, as no text has them; if this is UTF-16 without a byte-order mark: "
-            "iconv -f UTF-16LE -t UTF-8 FILE > NEW"
-        )
+        raise ValueError(f"{path}: character {place} is a zero, as no text has them{_advice_on_zeros(raw)}")
     return text
+
+
+def _advice_on_zeros(raw: bytes) -> str:
+    """What to do with a text in which many bytes are zero, by where they are: Latin letters leave them in UTF-16."""
+    beginning = raw[:1024]
+    high, low = (beginning[start::2].count(0) / max(1, len(beginning) // 2) for start in (0, 1))
+    if max(high, low) < 0.3:
+        return ""
+    name = "UTF-32" if min(high, low) > 0.3 else "UTF-16"
+    order = "BE" if beginning[:1] == b"\0" else "LE"
+    return f"; it looks like {name} without a byte-order mark: iconv -f {name}{order} -t UTF-8 FILE > NEW"
 
 
 def split_documents(documents: list[str], held_out: float = 0.01) -> tuple[list[str], list[str]]:

@@ -107,6 +107,11 @@ def load_model(path: Path) -> tuple[Llama, Tokenizer]:
     return model, file.tokenizer
 
 
+def writable(name: str) -> str:
+    """A file's name as text; its bytes may be no text in any encoding."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def main() -> int:
     """The command line. Returns the exit status."""
     return run_command("export", lambda: export(parse_arguments()), (OSError, ValueError, FabellaError))
@@ -137,10 +142,10 @@ def export(options: argparse.Namespace) -> None:
     run, tokenizer = load_run(options.run)
     if reason := unstorable(run.config, options.format):
         raise ValueError(f"{reason} (--format)")
-    about: dict[str, Any] = {"general.name": options.name or options.run.resolve().name}
+    about: dict[str, Any] = {"general.name": options.name or writable(options.run.resolve().name)}
     if options.license:
         about["general.license"] = options.license
-    about["general.datasets"] = [options.data or Path(run.options["text"]).name]
+    about["general.datasets"] = [options.data or writable(Path(run.options["text"]).name)]
     about["fabella.training.tokens"] = run.tokens
     if run.bits_per_byte is not None:
         about["fabella.training.bits_per_byte"] = run.bits_per_byte

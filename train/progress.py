@@ -44,11 +44,13 @@ STREAM = _StandardError()  # one for all: a line is printed above the bars of th
 class Progress:
     """A bar from ``done`` to ``total``; use it in a ``with`` statement. One of short work (``brief``) is not kept.
 
-    `update` raises ``BrokenPipeError`` when nobody reads standard error any more.
+    `update` raises ``BrokenPipeError`` when nobody reads standard error any more, but not in short work, which is to be
+    whole: the next to print something hears of it.
     """
 
     def __init__(self, name: str, total: int, unit: str, done: int = 0, brief: bool = True) -> None:
         STREAM.left = False
+        self.brief = brief
         self.bar = tqdm(
             desc=name,
             total=total,
@@ -67,7 +69,7 @@ class Progress:
         if note:
             self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(count)
-        if STREAM.left:
+        if STREAM.left and not self.brief:
             raise BrokenPipeError
 
     def __enter__(self) -> Self:

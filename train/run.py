@@ -28,6 +28,7 @@ from .files import Damaged, flush, read_sealed, replacing, write_sealed
 from .progress import say
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+ANOTHER_TOKENIZER = "put it back, or that of another run of the same text and --vocab-size, which is the same"
 
 
 class RunFolder:
@@ -48,7 +49,7 @@ class RunFolder:
 
     def owns(self, path: Path) -> bool:
         """Whether ``path`` is one of the run's own files."""
-        return path.resolve() in [own.resolve() for own in (*self.files, self.lock)]
+        return path.resolve() in [own.resolve() for own in (*self.files, *self.halves, self.lock)]
 
     # --- Who works here ---
 
@@ -96,10 +97,8 @@ class RunFolder:
                     )
 
     def check_room(self, size: int) -> None:
-        """Raise ``OSError`` if a checkpoint of ``size`` bytes does not fit on the disk; the one before may go."""
-        free = shutil.disk_usage(self.path).free
-        if self.checkpoint.exists() and self.previous.exists():
-            free += self.previous.stat().st_size
+        """Raise ``OSError`` if a checkpoint of ``size`` bytes does not fit on the disk. Some files may go."""
+        free = shutil.disk_usage(self.path).free + sum(path.stat().st_size for path in self._in_its_way())
         if free < size:
             raise OSError(
                 f"{self.path}: no space left for a checkpoint of {size / 1e6:,.1f} MB: the disk has "
@@ -111,16 +110,22 @@ class RunFolder:
     def write_checkpoint(self, content: bytes) -> None:
         """Save; the checkpoint so far becomes the one before. Raises ``OSError``: all is then as it was.
 
-        Where the disk has no room for a third, the one before makes room for the new one.
+        Where the disk has no room for it, what can be had again makes room, and then the one before.
         """
-        try:
-            self._write_checkpoint(content)
-        except OSError as error:
-            if error.errno not in NO_ROOM or not self.previous.exists() or not self.checkpoint.exists():
-                raise
-            say(f"The disk is full: {self.previous} makes room for the new checkpoint.")
-            self.previous.unlink()
-            self._write_checkpoint(content)
+        while True:
+            try:
+                self._write_checkpoint(content)
+                return
+            except OSError as error:
+                if error.errno not in NO_ROOM or not (going := self._in_its_way()):
+                    raise
+                say(f"The disk is full: {going[0]} makes room for the new checkpoint.")
+                going[0].unlink()
+
+    def _in_its_way(self) -> list[Path]:
+        """The files that go, in this order, where the disk has no room for a checkpoint."""
+        files = [self.cache, *([self.previous] if self.checkpoint.exists() else [])]
+        return [path for path in files if path.is_file()]
 
     def _write_checkpoint(self, content: bytes) -> None:
         with replacing(self.checkpoint, self.checkpoint.with_suffix(".tmp")) as half:
@@ -189,7 +194,7 @@ class RunFolder:
     def hash_tokenizer(self) -> str:
         """The SHA-256 of the tokenizer's file; ``FileNotFoundError`` if it is not there."""
         if not self.tokenizer.is_file():
-            raise FileNotFoundError(f"{self.tokenizer}: no such tokenizer; the run cannot do without it")
+            raise FileNotFoundError(f"{self.tokenizer}: no such tokenizer; {ANOTHER_TOKENIZER}")
         return hashlib.sha256(self.tokenizer.read_bytes()).hexdigest()
 
     def write_cache(self, content: bytes) -> None:

@@ -64,7 +64,8 @@ class TooLarge(ValueError):
     """The text does not fill the vocabulary: ``fits`` tokens are all that it gives."""
 
     def __init__(self, vocab_size: int, fits: int) -> None:
-        advice = f"at most {fits} do" if fits >= SMALLEST_VOCABULARY else "it is too short to train on"
+        least = f"only {fits} can be learned from it: it is too short, or too uniform, to train on"
+        advice = f"at most {fits} do" if fits >= SMALLEST_VOCABULARY else least
         super().__init__(f"--vocab-size: this text does not fill {vocab_size} tokens; {advice}")
         self.fits = fits
 

@@ -49,6 +49,7 @@ LARGEST_GRADIENT = 1.0  # its norm is clipped to this
 LOG_EVERY = 50  # steps between two rows of the curve
 SAVE_EVERY = 180.0  # seconds between two checkpoints
 LARGEST_SEED = 10**18 - 1
+LARGEST_RATE = 1000.0
 OPTION_OF = {  # the options that give the model its shape
     "dim": "--dim",
     "hidden_dim": "--hidden-dim",
@@ -132,8 +133,8 @@ def _rate(text: str) -> float:
         value = float(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"must be a number, not {text[:40]!r}") from error
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, not {text[:40]}")
+    if not 0 < value <= LARGEST_RATE:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most {LARGEST_RATE:g}, not {text[:40]}")
     return value
 
 
@@ -163,7 +164,7 @@ def main() -> int:
             return INTERRUPTED
         return 0
 
-    return run_command("train", body, (OSError, ValueError, FloatingPointError, FabellaError))
+    return run_command("train", body, (OSError, ValueError, FloatingPointError, MemoryError, FabellaError))
 
 
 def train(options: argparse.Namespace) -> Checkpoint:
@@ -233,10 +234,12 @@ def start_run(options: argparse.Namespace, config: ModelConfig) -> Checkpoint:
     for field, value in asdict(config).items():
         stored = getattr(run.config, field)
         if value != stored:
-            raise ValueError(f"{field}: the checkpoint in {options.out} has {stored}, the command says {value}")
+            name = OPTION_OF.get(field, field)
+            raise ValueError(f"{name}: the checkpoint in {options.out} has {stored}, the command says {value}")
     for name in ("seed", "batch_tokens"):
         if run.options[name] != kept[name]:
-            raise ValueError(f"{name}: the run in {options.out} began with {run.options[name]}, not {kept[name]}")
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option}: the run in {options.out} began with {run.options[name]}, not {kept[name]}")
     check_tokenizer(run, options.out)
     run.options = {**kept, "text": run.options["text"], "valid": run.options["valid"]}
     return run
@@ -320,10 +323,15 @@ class Training:
                 begin = time.monotonic()
                 try:
                     rate, loss, learned = self.step(*next(stream))
-                except RuntimeError:
-                    if not stop.requested:
+                except RuntimeError as error:
+                    if stop.requested:
+                        break  # Ctrl-C reaches the compiler, too, that torch.compile has started
+                    if "alloca" not in str(error):
                         raise
-                    break  # Ctrl-C reaches the compiler, too, that torch.compile has started
+                    raise MemoryError(
+                        f"a step of {options.batch_tokens:,} tokens needs more memory than there is: --batch-tokens "
+                        "must be smaller, or the model"
+                    ) from error
                 run.seconds += time.monotonic() - begin
                 try:
                     self.record(rate)
@@ -484,7 +492,21 @@ def make_loss(model: Llama, compiled: bool) -> Callable[[Tensor, Tensor], Tensor
     if not shutil.which(os.environ.get("CXX", "g++")):
         print("No C++ compiler (g++): training without torch.compile, which is about a third slower.")
         return loss_of
-    return torch.compile(loss_of, dynamic=True)  # dynamic: batches come in many shapes
+    chosen = torch.compile(loss_of, dynamic=True)  # dynamic: batches come in many shapes
+
+    def compiled_if_possible(inputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal chosen
+        try:
+            return chosen(inputs, targets)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+                raise
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            say(f"Training without torch.compile, which is about a third slower: it failed ({reason}).")
+            chosen = loss_of
+            return loss_of(inputs, targets)
+
+    return compiled_if_possible
 
 
 class StopOnSignal:
@@ -502,7 +524,8 @@ class StopOnSignal:
         self.previous = {
             number: signal.signal(number, self.request)
             for number in self.SIGNALS
-            # nohup and the like ignore the end of the terminal, and that is to stay so
+            # nohup and the like ignore the end of the terminal, and that is to stay so; scripts ignore Ctrl-C for all
+            # that they start in the background, though whoever sends it there means it.
             if not (number != signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN)
         }
         return self

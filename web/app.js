@@ -5,8 +5,8 @@
  * they make the page's state, which `render` shows and body[data-state] names.
  */
 
-import { download, startWorker } from "./download.js";
-import { Problem, impossible, notStarted } from "./problem.js";
+import { damageOf, download, startWorker } from "./download.js";
+import { Problem, SILENCE, causeOf, impossible, notStarted } from "./problem.js";
 import { Story } from "./story.js";
 import { ending, engineName, megabytes, pace, roughly, sentence, tokens } from "./words.js";
 
@@ -97,16 +97,29 @@ async function load() {
     const problem = impossible();
     if (problem) throw problem;
     const name = "The storyteller’s script";
-    const scripts = await Promise.all([
-      download(at(assets.worker), name, count),
+    // Hosts may add lines to a script, so it is compared only if it does not start.
+    const [script, python] = await Promise.all([
+      download({ ...at(assets.worker), sha256: undefined }, name, count),
       download(at(assets.python.script), "The Python engine’s script", count),
     ]);
-    worker = startWorker(...scripts);
-    worker.onmessage = ({ data }) => receive(data);
-    worker.onerror = (event) => fail(notStarted(name, event.message));
+    const started = startWorker(script, python);
+    const broken = async (/** @type {string} */ reason) => {
+      const problem = (await damageOf(script, assets.worker, name)) ?? (await causeOf(notStarted(name, reason)));
+      if (started === worker) fail(problem);
+    };
+    const silence = setTimeout(broken, 1000 * SILENCE, "it says nothing");
+    worker = started;
+    worker.onmessage = ({ data }) => {
+      clearTimeout(silence);
+      receive(data);
+    };
+    worker.onerror = (event) => {
+      clearTimeout(silence);
+      broken(event.message);
+    };
     send({ type: "load", assets, base: document.baseURI });
   } catch (error) {
-    fail(error instanceof Problem ? error : notStarted("This page", error));
+    fail(await causeOf(error instanceof Problem ? error : notStarted("This page", error)));
   }
 }
 

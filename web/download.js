@@ -74,10 +74,8 @@ class Arrival {
     }
     this.#end();
     if (file.isWebPage()) throw webPage(this.name);
-    if (expected) {
-      if (file.size !== bytes) throw anotherFile(this.name, difference(file.size, bytes));
-      if (String(await file.sha256()) !== String(expected)) throw anotherFile(this.name, "some of its bytes are others");
-    }
+    const damage = await damageOf(file, this.part, this.name);
+    if (damage) throw damage;
     return file;
   }
 
@@ -110,11 +108,19 @@ class Arrival {
 }
 
 /**
- * @param {number} size
- * @param {number} expected
+ * Compares a file with what the page was built with.
+ * @param {Blocks} file  all of it
+ * @param {Part} part  without hashes nothing is compared
+ * @param {string} name  as a sentence begins
+ * @returns {Promise<Problem | null>}
  */
-const difference = (size, expected) =>
-  `${expected} bytes were expected, and ${size > expected ? "more" : `only ${size}`} came`;
+export async function damageOf(file, { bytes, sha256: expected }, name) {
+  if (!expected) return null;
+  const came = file.size > bytes ? "more" : `only ${file.size}`;
+  if (file.size !== bytes) return anotherFile(name, `${bytes} bytes were expected, and ${came} came`);
+  const same = String(await file.sha256()) === String(expected);
+  return same ? null : anotherFile(name, "some of its bytes are others");
+}
 
 /**
  * Downloads a part.
@@ -138,20 +144,24 @@ export async function downloadModule(part, name, count) {
   const arrival = new Arrival(part, name);
   const response = await arrival.open();
   const arrived = arrival.read(response.clone(), count);
-  arrived.catch(() => {}); // is thrown by instantiate(), if that is called
+  arrived.catch(() => {}); // whoever waits for it, or for the instance, hears of it
 
   return {
     response: asWasm(response),
+    /** The file, which is what the page was built with: to be waited for before its results are trusted. */
+    arrived,
     /**
+     * Does not wait for the comparison, which takes as long as the module's own beginning.
      * @param {WebAssembly.Imports} imports
      * @returns {Promise<WebAssembly.WebAssemblyInstantiatedSource>}
      */
     async instantiate(imports) {
-      const instance = instantiateStreaming.call(WebAssembly, this.response, imports);
-      const [started] = await Promise.allSettled([instance, arrived]);
-      await arrived; // what breaks the download breaks the compilation, and says more
-      if (started.status === "rejected") throw notStarted(name, started.reason);
-      return started.value;
+      try {
+        return await instantiateStreaming.call(WebAssembly, this.response, imports);
+      } catch (error) {
+        await arrived; // what breaks the download breaks the compilation, and says more
+        throw notStarted(name, error);
+      }
     },
   };
 }

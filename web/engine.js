@@ -85,6 +85,7 @@ export async function startEngine({ simd, memory }, run, helper, count) {
   const imports = { env: { emscripten_notify_memory_growth() {}, ...(memory && { memory }) } };
   const arriving = await downloadModule(run, "The engine (run.wasm)", count);
   const { instance, module } = await arriving.instantiate(imports);
+  await arriving.arrived;
   const engine = new Engine(simd, { ...instance.exports, ...(memory && { memory }) });
   engine.exports._initialize();
   script?.then(

@@ -7,8 +7,7 @@
  * @typedef {object} Part  a file of the page
  * @property {string} url  relative to the page
  * @property {number} bytes
- * @property {string[]} [sha256]  of each MiB of it, in hexadecimal digits. The worker's script has none: hosts may add
- *     lines to scripts, and its name has a hash.
+ * @property {string[]} [sha256]  of each MiB of it, in hexadecimal digits; without it the file may be any
  *
  * @typedef {object} Python  Pyodide and what runs in it
  * @property {Record<string, string>} info  Pyodide's versions: "info" in its pyodide-lock.json

@@ -86,6 +86,31 @@ export function notStarted(part, error) {
   return new Problem(`${part} did not start. Try again; if that does not help, try a newer browser.${said}`);
 }
 
+/** What a policy has forbidden of the things that this page needs: a directive. */
+let forbidden = "";
+
+globalThis.addEventListener?.("securitypolicyviolation", (event) => {
+  const { blockedURI, disposition, effectiveDirective } = /** @type {SecurityPolicyViolationEvent} */ (event);
+  const needed = /^(blob|wasm-eval|trusted-types)/.test(blockedURI) || blockedURI.startsWith(globalThis.origin);
+  if (needed && disposition === "enforce") forbidden ||= effectiveDirective;
+});
+
+/**
+ * What is behind a failure: a policy, of which the browser tells a moment later, or what it seemed to be. The page's own
+ * policy allows all that it needs.
+ * @template T
+ * @param {T} error
+ */
+export async function causeOf(error) {
+  await new Promise((resolve) => setTimeout(resolve));
+  if (!forbidden) return error;
+  return new Problem(
+    `This page’s server sends a Content-Security-Policy that forbids what the page needs (${forbidden}). Whoever runs the ` +
+      "server can leave that header out: the page has a strict policy of its own.",
+    "reload",
+  );
+}
+
 /** The smallest module that needs SIMD: a function that returns i32x4.splat(0). */
 // prettier-ignore
 const SIMD = Uint8Array.of(
@@ -101,6 +126,13 @@ export function impossible() {
     return new Problem(
       "This page was opened from a file, and browsers load the parts of a page from web servers only. Put its folder on " +
         "any web server, or run “python build.py serve”.",
+    );
+  }
+  if (globalThis.origin === "null") {
+    return new Problem(
+      "This page is in a sandbox, which keeps it from loading its parts. Open it in a tab of its own; if it is in one, its " +
+        "server has to leave out “sandbox” in the headers.",
+      "reload",
     );
   }
   if (typeof WebAssembly !== "object") {

@@ -25,6 +25,7 @@ export async function startPython({ info, wasm, stdlib, wheel }, count) {
   const module = downloadModule(wasm, NAME, count);
   const [python, packed] = await Promise.all([loadPyodideFrom(info, module, library), archive]);
   python.unpackArchive(packed.toBytes(), "wheel");
+  await (await module).arrived;
   return python;
 }
 
@@ -44,7 +45,8 @@ async function loadPyodideFrom(info, module, library) {
   const failure = new Promise((_, reject) => {
     fail = reject;
   });
-  for (const part of [module, library]) part.catch(fail);
+  module.then(({ arrived }) => arrived).catch(fail);
+  library.catch(fail);
   /** @template T @param {Promise<T>} promise @returns {Promise<T>} which is never rejected */
   const orNever = (promise) => promise.catch((error) => (fail(error), new Promise(() => {})));
 

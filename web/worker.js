@@ -5,7 +5,7 @@
 
 import { download } from "./download.js";
 import { pickBuild, startEngine } from "./engine.js";
-import { Problem, impossible } from "./problem.js";
+import { Problem, causeOf, impossible } from "./problem.js";
 import { startPython } from "./python.js";
 
 /** @import { Engine } from "./engine.js" */
@@ -51,7 +51,9 @@ nextTurn.port1.onmessage = ({ data: id }) => {
 
 scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
   if (message.type === "load") {
-    load(message.assets, message.base).catch((error) => fail(null, error, "The model could not be loaded: "));
+    load(message.assets, message.base).catch(async (error) => {
+      fail(null, await causeOf(error), "The model could not be loaded: ");
+    });
   } else if (message.type === "tell") {
     tell(message.id, message.prompt, message.settings);
   } else if (message.id === story?.id) {
@@ -202,14 +204,14 @@ function explainer(python) {
 }
 
 /**
- * Adds up the bytes of one part of the download and tells the page, at most once a frame and at the end.
+ * Adds up the bytes of one part of the download and tells the page: at once, at most once a frame, and at the end.
  * @param {"model" | "python"} part
  * @param {number} total
  */
 function counter(part, total) {
   let loaded = 0;
   let told = -Infinity;
-  return {
+  const counter = {
     add(/** @type {number} */ bytes) {
       loaded += bytes;
       if (performance.now() - told < FRAME && loaded < total) return;
@@ -217,4 +219,6 @@ function counter(part, total) {
       send({ type: "progress", part, loaded: Math.min(loaded, total), total });
     },
   };
+  counter.add(0);
+  return counter;
 }

@@ -2,6 +2,9 @@
 
 import sys
 
-from fabella.cli import main
+try:
+    from fabella.cli import main
+except KeyboardInterrupt:  # while wasmtime is loaded
+    sys.exit(130)
 
 sys.exit(main())
