@@ -647,6 +647,9 @@ def test_resume_goes_on_from_the_checkpoint_before_a_damaged_one(
         (folder / name).write_bytes(b"nothing")
     arguments = options(text, folder, "--tokens", "3000", "--resume")
     assert "and so is the one before it" in refusal(arguments, capsys, monkeypatch)
+    with pytest.raises(Damaged) as caught:
+        Checkpoint.load(folder)
+    assert "--resume" not in str(caught.value), "it would not help"
 
 
 def test_checkpoints_of_an_earlier_version_are_named(finished: Path, tmp_path: Path) -> None:
@@ -697,6 +700,27 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     with RunFolder(tmp_path).held(resume=False):
         assert [path.name for path in tmp_path.iterdir()] == ["training.lock"]  # the half file is gone
     assert not tmp_path.exists()  # nothing was saved
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows locks and flushes in another way")
+def test_disks_that_know_no_locks_or_flush_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(number: int) -> Callable[..., None]:
+        def call(*_: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail(errno.EINVAL))
+        files.flush_folder(tmp_path)
+        patch.setattr(os, "fsync", fail(errno.EIO))
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            files.flush_folder(tmp_path)
+    import fcntl
+
+    monkeypatch.setattr(fcntl, "flock", fail(errno.ENOLCK))
+    with pytest.raises(OSError, match="no lock can be had in this folder"), RunFolder(tmp_path).held(resume=False):
+        pass
 
 
 def test_files_of_other_programs_are_not_touched(tmp_path: Path) -> None:

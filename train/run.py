@@ -166,12 +166,19 @@ class RunFolder:
                     )
             return read_sealed(self.checkpoint, "checkpoint")
         except Damaged as error:
-            if self.previous.is_file():
+            if self._has_whole_previous():
                 raise Damaged(
                     f"{error}; the one before it is there ({self.previous.name}), and train.train --resume goes on "
                     "from that"
                 ) from error
             raise
+
+    def _has_whole_previous(self) -> bool:
+        try:
+            read_sealed(self.previous, "checkpoint")
+        except (OSError, Damaged):
+            return False
+        return True
 
     def restore_previous(self) -> str:
         """Put the checkpoint before in the place of a missing or damaged one, which is set aside; say so in words.
@@ -247,7 +254,10 @@ def _lock(path: Path) -> int:
                 raise BlockingIOError(
                     f"{path.parent}: another training works in this folder; wait for it, or choose another --out"
                 ) from error
-            raise
+            raise OSError(
+                f"{path.parent}: no lock can be had in this folder ({error.strerror}), as on some network disks: "
+                "choose an --out on another disk"
+            ) from error
         os.close(descriptor)
 
 
