@@ -392,9 +392,8 @@ def test_its_policy_fits_the_worker_as_well(visit: Visit, site: Site) -> None:
 def test_a_violation_in_the_worker_would_be_noticed(visit: Visit, site: Site) -> None:
     site.headers["Content-Security-Policy"] = reporting_policy(site).replace("'wasm-unsafe-eval'", "")
     visit.open(site, ready=False)
-    expect(visit.alert).not_to_be_empty()
+    expect(visit.alert).to_contain_text("Content-Security-Policy")
     wait_for(lambda: any(b"wasm-eval" in report for report in site.reports), "the report of a violation")
-    assert wait_for(visit.violations, "a violation")
     visit.complaints.clear()
 
 
