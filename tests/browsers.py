@@ -1,8 +1,11 @@
 """Browsers that tests drive: Chromium, Firefox and WebKit, as this machine has them.
 
 Playwright drives the Chromium of any distribution, but only its own Firefox and WebKit. Those of Debian listen to the
-W3C's protocols: Firefox to WebDriver BiDi on a WebSocket, WebKit's driver to the older WebDriver over HTTP. What a test
+W3C's WebDriver: WebKit's driver over HTTP, Firefox itself to Marionette, its commands as JSON on a socket. What a test
 asks of them is little: open a page, run a script in it, set the window's size, take a picture.
+
+Not WebDriver BiDi: with it Firefox watches for workers, and on a busy machine a worker that starts one of its own may
+then wait for ever (Firefox 153: it and its child sleep on one condition variable, and the wrong one is woken).
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from playwright.sync_api import Browser as PlaywrightBrowser
-from websockets.sync.client import ClientConnection, connect
 
 import build
 
@@ -35,6 +37,7 @@ T = TypeVar("T")
 # No host but this machine: everything else goes to a proxy that does not exist.
 FIREFOX_PREFERENCES = {"network.proxy.type": 1, "network.proxy.http": "127.0.0.1", "network.proxy.http_port": 9}
 FIREFOX_PREFERENCES |= {"network.proxy.ssl": "127.0.0.1", "network.proxy.ssl_port": 9}
+FIREFOX_PREFERENCES |= {"marionette.port": 0}  # any that is free
 
 
 class Driven(ABC):
@@ -137,44 +140,57 @@ def chromium(browser: PlaywrightBrowser) -> Iterator[Chromium]:
 
 
 class Firefox(Driven):
-    """Firefox, through WebDriver BiDi (https://w3c.github.io/webdriver-bidi)."""
+    """Firefox, through Marionette (https://firefox-source-docs.mozilla.org/testing/marionette/Protocol.html)."""
 
     name = "Firefox"
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
+        self.stream = connection.makefile("rb")
         self.commands = 0
-        self.version = self.command("session.new", capabilities={})["capabilities"]["browserVersion"]
-        self.context = self.command("browsingContext.getTree")["contexts"][0]["context"]
+        self._receive()  # its greeting
+        timeouts = {"script": 1000 * PATIENCE, "pageLoad": 1000 * PATIENCE}
+        session = self._command("WebDriver:NewSession", capabilities={"alwaysMatch": {"timeouts": timeouts}})
+        self.version = session["capabilities"]["browserVersion"]
 
-    def command(self, method: str, **parameters: object) -> dict[str, Any]:
+    def _receive(self) -> Any:
+        """The next message, which comes as its length in bytes, a colon and so many bytes of JSON."""
+        digits = b""
+        while not digits.endswith(b":"):
+            digit = self.stream.read(1)
+            if not digit:
+                raise ScriptError("Firefox has closed the connection")
+            digits += digit
+        return json.loads(self.stream.read(int(digits[:-1])))
+
+    def _command(self, name: str, **parameters: object) -> Any:
         """Sends a command and returns its result."""
         self.commands += 1
-        self.connection.send(json.dumps({"id": self.commands, "method": method, "params": parameters}))
-        while True:
-            message: dict[str, Any] = json.loads(self.connection.recv(timeout=PATIENCE))
-            if message.get("id") == self.commands:
-                break
-        if message["type"] == "error":
-            raise ScriptError(f"Firefox: {method}: {message['message']}")
-        result: dict[str, Any] = message["result"]
+        message = json.dumps([0, self.commands, name, parameters]).encode()
+        self.connection.sendall(b"%d:%b" % (len(message), message))
+        _, number, error, result = self._receive()
+        assert number == self.commands
+        if error:
+            raise ScriptError(f"Firefox: {name}: {error['message']}")
         return result
 
     def open(self, url: str) -> None:
-        self.command("browsingContext.navigate", context=self.context, url=url, wait="complete")
+        self._command("WebDriver:Navigate", url=url)
 
     def resize(self, width: int, height: int) -> None:
-        self.command("browsingContext.setViewport", context=self.context, viewport={"width": width, "height": height})
+        """The window may not be as narrow as a telephone, but the page in it may."""
+        self._command("WebDriver:SetWindowRect", width=max(width, 600) + 50, height=height + 200)
+        style = "Object.assign(gBrowser.selectedBrowser.style, arguments[0])"
+        self._command("Marionette:SetContext", value="chrome")
+        self._command("WebDriver:ExecuteScript", script=style, args=[{"width": f"{width}px", "height": f"{height}px"}])
+        self._command("Marionette:SetContext", value="content")
 
     def picture(self) -> bytes:
-        return base64.b64decode(self.command("browsingContext.captureScreenshot", context=self.context)["data"])
+        return base64.b64decode(self._command("WebDriver:TakeScreenshot", full=False)["value"])
 
     def _evaluate(self, function: str) -> str:
-        target = {"context": self.context}
-        answer = self.command("script.evaluate", expression=f"({function})()", target=target, awaitPromise=True)
-        if answer["type"] == "exception":
-            raise ScriptError(f"Firefox: {answer['exceptionDetails']['text']}")
-        return str(answer["result"]["value"])
+        script = f"const [done] = arguments; ({function})().then(done);"
+        return str(self._command("WebDriver:ExecuteAsyncScript", script=script, args=[])["value"])
 
 
 @contextmanager
@@ -188,11 +204,12 @@ def firefox() -> Iterator[Firefox]:
             f"user_pref({json.dumps(name)}, {json.dumps(value)});" for name, value in FIREFOX_PREFERENCES.items()
         )
         Path(profile, "user.js").write_text("\n".join(preferences), encoding="utf-8")
-        log = Path(profile, "log.txt")
-        command = [program, "--headless", "--no-remote", "--profile", profile, "--remote-debugging-port=0"]
+        log, port = Path(profile, "log.txt"), Path(profile, "MarionetteActivePort")
+        marionette = ["--marionette", "--remote-allow-system-access"]  # the latter to resize
+        command = [program, "--headless", "--no-remote", "--profile", profile, *marionette]
         with process(command, log):
-            address = wait_for(lambda: re.search(r"BiDi listening on (ws://\S+)\n", log.read_text()), "Firefox", log)[1]
-            with connect(f"{address}/session", max_size=None, proxy=None) as connection:
+            number = wait_for(lambda: port.read_text() if port.exists() else "", "Firefox", log)
+            with socket.create_connection(("127.0.0.1", int(number)), timeout=PATIENCE) as connection:
                 yield Firefox(connection)
 
 
