@@ -202,7 +202,8 @@ def test_a_worker_that_says_nothing_is_not_waited_for_for_ever(visit: Visit, sit
     """Its script is empty, as some hosts answer when they fail."""
     gate = Gate(visit, site)
     site.faults = names(site, "worker-*.js", empty)
-    visit.open(site, ready=False)
+    with visit.page.expect_event("worker"):  # all that the page waits for by itself has come
+        visit.open(site, ready=False)
     while visit.page.evaluate("document.body.dataset.state") == "loading":
         gate.silence()
     assert_says(visit, PARTS["worker-*.js"], "and only 0 came")
