@@ -559,7 +559,7 @@ def bundle_scripts(out: Path) -> dict[str, str]:
 
 
 def pyodide_loader() -> Path:
-    """Write a copy of Pyodide's loader that finds pyodide.asm.mjs in the script that it is in; return its path.
+    """Write a copy of Pyodide's loader that gets pyodide.asm.mjs from web/python.js; return its path.
 
     It would import it by its URL, for which a server must give it a JavaScript type, and many do not know ".mjs".
     """
@@ -567,7 +567,7 @@ def pyodide_loader() -> Path:
     text = (NODE_MODULES / "pyodide/pyodide.mjs").read_text(encoding="utf-8")
     if text.count(importing) != 1:
         raise BuildError(f"Pyodide's loader has changed: pyodide.mjs does not have {importing!r} once")
-    text = text.replace(importing, "async()=>({default:_createPyodideModule})")
+    text = text.replace(importing, "async()=>await pyodideScript")
     return cached("pyodide.mjs", digest(text), lambda target: target.write_text(text, encoding="utf-8"))
 
 

@@ -376,6 +376,7 @@ def test_a_redirect_within_the_host_is_followed(visit: Visit, site: Site) -> Non
         ("default-src 'self'; style-src 'unsafe-inline'", "worker-src"),
         ("connect-src 'none'", "connect-src"),
         ("script-src 'self' blob:", "script-src"),  # without 'wasm-unsafe-eval'
+        ("worker-src blob:; script-src 'self' 'wasm-unsafe-eval'", "script-src-elem"),  # without blob:
         ("require-trusted-types-for 'script'", "require-trusted-types-for"),
     ],
 )

@@ -86,10 +86,11 @@ async function load() {
   readiness = "loading";
   facts = {};
   complain("");
+  const { script, wasm, stdlib, wheel } = assets.python;
   arrived = {
-    scripts: { loaded: 0, total: assets.worker.bytes + assets.python.script.bytes },
+    worker: { loaded: 0, total: assets.worker.bytes },
     model: { loaded: 0, total: assets.model.bytes },
-    python: { loaded: 0, total: assets.python.wasm.bytes + assets.python.stdlib.bytes + assets.python.wheel.bytes },
+    python: { loaded: 0, total: [script, wasm, stdlib, wheel].reduce((sum, { bytes }) => sum + bytes, 0) },
   };
   showFacts({ Name: assets.model.name, Size: megabytes(assets.model.bytes) });
   render();
@@ -98,13 +99,10 @@ async function load() {
     if (problem) throw problem;
     const name = "The storyteller’s script";
     // Hosts may add lines to a script, so it is compared only if it does not start.
-    const [script, python] = await Promise.all([
-      download({ ...at(assets.worker), sha256: undefined }, name, count),
-      download(at(assets.python.script), "The Python engine’s script", count),
-    ]);
-    const started = startWorker(script, python);
+    const file = await download({ ...at(assets.worker), sha256: undefined }, name, count);
+    const started = startWorker(file);
     const broken = async (/** @type {string} */ reason) => {
-      const problem = (await damageOf(script, assets.worker, name)) ?? (await causeOf(notStarted(name, reason)));
+      const problem = (await damageOf(file, assets.worker, name)) ?? (await causeOf(notStarted(name, reason)));
       if (started === worker) fail(problem);
     };
     const silence = setTimeout(broken, 1000 * SILENCE, "it says nothing");
@@ -126,9 +124,9 @@ async function load() {
 /** @param {Part} part */
 const at = (part) => ({ ...part, url: new URL(part.url, document.baseURI).href });
 
-/** @param {number} bytes  of the worker's scripts */
+/** @param {number} bytes  of the worker's script */
 function count(bytes) {
-  arrived.scripts.loaded += bytes;
+  arrived.worker.loaded += bytes;
   renderDownload();
 }
 

@@ -176,16 +176,39 @@ function asWasm(response) {
 }
 
 /**
- * Starts a worker from scripts that have been downloaded. From a Blob, so that it is under the page's own policy, which
- * a worker that comes from a server is only if that sends one, and so that it does not matter what type the server gives
+ * Starts a worker from a module that has been downloaded. From a Blob, so that it is under the page's own policy, which a
+ * worker that comes from a server is only if that sends one, and so that it does not matter what type the server gives
  * scripts.
- * @param {Blocks[]} scripts  which together make a module
+ * @param {Blocks} file
  */
-export function startWorker(...scripts) {
-  const url = URL.createObjectURL(new Blob(scripts.map((file) => file.toBlob()), { type: "text/javascript" }));
+export function startWorker(file) {
+  const url = asScript(file);
   const worker = new Worker(url, { type: "module" });
   worker.addEventListener("message", () => URL.revokeObjectURL(url), { once: true });
   return worker;
+}
+
+/**
+ * Downloads a module and imports it, also if the server gives it another type.
+ * @param {Part} part  its URL is absolute
+ * @param {string} name  as a sentence begins
+ * @param {Count} count
+ * @returns {Promise<object>}
+ */
+export async function downloadScript(part, name, count) {
+  const url = asScript(await download(part, name, count));
+  try {
+    return await import(url);
+  } catch (error) {
+    throw notStarted(name, error);
+  } finally {
+    URL.revokeObjectURL(url);
+  }
+}
+
+/** @param {Blocks} file */
+function asScript(file) {
+  return URL.createObjectURL(new Blob([file.toBlob()], { type: "text/javascript" }));
 }
 
 /**

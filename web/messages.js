@@ -11,7 +11,7 @@
  *
  * @typedef {object} Python  Pyodide and what runs in it
  * @property {Record<string, string>} info  Pyodide's versions: "info" in its pyodide-lock.json
- * @property {Part} script  pyodide.asm.mjs, which belongs to the worker's script
+ * @property {Part} script  pyodide.asm.mjs
  * @property {Part} wasm  pyodide.asm.wasm
  * @property {Part} stdlib  Python's standard library, a zip
  * @property {Part} wheel  the fabella wheel

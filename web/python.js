@@ -3,7 +3,7 @@
  */
 
 import { loadPyodide } from "pyodide";
-import { download, downloadModule } from "./download.js";
+import { download, downloadModule, downloadScript } from "./download.js";
 import { notStarted } from "./problem.js";
 
 /** @import { Python } from "./messages.js" */
@@ -19,24 +19,27 @@ const FOLDER = "python:/";
  * @param {Count} count
  * @returns {Promise<any>} Pyodide, with the package `fabella`
  */
-export async function startPython({ info, wasm, stdlib, wheel }, count) {
+export async function startPython({ info, script, wasm, stdlib, wheel }, count) {
+  const factory = downloadScript(script, `${NAME}’s script`, count);
   const library = download(stdlib, `${NAME}’s library`, count);
   const archive = download(wheel, "The storyteller’s program", count);
   const module = downloadModule(wasm, NAME, count);
-  const [python, packed] = await Promise.all([loadPyodideFrom(info, module, library), archive]);
+  const [python, packed] = await Promise.all([loadPyodideFrom(info, factory, module, library), archive]);
   python.unpackArchive(packed.toBytes(), "wheel");
   await (await module).arrived;
   return python;
 }
 
 /**
- * Pyodide asks for its parts by fetch() and WebAssembly.instantiateStreaming(): here it gets them from us, and no others.
+ * Pyodide asks for its parts by fetch() and WebAssembly.instantiateStreaming(), and, as build.py has changed it, takes
+ * its script from `pyodideScript`: here it gets them from us, and no others.
  * When one fails it never hears of it, for it would not tell.
  * @param {Record<string, string>} info
+ * @param {Promise<unknown>} factory  pyodide.asm.mjs
  * @param {ReturnType<typeof downloadModule>} module
  * @param {ReturnType<typeof download>} library
  */
-async function loadPyodideFrom(info, module, library) {
+async function loadPyodideFrom(info, factory, module, library) {
   const { fetch } = globalThis;
   const { instantiateStreaming } = WebAssembly;
   /** @type {(error: unknown) => void} */
@@ -45,8 +48,7 @@ async function loadPyodideFrom(info, module, library) {
   const failure = new Promise((_, reject) => {
     fail = reject;
   });
-  module.then(({ arrived }) => arrived).catch(fail);
-  library.catch(fail);
+  for (const part of [factory, library, module.then(({ arrived }) => arrived)]) part.catch(fail);
   /** @template T @param {Promise<T>} promise @returns {Promise<T>} which is never rejected */
   const orNever = (promise) => promise.catch((error) => (fail(error), new Promise(() => {})));
 
@@ -61,6 +63,7 @@ async function loadPyodideFrom(info, module, library) {
   };
   WebAssembly.instantiateStreaming = async (_response, imports) =>
     orNever(module.then((arriving) => arriving.instantiate(imports ?? {})));
+  Object.assign(globalThis, { pyodideScript: factory });
   const lockFileContents = { info, packages: {} }; // what it would otherwise fetch as pyodide-lock.json
   // @ts-expect-error: Pyodide's types ask for all of a lock file
   const loaded = loadPyodide({ indexURL: FOLDER, packageBaseUrl: FOLDER, lockFileContents });

@@ -160,16 +160,17 @@ async function load(assets, base) {
   const at = (part) => ({ ...part, url: new URL(part.url, base).href });
 
   const build = pickBuild();
-  const { wasm, stdlib, wheel } = assets.python;
+  const { info, ...parts } = assets.python;
   const run = at(assets.engines[build.name]);
-  const programs = [run, wasm, stdlib, wheel];
+  const [script, wasm, stdlib, wheel] = [parts.script, parts.wasm, parts.stdlib, parts.wheel].map(at);
+  const programs = [run, script, wasm, stdlib, wheel];
   const downloaded = counter("python", programs.reduce((sum, { bytes }) => sum + bytes, 0));
   const model = counter("model", assets.model.bytes);
   // The model's bytes stay in their blocks until Python has them packed, piece by piece.
   const [started, file, python] = await Promise.all([
     startEngine(build, run, at(assets.helper), downloaded.add),
     download(at(assets.model), "The model file", model.add),
-    startPython({ ...assets.python, wasm: at(wasm), stdlib: at(stdlib), wheel: at(wheel) }, downloaded.add),
+    startPython({ info, script, wasm, stdlib, wheel }, downloaded.add),
   ]);
 
   explain = explainer(python);
