@@ -839,6 +839,8 @@ def test(pytest_arguments: list[str]) -> int:
     ensure_fuzzer()
     if not pytest_arguments:
         check()
+        # Each of the processes has browsers of its own.
+        pytest_arguments = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
     return subprocess.run([PYTHON, "-m", "pytest", *pytest_arguments], cwd=ROOT, check=False).returncode
 
 
