@@ -109,7 +109,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         for (int i = 0; i < n; i++) tokens[i] = next(&bytes) % (config.vocab_size + 1);
         if (forward(m, tokens, n, position) == OK) position += n;
         shortlist(m, next(&bytes));
-        log_sum_exp(m, next(&bytes) / 64.0);
+        probabilities(m, next(&bytes) / 64.0);
         draw(m, next(&bytes) / 64.0, next(&bytes) / 256.0);
     }
     model_free(m);

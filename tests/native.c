@@ -145,8 +145,9 @@ int main(int argc, char **argv) {
             int count = shortlist(model, 5);
             printf("shortlist %d", count);
             for (int i = 0; i < count; i++) printf(" %d", model_candidates(model)[i].id);
-            printf("\nlog_sum_exp %.9g\ndraw %d %d %d\n", log_sum_exp(model, 0.7), draw(model, 0.7, 0),
-                   draw(model, 0.7, 0.5), draw(model, 0.7, 0.99999));
+            printf("\nprobabilities %d", probabilities(model, 0.7));
+            for (int i = 0; i < count; i++) printf(" %a", model_candidates(model)[i].probability);
+            printf("\ndraw %d %d %d\n", draw(model, 0.7, 0), draw(model, 0.7, 0.5), draw(model, 0.7, 0.99999));
         }
         model_free(model);
     }

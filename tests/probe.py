@@ -1,4 +1,4 @@
-"""Hashes of a model's logits, for comparing hosts to the bit.
+"""Hashes of a model's logits and of what the sampler makes of logits, for comparing hosts to the bit.
 
 The very text of this file also runs in the page's worker: it needs nothing but the driver and the standard library.
 """
@@ -6,11 +6,14 @@ The very text of this file also runs in the page's worker: it needs nothing but 
 from __future__ import annotations
 
 import hashlib
+import random
+from array import array
 
 from fabella.engine import Engine, Logits
 from fabella.gguf import read_gguf
 from fabella.hosts import Host
 from fabella.modelfile import BytesSource
+from fabella.sampler import Sampler, Settings
 
 PROMPT = 40  # tokens computed at once
 STORY = 50  # tokens computed one by one
@@ -46,5 +49,36 @@ def logit_hashes(host: Host, file: bytes) -> list[str]:
 
 def hash_of(logits: Logits) -> str:
     """A hash that one other bit in any logit changes."""
-    sum_of_all = logits.log_sum_exp(0.8).hex()
-    return hashlib.sha256(logits.to_array().tobytes() + sum_of_all.encode()).hexdigest()[:12]
+    probabilities = repr(logits.candidates(20, 0.8))
+    return hashlib.sha256(logits.to_array().tobytes() + probabilities.encode()).hexdigest()[:12]
+
+
+def sampler_hash(host: Host, file: bytes, sets: int) -> str:
+    """A hash of the tokens that are drawn from so many sets of random logits, and of every probability on the way.
+
+    All come from integers, so that they are the same wherever this runs.
+    """
+    source = BytesSource(file)
+    model = read_gguf(source)
+    engine = Engine(host, model, source)
+    engine.forward(0)
+    size = model.config.vocab_size
+    pointer = host.function("model_logits")(engine._model) & 0xFFFFFFFF
+    logits = Logits(host, engine._model, size)
+    numbers = random.Random(1)
+    samplers = [
+        Sampler(Settings(temperature, top_p, top_k, seed=7))
+        for temperature, top_p, top_k in ((0.8, 0.9, 0), (1.3, 0.99, 0), (0.3, 1, 10), (1, 0.7, 40), (1, 0, 0))
+    ]
+    hash = hashlib.sha256()
+    for number in range(sets):
+        values = array("i", numbers.randbytes(4 * size))
+        host.write(pointer, array("f", [value / (1 << 28) for value in values]).tobytes())  # from -8 to 8
+        logits.ready = 0
+        sampler = samplers[number % len(samplers)]
+        sampler.trace = []
+        hash.update(b"%d" % sampler.sample(logits))
+        for _, kept in sampler.trace:
+            hash.update(array("d", [number for candidate in kept for number in candidate]))
+    engine.close()
+    return hash.hexdigest()

@@ -8,7 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -164,7 +164,8 @@ class Page(Page):
     async def answer(self, event):
         if event.data.type == "probe":
             file = await (await js.fetch(event.data.model)).bytes()
-            hashes = logit_hashes(self._engine.host, file.to_bytes())
+            host, file = self._engine.host, file.to_bytes()
+            hashes = [sampler_hash(host, file, event.data.sets)] if event.data.sets else logit_hashes(host, file)
             js.postMessage(js.JSON.parse(json.dumps({"type": "hashes", "hashes": hashes})))
 """
 # At the beginning of the worker: what it would tell the console alone, the test hears, and it does not choose its
@@ -201,7 +202,7 @@ try {
 """
 # Starts the page's own worker, as app.js does, and asks it for the hashes of each model.
 PROBE = """
-const [assets, prelude, models] = given;
+const [assets, prelude, models, sets] = given;
 const text = async ({ url }) => (await fetch(url)).text();
 const scripts = [prelude, await text(assets.worker), await text(assets.python.script)];
 const type = "text/javascript";
@@ -219,7 +220,7 @@ try {
   const hashes = {};
   for (const model of models) {
     const url = new URL(`models/${model}`, document.baseURI).href;
-    ({ hashes: hashes[model] } = await ask({ type: "probe", id: 0, model: url }, "hashes"));
+    ({ hashes: hashes[model] } = await ask({ type: "probe", id: 0, model: url, sets }, "hashes"));
   }
   return { threads, hashes };
 } finally {
@@ -294,6 +295,19 @@ def test_logits_are_the_same_to_the_bit_as_under_wasmtime(
             picked = f"threads-{choice}" if threaded else choice
             assets["engines"][picked] = assets["engines"][engine]
         threads = min(cores, 8) if threaded and driven.run(SHARES) else 1
-        answer = driven.run(PROBE, assets, PRELUDE.replace("HELPERS", str(threads - 1)), list(expected))
+        answer = driven.run(PROBE, assets, PRELUDE.replace("HELPERS", str(threads - 1)), list(expected), 0)
     assert answer["threads"] == threads
     assert answer["hashes"] == expected
+
+
+SETS = 100_000
+
+
+@pytest.mark.parametrize("driven", ["Chromium"], indirect=True)  # Python is the same Pyodide in all
+def test_the_sampler_decides_the_same_to_the_bit_as_in_cpython(driven: Driven, laboratory: Path) -> None:
+    """Every probability that decides comes from C; Python only adds, compares and divides."""
+    model = write_random_model(laboratory / "small.gguf", replace(SHAPE, vocab_size=64))
+    with plainly_served(laboratory) as url:
+        driven.open(f"{url}blank.html")
+        answer = driven.run(PROBE, published(laboratory), PRELUDE.replace("HELPERS", "0"), ["../small.gguf"], SETS)
+    assert list(answer["hashes"].values()) == [[probe.sampler_hash(WasmtimeHost(), model.read_bytes(), SETS)]]

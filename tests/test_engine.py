@@ -15,11 +15,12 @@ import pytest
 import torch
 import wasmtime
 
-from fabella.engine import LOADED_AT_ONCE, Engine, Logits
+from fabella.engine import LOADED_AT_ONCE, READY, Engine, Logits
 from fabella.errors import EngineError, ModelFileError
 from fabella.gguf import read_gguf
 from fabella.hosts import WasmtimeHost, packaged_wasm
 from fabella.modelfile import LARGEST, NORM_TYPES, BytesSource, Config, FileSource
+from fabella.sampler import SHORTLIST
 from train.export import load_gguf
 from train.quantize import BLOCKS, STORED
 
@@ -412,7 +413,7 @@ def with_logits(engine: Engine, values: np.ndarray) -> Logits:
     """Logits of our own choice, written over the engine's."""
     pointer = engine.host.function("model_logits")(engine._model)
     engine.host.write(pointer, values.astype(np.float32).tobytes())
-    return Logits(engine)
+    return Logits(engine.host, engine._model, len(values))
 
 
 def random_logits(seed: int, spread: float = 4.0) -> np.ndarray:
@@ -431,10 +432,24 @@ def test_shortlist_is_the_head_of_a_stable_sort(engine: Engine, k: int) -> None:
 def test_the_candidates_that_lie_ready_after_one_token_are_the_shortlist(vocab_size: int, tmp_path: Path) -> None:
     engine, _ = load(write_random_model(tmp_path / "model.gguf", replace(BASE, vocab_size=vocab_size)))
     ready = engine.forward(1)
-    asked = Logits(engine)
+    asked = Logits(engine.host, engine._model, vocab_size)
     for k in (0, 1, 2, 16, 17, 300, 16, 1):
         assert ready.shortlist(k) == asked.shortlist(k)
         assert len(ready.shortlist(k)) == min(k, vocab_size)
+        assert ready.candidates(k, 0.9) == asked.candidates(k, 0.9)
+    assert READY >= SHORTLIST, "what the sampler asks for lies ready"
+
+
+def test_logits_are_always_those_after_the_last_token(tmp_path: Path) -> None:
+    """Also those that an earlier call has returned."""
+    engine, _ = load(write_random_model(tmp_path / "model.gguf", BASE))
+    first = engine.forward(1)
+    before = first.candidates(20, 1.0)
+    engine.forward(2)
+    assert first.candidates(20, 1.0) != before
+    engine.rewind(0)
+    engine.prefill([1])
+    assert first.candidates(20, 1.0) == before
 
 
 def test_logits_that_are_no_numbers_are_left_out(engine: Engine) -> None:
@@ -446,27 +461,32 @@ def test_logits_that_are_no_numbers_are_left_out(engine: Engine) -> None:
     logits = with_logits(engine, values)
     order = [int(token) for token in np.argsort(-values, kind="stable") if finite[token]]
     assert [token for token, _ in logits.shortlist(1003)] == order
-    expected = np.log(np.exp(values[finite].astype(np.float64) / 0.7).sum())
-    assert logits.log_sum_exp(0.7) == pytest.approx(expected, rel=1e-6)
+    assert [token for token, _ in logits.candidates(1003, 0.7)] == order
+    expected = np.exp(values[order].astype(np.float64) / 0.7)
+    probabilities = [probability for _, probability in logits.candidates(1003, 0.7)]
+    assert probabilities == pytest.approx(expected / expected.sum(), rel=1e-6)
     assert all(finite[logits.draw(1.0, coin)] for coin in np.linspace(0, 0.9999, 50))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_no_finite_logit_at_all_is_an_error(engine: Engine, value: float) -> None:
     logits = with_logits(engine, np.full(1003, value))
-    for ask in (lambda: logits.shortlist(1), lambda: logits.log_sum_exp(1.0), lambda: logits.draw(1.0, 0.5)):
+    for ask in (lambda: logits.shortlist(1), lambda: logits.candidates(1, 1.0), lambda: logits.draw(1.0, 0.5)):
         with pytest.raises(EngineError, match="no logit is a finite number"):
             ask()
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 3.0, 100.0])
-def test_log_sum_exp_and_draw_are_those_of_the_whole_vocabulary(engine: Engine, temperature: float) -> None:
+def test_probabilities_and_draw_are_those_of_the_whole_vocabulary(engine: Engine, temperature: float) -> None:
     values = random_logits(11)
     logits = with_logits(engine, values)
     scaled = values.astype(np.float64) / temperature
-    expected = scaled.max() + np.log(np.exp(scaled - scaled.max()).sum())
-    assert logits.log_sum_exp(temperature) == pytest.approx(expected, rel=2e-6, abs=2e-6)
-    running = np.cumsum(np.exp(scaled - expected))
+    weights = np.exp(scaled - scaled.max())
+    expected = weights / weights.sum()
+    for k in (10, 50, 1003):
+        for token, probability in logits.candidates(k, temperature):
+            assert probability == pytest.approx(expected[token], rel=2e-6)
+    running = np.cumsum(expected)
     for coin in np.linspace(0, 0.99, 200):
         token = logits.draw(temperature, coin)
         assert running[token] > coin - 1e-5

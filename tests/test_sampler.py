@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import build
 from fabella.errors import EngineError, FabellaError, SettingsError
 from fabella.sampler import SHORTLIST, Sampler, Settings, Xorshift, draw, random_seed
 
@@ -32,19 +34,22 @@ class ListLogits:
         self.asked.append(k)
         return self.ranked[:k]
 
-    def log_sum_exp(self, temperature: float) -> float:
-        if not self.finite:
-            raise EngineError("no finite logit")
-        highest = max(logit for _, logit in self.finite)
-        return highest / temperature + math.log(
-            math.fsum(math.exp((logit - highest) / temperature) for _, logit in self.finite)
-        )
+    def candidates(self, k: int, temperature: float) -> list[tuple[int, float]]:
+        total = self.total(temperature)
+        return [(token, self.weight(logit, temperature) / total) for token, logit in self.shortlist(k)]
+
+    def weight(self, logit: float, temperature: float) -> float:
+        return math.exp((logit - self.ranked[0][1]) / temperature)
+
+    def total(self, temperature: float) -> float:
+        return math.fsum(self.weight(logit, temperature) for _, logit in self.finite)
 
     def draw(self, temperature: float, coin: float) -> int:
-        total = self.log_sum_exp(temperature)
-        reached = 0.0
+        if not self.finite:
+            raise EngineError("no finite logit")
+        reached, total = 0.0, self.total(temperature)
         for token, logit in self.finite:
-            reached += math.exp(logit / temperature - total)
+            reached += self.weight(logit, temperature) / total
             if coin < reached:
                 return token
         return self.finite[-1][0]
@@ -174,6 +179,23 @@ def test_top_p_asks_for_more_until_the_nucleus_fits() -> None:
     assert easy.asked == [SHORTLIST]
 
 
+def test_a_trace_tells_what_each_step_keeps_and_changes_nothing() -> None:
+    settings = Settings(temperature=0.8, top_k=6, top_p=0.7, seed=3)
+    traced, plain = Sampler(settings), Sampler(settings)
+    for _ in range(50):
+        traced.trace = []
+        token = traced.sample(ListLogits(LOGITS))
+        assert token == plain.sample(ListLogits(LOGITS))
+        names, kept = zip(*traced.trace, strict=True)
+        assert names == ("top-k", "top-p")
+        for candidates, distribution in zip(
+            kept, (expected(LOGITS, 0.8, top_k=6), expected(LOGITS, 0.8, top_k=6, top_p=0.7)), strict=True
+        ):
+            assert dict(candidates) == pytest.approx(distribution)
+            assert list(dict(candidates).values()) == sorted(dict(candidates).values(), reverse=True)
+        assert token in dict(kept[-1])
+
+
 def test_draw() -> None:
     """A coin that equals the running sum goes to the next; one beyond the sum, by rounding, to the last."""
     candidates = [(3, 0.5), (1, 0.25), (2, 0.125)]
@@ -238,6 +260,18 @@ def test_extremes(temperature: float, scale: float) -> None:
         counts = sample_many(logits, 200, temperature=temperature, **knobs)
         if scale / temperature > 1e3:
             assert set(counts) <= {0, 3}
+
+
+@pytest.mark.parametrize("module", ["sampler", "engine", "generate"])
+def test_what_decides_a_token_asks_no_library_for_an_exponential(module: str) -> None:
+    """Libraries differ in the last bit from one machine to the next (so do their powers, of floats)."""
+    tree = ast.parse((build.ROOT / f"py/fabella/{module}.py").read_text(encoding="utf-8"))
+    used = {
+        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "math"
+    }
+    assert used <= {"isfinite", "fsum"}  # whose results are exact
+    powers = [node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)]
+    assert all(ast.literal_eval(node.left) == 10 and type(ast.literal_eval(node.right)) is int for node in powers)
 
 
 # --- llama2.c ---

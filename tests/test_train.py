@@ -1073,8 +1073,10 @@ def test_torch_logits_answer_like_the_engine() -> None:
     logits = TorchLogits(torch.tensor([1.0, 3.0, float("nan"), 3.0, float("-inf"), 2.0]))
     assert logits.shortlist(3) == [(1, 3.0), (3, 3.0), (5, 2.0)]
     assert len(logits.shortlist(10)) == 4
-    total = np.log(sum(np.exp(value / 0.5) for value in (1, 3, 3, 2)))
-    assert logits.log_sum_exp(0.5) == pytest.approx(total)
+    total = sum(np.exp(value / 0.5) for value in (1, 3, 3, 2))
+    tokens, probabilities = zip(*logits.candidates(3, 0.5), strict=True)
+    assert tokens == (1, 3, 5)
+    assert probabilities == pytest.approx([np.exp(value / 0.5) / total for value in (3, 3, 2)])
     weights = np.exp(np.array([1.0, 3.0, 3.0, 2.0]))
     edges = weights.cumsum() / weights.sum()
     assert [logits.draw(1.0, float(edge) - 1e-6) for edge in edges] == [0, 1, 3, 5]

@@ -44,9 +44,11 @@ class TorchLogits:
         best = self.ids[order]
         return list(zip(best.tolist(), self.logits[best].tolist(), strict=True))
 
-    def log_sum_exp(self, temperature: float) -> float:
-        """The log of the sum of exp(logit / temperature)."""
-        return torch.logsumexp(self.logits[self.ids].double() / temperature, dim=0).item()
+    def candidates(self, k: int, temperature: float) -> list[tuple[int, float]]:
+        """The same tokens with their probabilities."""
+        probabilities = torch.softmax(self.logits.double()[self.ids] / temperature, dim=0)
+        order = torch.sort(self.logits[self.ids], descending=True, stable=True).indices[:k]
+        return list(zip(self.ids[order].tolist(), probabilities[order].tolist(), strict=True))
 
     def draw(self, temperature: float, coin: float) -> int:
         """The first token, in the order of ids, at which the running sum of probabilities exceeds ``coin``."""

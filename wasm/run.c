@@ -7,7 +7,7 @@
  *
  * The host (py/fabella/engine.py) calls, in this order: model_new; for every tensor of the file tensor_begin and then
  * tensor_rows until it has all rows; forward for the prompt and for each further token, and after each forward
- * shortlist, log_sum_exp or draw.
+ * shortlist and probabilities, or draw.
  *
  * There is no stdio and no exit: what can fail returns a negative error code. Arithmetic is the same, operation by
  * operation, for a token alone and for a token in a batch, and in every build of this file: the same bits everywhere,
@@ -68,6 +68,7 @@ typedef struct {
 typedef struct {
     int32_t id;
     float logit;
+    double probability; /* once probabilities() has been called */
 } Candidate;
 
 typedef struct {
@@ -105,6 +106,7 @@ typedef struct {
     float *heads;      /* (MAX_THREADS, queries_at_once, pad4(head_size)): what attention found */
 
     Candidate *candidates; /* (vocab_size), the result of shortlist */
+    int n_candidates;      /* how many of them are valid */
 } Model;
 
 /* Zeroed, so that padding is zero; NULL also when the size does not fit this machine. */
@@ -505,6 +507,7 @@ EXPORT(forward) int forward(Model *m, const int32_t *tokens, int n, int position
     int error = reserve(m, position + n);
     if (error) return error;
     m->filled = position;
+    m->n_candidates = 0; /* those of other logits */
     for (int done = 0, batch; done < n; done += batch) {
         batch = n - done < BATCH ? n - done : BATCH;
         forward_batch(m, tokens + done, batch, position + done);
@@ -549,7 +552,7 @@ EXPORT(shortlist) int shortlist(Model *m, int k) {
     const int vocab_size = m->config.vocab_size;
     const float *logits = m->logits;
     Candidate *heap = m->candidates;
-    int n = 0;
+    int n = m->n_candidates = 0;
     if (k <= 0) return 0;
     if (k > vocab_size) k = vocab_size;
     for (int id = 0; id < vocab_size; id++) {
@@ -558,7 +561,7 @@ EXPORT(shortlist) int shortlist(Model *m, int k) {
             id += 3;
             continue;
         }
-        Candidate next = {id, logits[id]};
+        Candidate next = {.id = id, .logit = logits[id]};
         if (!is_finite(next.logit)) continue;
         if (n < k) {
             heap[n++] = next;
@@ -576,7 +579,7 @@ EXPORT(shortlist) int shortlist(Model *m, int k) {
         heap[last] = swap;
         sift_down(heap, last, 0);
     }
-    return n;
+    return m->n_candidates = n;
 }
 
 /* forward for one token and shortlist in one call, because a host's calls cost more than either argument. Returns how
@@ -622,11 +625,18 @@ static double sum_of_weights(const Model *m, double temperature, float *largest)
     return sum;
 }
 
-/* log(sum of e^(logit / temperature)), by which logit / temperature becomes a true probability. NaN without any. */
-EXPORT(log_sum_exp) double log_sum_exp(const Model *m, double temperature) {
+/* Gives the candidates at model_candidates their probabilities, e^(logit / temperature) ÷ the sum over the vocabulary,
+ * so that the host needs no exp of its own: those of two machines differ. E_LOGITS without any finite logit. */
+EXPORT(probabilities) int probabilities(Model *m, double temperature) {
     float largest = 0;
     double sum = sum_of_weights(m, temperature, &largest);
-    return sum > 0 ? largest / temperature + log_double(sum) : __builtin_nan("");
+    if (sum == 0) return E_LOGITS;
+    for (int i = 0; i < m->n_candidates; i++) {
+        Candidate *candidate = &m->candidates[i];
+        double exponent = ((double)candidate->logit - largest) / temperature;
+        candidate->probability = exponent < -700 ? 0 : exp_double(exponent) / sum;
+    }
+    return OK;
 }
 
 /* The first token, in the order of ids, up to which the probabilities add up to more than `coin` (0 <= coin < 1);

@@ -10,17 +10,15 @@ An example::
 
 from __future__ import annotations
 
-import math
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fabella.errors import EngineError, ModelFileError
 from fabella.hosts import Host, read_all
 from fabella.modelfile import TENSOR_TYPES, ByteSource, ModelFile, Tensor
-from fabella.sampler import SHORTLIST
 
-# Numbers and names as in wasm/run.c.
+# Numbers as in wasm/abi.h, names of tensors as in GGUF files, their order as in wasm/run.c.
 ERRORS = {
     -1: "out of memory",
     -2: "these sizes cannot be a model",
@@ -34,7 +32,8 @@ ERRORS = {
 }
 E_NOT_FINITE, E_RANGE = -4, -9
 TOKENS_AT_ONCE = 512  # tokens that there is room for where C reads them
-CANDIDATE = struct.Struct("<if")  # token, logit
+READY = 16  # candidates that lie ready after each token: enough for most draws
+CANDIDATE = struct.Struct("<ifd")  # token, logit, probability
 TENSORS = """
     token_embd output_norm output
     attn_norm attn_q attn_k attn_v attn_output
@@ -91,9 +90,6 @@ class Engine:
         self.position = 0
         self._forward = host.function("forward")
         self._forward_token = host.function("forward_token")
-        self._shortlist = host.function("shortlist")
-        self._log_sum_exp = host.function("log_sum_exp")
-        self._draw = host.function("draw")
 
         self._model = 0
         self._tokens = host.allocate(4 * TOKENS_AT_ONCE)
@@ -103,8 +99,7 @@ class Engine:
         except BaseException:
             self.close()
             raise
-        self._candidates = host.function("model_candidates")(self._model) & 0xFFFFFFFF
-        self._read_first = host.reader(self._candidates, CANDIDATE.size * min(SHORTLIST, self.config.vocab_size))
+        self._logits = Logits(host, self._model, self.config.vocab_size)
 
     def _new_model(self, tied: bool) -> int:
         c = self.config
@@ -170,17 +165,19 @@ class Engine:
             code = self._forward(self._model, self._tokens, len(part), self.position)
             _check(code, f"computing position {self.position}")
             self.position += len(part)
-        return Logits(self)
+        self._logits.ready = 0
+        return self._logits
 
     def forward(self, token: int) -> Logits:
         """Computes one token at the next position and returns the logits after it. Raises as :meth:`prefill` does."""
         if self.position == self.context or not 0 <= token < self.config.vocab_size:
             return self.prefill((token,))  # it says what is wrong
-        ranked: int = self._forward_token(self._model, token, self.position, SHORTLIST)
-        if ranked < 0:
-            _check(ranked, f"computing position {self.position}")
+        ready: int = self._forward_token(self._model, token, self.position, READY)
+        if ready < 0:
+            _check(ready, f"computing position {self.position}")
         self.position += 1
-        return Logits(self, ranked)
+        self._logits.ready = ready
+        return self._logits
 
     def rewind(self, position: int) -> None:
         """Forgets all tokens from `position` on."""
@@ -195,41 +192,63 @@ class Engine:
 
 
 class Logits:
-    """The logits after the engine's last token. They stay in C's memory: valid until the engine's next call.
+    """The logits after the engine's last token, of which there are always only these: they stay in C's memory.
 
     A logit that is not a finite number is left out of everything here.
+
+    Parameters
+    ----------
+    host
+        The module's host.
+    model
+        The model's address in its memory.
+    vocab_size
+        How many logits there are.
+
+    Attributes
+    ----------
+    ready : int
+        How many of the best candidates C has already found.
     """
 
-    def __init__(self, engine: Engine, ranked: int = 0) -> None:
-        self._engine = engine
-        self._ranked = ranked  # how many of the best candidates lie ready
-        self.vocab_size = engine.config.vocab_size
+    def __init__(self, host: Host, model: int, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.ready = 0
+        self._host = host
+        self._model = model
+        self._shortlist = host.function("shortlist")
+        self._probabilities = host.function("probabilities")
+        self._draw = host.function("draw")
+        self._candidates = host.function("model_candidates")(model) & 0xFFFFFFFF
+        self._read_ready = host.reader(self._candidates, CANDIDATE.size * min(READY, vocab_size))
 
     def shortlist(self, k: int) -> list[tuple[int, float]]:
         """The `k` best candidates as (token, logit), best first; of equals the smaller token first."""
-        engine = self._engine
-        if 0 < k <= self._ranked:
-            found = engine._read_first()[: CANDIDATE.size * k]
-        else:
-            count = _check(engine._shortlist(engine._model, min(k, self.vocab_size)), "choosing a token")
-            found = engine.host.read(engine._candidates, CANDIDATE.size * count)
-        return list(CANDIDATE.iter_unpack(found))
+        return [(token, logit) for token, logit, _ in self._read(self._find(k))]
 
-    def log_sum_exp(self, temperature: float) -> float:
-        """log Σ exp(logit / temperature): a token's probability is exp(logit / temperature - log_sum_exp)."""
-        engine = self._engine
-        value: float = engine._log_sum_exp(engine._model, float(temperature))
-        if math.isnan(value):
-            raise EngineError(f"choosing a token: {ERRORS[-8]}")
-        return value
+    def candidates(self, k: int, temperature: float) -> list[tuple[int, float]]:
+        """The `k` best candidates as (token, probability); the probabilities of all tokens add up to 1."""
+        count = self._find(k)
+        _check(self._probabilities(self._model, float(temperature)), "choosing a token")
+        return [(token, probability) for token, _, probability in self._read(count)]
 
     def draw(self, temperature: float, coin: float) -> int:
         """The first token, in the order of ids, up to which the probabilities add up to more than `coin`."""
-        engine = self._engine
-        return _check(engine._draw(engine._model, float(temperature), float(coin)), "choosing a token")
+        return _check(self._draw(self._model, float(temperature), float(coin)), "choosing a token")
 
     def to_array(self) -> array[float]:
         """A copy of all logits, (vocab_size), float32."""
-        engine = self._engine
-        pointer = engine.host.function("model_logits")(engine._model) & 0xFFFFFFFF
-        return array("f", engine.host.read(pointer, 4 * self.vocab_size))
+        pointer = self._host.function("model_logits")(self._model) & 0xFFFFFFFF
+        return array("f", self._host.read(pointer, 4 * self.vocab_size))
+
+    def _find(self, k: int) -> int:
+        """Has C find the `k` best candidates, unless they lie ready. Returns how many there are."""
+        if 0 < k <= self.ready:
+            return k
+        self.ready = _check(self._shortlist(self._model, min(k, self.vocab_size)), "choosing a token")
+        return self.ready
+
+    def _read(self, count: int) -> Iterator[tuple[int, float, float]]:
+        if count <= READY:
+            return CANDIDATE.iter_unpack(self._read_ready()[: CANDIDATE.size * count])
+        return CANDIDATE.iter_unpack(self._host.read(self._candidates, CANDIDATE.size * count))

@@ -5,8 +5,10 @@ and 0 always takes the likeliest token. Top-k keeps the k likeliest tokens, top-
 probabilities add up to more than p (https://arxiv.org/abs/1904.09751); after each, what is kept is scaled to add up
 to 1 again. Then one random number, the coin, picks a token.
 
-The C side holds the logits and hands out only the best of them, sorted. That is enough for all of this, because a
-token's true probability needs only its own logit and one number for all: the log of the sum of exp(logit).
+So it is a chain. It begins with a source, which tells the candidates one by one, likeliest first; each step takes as
+many from the one before it as it needs and hands on what it keeps. The C side holds the logits and finds the best of
+them, few at first and more when a step asks for more. All exponentials are C's: Python only adds, compares and
+divides here, and those give the same bits on every machine.
 
 With the same logits, seed, temperature and top-p this picks the same tokens as llama2.c's `run`
 (https://github.com/karpathy/llama2.c): its generator, one coin per token, its order of candidates.
@@ -16,14 +18,18 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Protocol
 
 from fabella.errors import EngineError, SettingsError
 
 SMALLEST_TEMPERATURE = 1e-6  # above 0; below it, logits divided by it would overflow float32
-SHORTLIST = 16  # candidates asked for at first when only top-p is on: enough for most tokens of a story
+SHORTLIST = 16  # candidates asked for at first: enough for most tokens of a story
 MASK64 = (1 << 64) - 1
+NOTHING_TO_PICK = "no token can be picked: none of the model's logits is a finite number"
 LARGEST_RANDOM_SEED = 10**18 - 1  # what the page's field takes, too, so that a seed can be carried there
 
 
@@ -61,10 +67,14 @@ class Settings:
             raise SettingsError("seed", f"is {self.seed}, but must be from 0 to {MASK64}")
 
 
+Candidate = tuple[int, float]  # a token that may be picked, and its probability
+Step = Callable[[Iterable[Candidate]], list[Candidate]]  # from candidates, likeliest first, to those that it keeps
+
+
 class Logits(Protocol):
     """The model's raw scores for the next token, wherever they are kept. Logits that are not finite do not count.
 
-    All three methods raise EngineError, or `shortlist` returns nothing, if no logit is finite.
+    All three methods raise EngineError, or the first two return nothing, if no logit is finite.
     """
 
     @property
@@ -74,62 +84,87 @@ class Logits(Protocol):
     def shortlist(self, k: int) -> list[tuple[int, float]]:
         """Return the `k` highest (token, logit), highest first and of equals the lower token; fewer if all are told."""
 
-    def log_sum_exp(self, temperature: float) -> float:
-        """Return log Σ exp(logit / temperature)."""
+    def candidates(self, k: int, temperature: float) -> list[Candidate]:
+        """Return the same tokens with their probabilities, softmax(logits / temperature)."""
 
     def draw(self, temperature: float, coin: float) -> int:
         """Return the first token, by number, at which the running sum of probabilities exceeds `coin` in [0, 1)."""
 
 
-Candidate = tuple[int, float]  # a token that may be picked, and its probability
-
-
 class Sampler:
-    """Picks one token after the other; the same seed and logits give the same tokens."""
+    """Picks one token after the other; the same seed and logits give the same tokens.
+
+    Attributes
+    ----------
+    trace : list or None
+        If it is a list, each step appends its name and what it keeps, so that one can look.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.random = Xorshift(settings.seed)
+        self.trace: list[tuple[str, list[Candidate]]] | None = None
 
     def sample(self, logits: Logits) -> int:
         """Pick a token. Temperature 0 uses up no random number, everything else exactly one.
 
         Raises EngineError if no logit is a finite number.
         """
-        temperature, top_p, top_k = self.settings.temperature, self.settings.top_p, self.settings.top_k
-        if temperature == 0:
+        if self.settings.temperature == 0:
             return likeliest(logits)
-        top_k_on = 0 < top_k < logits.vocab_size
-        top_p_on = 0 < top_p < 1
-
         coin = self.random.coin()
-        if not top_k_on and not top_p_on:
-            return logits.draw(temperature, coin)
-        if top_k_on:
-            candidates = keep_top_k(logits, temperature, top_k)
-            if top_p_on:
-                candidates = keep_top_p(candidates, top_p)
-        else:
-            candidates = nucleus(logits, temperature, top_p)
+        steps = self.steps(logits.vocab_size)
+        if not steps:
+            return logits.draw(self.settings.temperature, coin)
+        candidates: Iterable[Candidate] = ranked(logits, self.settings)
+        for name, step in steps:
+            candidates = step(candidates)
+            if self.trace is not None:
+                self.trace.append((name, candidates))
         return draw(candidates, coin)
+
+    def steps(self, vocab_size: int) -> list[tuple[str, Step]]:
+        """Return the steps of the chain that are switched on, by name and in their order."""
+        steps: list[tuple[str, Step]] = []
+        if 0 < self.settings.top_k < vocab_size:
+            steps.append(("top-k", partial(keep_top_k, k=self.settings.top_k)))
+        if 0 < self.settings.top_p < 1:
+            steps.append(("top-p", partial(keep_top_p, p=self.settings.top_p)))
+        return steps
 
 
 def likeliest(logits: Logits) -> int:
     """Return the token with the highest logit, the lower token of equals."""
-    return _shortlist(logits, 1)[0][0]
+    shortlist = logits.shortlist(1)
+    if not shortlist:
+        raise EngineError(NOTHING_TO_PICK)
+    return shortlist[0][0]
 
 
-def keep_top_k(logits: Logits, temperature: float, k: int) -> list[Candidate]:
-    """Return the k likeliest tokens, likeliest first, with probabilities that add up to 1."""
-    shortlist = _shortlist(logits, k)
-    highest = shortlist[0][1]
-    weights = [math.exp((logit - highest) / temperature) for _, logit in shortlist]
-    total = math.fsum(weights)
-    return [(token, weight / total) for (token, _), weight in zip(shortlist, weights, strict=True)]
+def ranked(logits: Logits, settings: Settings) -> Iterator[Candidate]:
+    """Yield all tokens with their probabilities, likeliest first; the logits are asked only for as many as are taken.
+
+    llama2.c first drops every token less likely than (1 - p) / (vocabulary - 1), to sort fewer. No such token can be
+    part of top-p's result, so nothing of the kind is needed here.
+    """
+    k, told = max(SHORTLIST, settings.top_k), 0
+    while True:
+        candidates = logits.candidates(k, settings.temperature)
+        if not candidates:
+            raise EngineError(NOTHING_TO_PICK)
+        yield from candidates[told:]
+        if len(candidates) < k or k >= logits.vocab_size:
+            return
+        k, told = 4 * k, len(candidates)
 
 
-def keep_top_p(candidates: list[Candidate], p: float) -> list[Candidate]:
-    """Cut sorted candidates after the one at which their running sum first exceeds p, and scale the rest to 1."""
+def keep_top_k(candidates: Iterable[Candidate], k: int) -> list[Candidate]:
+    """Keep the k likeliest candidates."""
+    return scaled(list(islice(candidates, k)))
+
+
+def keep_top_p(candidates: Iterable[Candidate], p: float) -> list[Candidate]:
+    """Cut after the candidate at which the running sum of probabilities first exceeds p."""
     kept: list[Candidate] = []
     reached = 0.0
     for token, probability in candidates:
@@ -137,52 +172,23 @@ def keep_top_p(candidates: list[Candidate], p: float) -> list[Candidate]:
         reached += probability
         if reached > p:
             break
-    return _scaled(kept)
+    return scaled(kept)
 
 
-def nucleus(logits: Logits, temperature: float, p: float) -> list[Candidate]:
-    """Return what top-p keeps of the whole vocabulary, likeliest first, with probabilities that add up to 1.
-
-    llama2.c first drops every token less likely than (1 - p) / (vocabulary - 1), to sort fewer. No such token can be
-    part of the result, so nothing of the kind is needed here: the shortlist grows until the nucleus fits in it.
-    """
-    total = logits.log_sum_exp(temperature)
-    kept: list[Candidate] = []
-    reached = 0.0
-    k = SHORTLIST
-    while True:
-        shortlist = _shortlist(logits, k)
-        for token, logit in shortlist[len(kept) :]:
-            probability = math.exp(logit / temperature - total)
-            kept.append((token, probability))
-            reached += probability
-            if reached > p:
-                return _scaled(kept)
-        if len(shortlist) < k or k >= logits.vocab_size:
-            return _scaled(kept)
-        k *= 4
+def scaled(candidates: list[Candidate]) -> list[Candidate]:
+    """Scale probabilities to add up to 1."""
+    total = math.fsum([probability for _, probability in candidates])
+    return [(token, probability / total) for token, probability in candidates]
 
 
-def draw(candidates: list[Candidate], coin: float) -> int:
+def draw(candidates: Iterable[Candidate], coin: float) -> int:
     """Return the first candidate at which the running sum of probabilities exceeds the coin."""
     reached = 0.0
     for token, probability in candidates:
         reached += probability
         if coin < reached:
             return token
-    return candidates[-1][0]  # rounding kept the sum just below 1
-
-
-def _shortlist(logits: Logits, k: int) -> list[tuple[int, float]]:
-    shortlist = logits.shortlist(k)
-    if not shortlist:
-        raise EngineError("no token can be picked: none of the model's logits is a finite number")
-    return shortlist
-
-
-def _scaled(candidates: list[Candidate]) -> list[Candidate]:
-    total = math.fsum([probability for _, probability in candidates])
-    return [(token, probability / total) for token, probability in candidates]
+    return token  # the last: rounding kept the sum just below 1
 
 
 def random_seed() -> int:
