@@ -15,27 +15,14 @@ static uint8_t next(Bytes *bytes) { return bytes->size ? (bytes->size--, *bytes-
 
 /* The shape that the config asks for in place of what the file says: most inputs get past the first check so. */
 static void right_shape(const Model *m, int tensor, int32_t *rows, int32_t *cols) {
-    const Config *c = &m->config;
-    const int kv = m->kv_dim;
-    const int32_t shapes[][2] = {{c->vocab_size, c->dim},
-                                 {1, c->dim},
-                                 {c->vocab_size, c->dim},
-                                 {1, c->dim},
-                                 {c->dim, c->dim},
-                                 {kv, c->dim},
-                                 {kv, c->dim},
-                                 {c->dim, c->dim},
-                                 {1, c->dim},
-                                 {c->hidden_dim, c->dim},
-                                 {c->dim, c->hidden_dim},
-                                 {c->hidden_dim, c->dim}};
-    *rows = shapes[tensor % 12][0];
-    *cols = shapes[tensor % 12][1];
+    const Tensor *wanted = &TENSORS[tensor % N_TENSORS];
+    *rows = size_of(m, wanted->rows);
+    *cols = size_of(m, wanted->cols);
 }
 
 static int load(Model *m, int tensor, int layer, Bytes *bytes) {
-    const int types[] = {TYPE_F32, TYPE_F16, TYPE_Q4_0, TYPE_Q4_1, TYPE_Q8_0, TYPE_I8, TYPE_BF16, 99};
-    const int type = types[next(bytes) % 8];
+    const int types[] = {TYPE_F32, TYPE_F16, TYPE_Q4_0, TYPE_Q4_1, TYPE_Q8_0, TYPE_I8, TYPE_BF16, TYPE_Q5_0, 99};
+    const int type = types[next(bytes) % 9];
     const uint8_t group = next(bytes), shape = next(bytes), cut = next(bytes);
     int32_t rows, cols;
     right_shape(m, tensor, &rows, &cols);
@@ -95,11 +82,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     Model *m;
     if (model_new(&config, &m)) return 0;
     for (int i = next(&bytes) % 8; i > 0; i--) {
-        const int tensor = next(&bytes) % 13, layer = next(&bytes) % 3;
+        const int tensor = next(&bytes) % (N_TENSORS + 1), layer = next(&bytes) % 3;
         load(m, tensor, layer, &bytes);
     }
     for (int layer = 0; layer < config.n_layers; layer++)
-        for (int tensor = 0; tensor < 12; tensor++)
+        for (int tensor = 0; tensor < N_TENSORS; tensor++)
             if (load(m, tensor, layer, &bytes)) load_floats(m, tensor, layer);
     for (int round = 0, position = 0; round < 6 && (round == 0 || bytes.size); round++) {
         int32_t tokens[LONG];
@@ -108,9 +95,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (where > 200) position = where % (position + 2); /* back, or to one too far */
         for (int i = 0; i < n; i++) tokens[i] = next(&bytes) % (config.vocab_size + 1);
         if (forward(m, tokens, n, position) == OK) position += n;
-        shortlist(m, next(&bytes));
-        probabilities(m, next(&bytes) / 64.0);
-        draw(m, next(&bytes) / 64.0, next(&bytes) / 256.0);
+        shortlist(model_logits(m), next(&bytes));
+        probabilities(model_logits(m), next(&bytes) / 64.0);
+        draw(model_logits(m), next(&bytes) / 64.0, next(&bytes) / 256.0);
     }
     model_free(m);
     return 0;

@@ -42,7 +42,7 @@ int main(int argc, char **argv) {
     InputGroup *groups = zeroed((size_t)x_size, sizeof *groups);
     if (!error) {
         for (int t = 0; t < n; t++) memcpy(padded + t * stride, x + t * cols, (size_t)cols * 4);
-        Activations a = {padded, stride, q, groups};
+        Activations a = {{padded, stride}, q, groups};
         if (layout != F32) quantize(&a, cols, n);
         matmul(&(Product){&w, y}, 1, &a, n);
 

@@ -137,17 +137,18 @@ int main(int argc, char **argv) {
             if (code) break;
             for (int i = 0; i < config.vocab_size; i++) {
                 uint32_t bits;
-                memcpy(&bits, &model_logits(model)[i], 4);
+                memcpy(&bits, &logits_values(model_logits(model))[i], 4);
                 printf("%08x%c", bits, i + 1 < config.vocab_size ? ' ' : '\n');
             }
         }
         if (!code) {
-            int count = shortlist(model, 5);
+            int count = shortlist(model_logits(model), 5);
             printf("shortlist %d", count);
-            for (int i = 0; i < count; i++) printf(" %d", model_candidates(model)[i].id);
-            printf("\nprobabilities %d", probabilities(model, 0.7));
-            for (int i = 0; i < count; i++) printf(" %a", model_candidates(model)[i].probability);
-            printf("\ndraw %d %d %d\n", draw(model, 0.7, 0), draw(model, 0.7, 0.5), draw(model, 0.7, 0.99999));
+            for (int i = 0; i < count; i++) printf(" %d", logits_candidates(model_logits(model))[i].id);
+            printf("\nprobabilities %d", probabilities(model_logits(model), 0.7));
+            for (int i = 0; i < count; i++) printf(" %a", logits_candidates(model_logits(model))[i].probability);
+            printf("\ndraw %d %d %d\n", draw(model_logits(model), 0.7, 0), draw(model_logits(model), 0.7, 0.5),
+                   draw(model_logits(model), 0.7, 0.99999));
         }
         model_free(model);
     }

@@ -12,8 +12,8 @@ from array import array
 from fabella.engine import Engine, Logits
 from fabella.gguf import read_gguf
 from fabella.hosts import Host
-from fabella.modelfile import BytesSource
 from fabella.sampler import Sampler, Settings
+from fabella.sources import BytesSource
 
 PROMPT = 40  # tokens computed at once
 STORY = 50  # tokens computed one by one
@@ -61,10 +61,7 @@ def sampler_hash(host: Host, file: bytes, sets: int) -> str:
     source = BytesSource(file)
     model = read_gguf(source)
     engine = Engine(host, model, source)
-    engine.forward(0)
-    size = model.config.vocab_size
-    pointer = host.function("model_logits")(engine._model) & 0xFFFFFFFF
-    logits = Logits(host, engine._model, size)
+    logits = engine.logits
     numbers = random.Random(1)
     samplers = [
         Sampler(Settings(temperature, top_p, top_k, seed=7))
@@ -72,8 +69,8 @@ def sampler_hash(host: Host, file: bytes, sets: int) -> str:
     ]
     hash = hashlib.sha256()
     for number in range(sets):
-        values = array("i", numbers.randbytes(4 * size))
-        host.write(pointer, array("f", [value / (1 << 28) for value in values]).tobytes())  # from -8 to 8
+        bits = array("i", numbers.randbytes(4 * logits.vocab_size))
+        host.write(logits.values, array("f", [number / (1 << 28) for number in bits]).tobytes())  # from -8 to 8
         logits.ready = 0
         sampler = samplers[number % len(samplers)]
         sampler.trace = []

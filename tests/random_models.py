@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from fabella.architectures import expected_shapes
 from fabella.engine import Engine
+from fabella.formats import FLOATS, FORMATS, STORED
 from fabella.gguf import describe, read_gguf, write_gguf
 from fabella.hosts import WasmtimeHost
-from fabella.modelfile import NORM_TYPES, TENSOR_TYPES, Config, FileSource, ModelFile, expected_shapes
+from fabella.modelfile import Config, ModelFile
+from fabella.sources import FileSource
 from fabella.tokenizer import Tokenizer
-from train.quantize import STORED, quantize, read_weights
+from train.quantize import quantize, read_weights
 
 
 def tokenizer(size: int) -> Tokenizer:
@@ -29,7 +32,7 @@ def tokenizer(size: int) -> Tokenizer:
     return Tokenizer(pieces, [-float(i) for i in range(size)], types)
 
 
-def write_random_model(path: Path, config: Config, *, tied: bool = True, type: str = "F32", seed: int = 0) -> Path:
+def write_random_model(path: Path, config: Config, *, type: str = "F32", seed: int = 0) -> Path:
     """Writes a model whose logits have a spread of about 1, as a trained one's have.
 
     `type` is that of the matrices, while norms are F32; or "mixed": one type after the other, for norms too.
@@ -37,14 +40,14 @@ def write_random_model(path: Path, config: Config, *, tied: bool = True, type: s
     random = np.random.default_rng(seed)
     tensors: list[tuple[str, str, tuple[int, ...], bytes]] = []
     numbers = {1: count(), 2: count()}  # of norms, of matrices
-    for name, shape in expected_shapes(config, tied).items():
+    for name, shape in expected_shapes(config).items():
         number = next(numbers[len(shape)])
         if len(shape) == 1:
             values = random.uniform(0.5, 1.5, shape).astype(np.float32)
-            stored = NORM_TYPES[number % len(NORM_TYPES)] if type == "mixed" else "F32"
+            stored = FLOATS[number % len(FLOATS)] if type == "mixed" else "F32"
         else:
             values = (random.standard_normal(shape) / math.sqrt(shape[1])).astype(np.float32)
-            fitting = [name for name in STORED if shape[1] % TENSOR_TYPES[name].block == 0]
+            fitting = [name for name in STORED if shape[1] % FORMATS[name].block == 0]
             stored = fitting[number % len(fitting)] if type == "mixed" else type
         tensors.append((name, stored, shape, quantize(values, stored)))
     about = {"general.name": f"random {seed}"}

@@ -15,7 +15,8 @@ from playwright.sync_api import Browser
 
 import build
 from fabella.gguf import read_gguf
-from fabella.modelfile import Config, FileSource
+from fabella.modelfile import Config
+from fabella.sources import FileSource
 from train.quantize import read_weights
 
 from .bench import __main__ as bench

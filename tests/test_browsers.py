@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 import build
+from fabella.formats import STORED
 from fabella.generate import generate
 from fabella.hosts import WasmtimeHost
 from fabella.modelfile import Config
 from fabella.sampler import Settings
-from train.quantize import STORED
 
 from . import probe
 from .browsers import Driven, Missing, chromium, firefox, wait_for, webkit
@@ -35,7 +35,7 @@ LENGTH = 300
 # Query heads that share keys, rows that do not fill the last block of SIMD lanes; each type's groups divide the rows.
 SHAPE = Config(dim=96, hidden_dim=160, n_layers=3, n_heads=6, n_kv_heads=2, vocab_size=1003, seq_len=100)
 # A head's channels and the rows are no multiples of anything: for types without groups only.
-ODD_SHAPE = Config(dim=66, hidden_dim=31, n_layers=2, n_heads=3, n_kv_heads=1, vocab_size=301, seq_len=100)
+ODD_SHAPE = Config(dim=66, hidden_dim=31, n_layers=2, n_heads=3, n_kv_heads=1, vocab_size=301, seq_len=100, tied=False)
 
 
 @pytest.fixture(params=["Chromium", "Firefox", "WebKit"])
@@ -248,7 +248,7 @@ def laboratory(built: Callable[[Path], Path], shipped_model: Path, tmp_path_fact
     shutil.copyfile(shipped_model, models / "shipped.gguf")
     for type in (*STORED, "mixed"):
         write_random_model(models / f"{type}.gguf", SHAPE, type=type)
-    write_random_model(models / "odd.gguf", ODD_SHAPE, tied=False)
+    write_random_model(models / "odd.gguf", ODD_SHAPE)
     return folder
 
 

@@ -17,10 +17,11 @@ from wasmtime import _ffi as ffi
 
 import build
 from fabella.engine import Engine
+from fabella.formats import STORED
 from fabella.gguf import read_gguf
 from fabella.hosts import Host, WasmtimeHost
-from fabella.modelfile import Config, FileSource
-from train.quantize import STORED
+from fabella.modelfile import Config
+from fabella.sources import FileSource
 
 from .probe import hash_of, logit_hashes
 from .random_models import write_random_model
@@ -29,7 +30,7 @@ MAX_THREADS = 8  # as in wasm/parallel.h
 STACK = 65536
 # Several groups and panels to a row and column, and some left over; the odd one suits only types without groups.
 SHAPE = Config(dim=96, hidden_dim=224, n_layers=2, n_heads=6, n_kv_heads=2, vocab_size=1003, seq_len=150)
-ODD_SHAPE = Config(dim=66, hidden_dim=45, n_layers=2, n_heads=3, n_kv_heads=1, vocab_size=301, seq_len=150)
+ODD_SHAPE = Config(dim=66, hidden_dim=45, n_layers=2, n_heads=3, n_kv_heads=1, vocab_size=301, seq_len=150, tied=False)
 MODELS = ("shipped", *STORED, "mixed", "odd")
 BATCHES = (1, 3, 8, 31, 64, 100)
 
@@ -114,7 +115,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         return shipped_model
     path = tmp_path_factory.mktemp("builds") / f"{request.param}.gguf"
     if request.param == "odd":
-        return write_random_model(path, ODD_SHAPE, tied=False)
+        return write_random_model(path, ODD_SHAPE)
     return write_random_model(path, SHAPE, type=request.param)
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fabella.architectures import expected_shapes
 from fabella.gguf import describe, write_gguf
-from fabella.modelfile import Config, expected_shapes
+from fabella.modelfile import Config
 
 from .random_models import tokenizer, write_random_model
 from .test_llama2c import model_bin
@@ -228,7 +229,7 @@ def test_a_check_of_what_the_page_will_take(tmp_path: Path, model: Path) -> None
     broken.write_bytes(model.read_bytes()[:-4])
     assert "incomplete" in fabella(broken, module="fabella.check", status=1).stderr
     config = replace(CONFIG, n_layers=1)
-    weights = {name: np.ones(shape, np.float32) for name, shape in expected_shapes(config, True).items()}
+    weights = {name: np.ones(shape, np.float32) for name, shape in expected_shapes(config).items()}
     weights["output_norm.weight"] *= np.float32(3e38)
     tensors = [(name, "F32", weight.shape, weight.tobytes()) for name, weight in weights.items()]
     write_gguf(broken, describe(config, tokenizer(config.vocab_size), {}), tensors)

@@ -23,8 +23,9 @@ from fabella.errors import FabellaError, ModelFileError
 from fabella.filetype import BEGINNING, incomplete, what_is
 from fabella.gguf import read_gguf
 from fabella.llama2c import is_llama2c, read_llama2c
-from fabella.modelfile import BytesSource, Config, FileSource
+from fabella.modelfile import Config
 from fabella.models import open_model
+from fabella.sources import BytesSource, FileSource
 
 from .random_models import write_random_model
 from .test_llama2c import later_bin, model_bin, tokenizer_bin

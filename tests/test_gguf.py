@@ -8,6 +8,7 @@ import math
 import struct
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fabella.architectures import expected_shapes
 from fabella.errors import FabellaError, ModelFileError
+from fabella.formats import FORMATS
 from fabella.gguf import ALIGNMENT, WINDOW, Typed, read_gguf, write_gguf
-from fabella.modelfile import TENSOR_TYPES, BytesSource, Config, FileSource, ModelFile, expected_shapes
+from fabella.modelfile import Config, ModelFile
+from fabella.sources import BytesSource, FileSource
 
 WORDS = ["<unk>", "<s>", "</s>", "▁", "a", "▁a", "é"]
 CONFIG = Config(dim=32, hidden_dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=len(WORDS), seq_len=16)
@@ -44,13 +48,13 @@ METADATA: dict[str, Any] = {
 T = "tokenizer.ggml."
 
 Tensors = list[tuple[str, str, tuple[int, ...], bytes]]
-BYTES_OF_32 = {"F32": 128, "F16": 64, "BF16": 64, "Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
+BYTES_OF_32 = {"F32": 128, "F16": 64, "BF16": 64, "Q8_0": 34, "Q5_0": 22, "Q4_0": 18, "Q4_1": 20}
 
 
 def all_tensors(tied: bool = True, type: str = "F32", config: Config = CONFIG) -> Tensors:
     """Every tensor of the model, each filled with a byte of its own; norms are F32 if they cannot be of the type."""
     tensors: Tensors = []
-    for number, (name, shape) in enumerate(expected_shapes(config, tied).items()):
+    for number, (name, shape) in enumerate(expected_shapes(replace(config, tied=tied)).items()):
         this_type = type if len(shape) == 2 or type in ("F16", "BF16") else "F32"
         size = math.prod(shape) // 32 * BYTES_OF_32[this_type]
         tensors.append((name, this_type, shape, bytes([number]) * size))
@@ -85,7 +89,7 @@ def test_write_and_read(tied: bool, type: str) -> None:
     data = gguf(tensors=tensors)
     model = read(data)
     assert model.name == "small"
-    assert model.config == Config(**(vars(CONFIG) | {"rope_base": 500.0, "norm_eps": 0.125}))
+    assert model.config == replace(CONFIG, rope_base=500.0, norm_eps=0.125, tied=tied)
     assert model.metadata == METADATA
     assert list(model.tensors) == [name for name, *_ in tensors]
     for name, this_type, shape, content in tensors:
@@ -198,7 +202,7 @@ def test_numbers_of_any_width_and_one_for_each_layer() -> None:
             }
         )
     )
-    assert model.config == Config(**(vars(CONFIG) | {"rope_base": 500.0, "norm_eps": 0.125}))
+    assert model.config == replace(CONFIG, rope_base=500.0, norm_eps=0.125)
 
 
 def test_what_a_converter_may_leave_out_of_the_vocabulary() -> None:
@@ -622,7 +626,7 @@ def with_int8(scales: tuple[str, str, tuple[int, ...]] | None, before: bool = Fa
             pair: Tensors = [(tensor[0], "I8", tensor[2], bytes(2048))]
             if scales:
                 name, type, shape = scales
-                size = TENSOR_TYPES[type].block_size * math.prod(shape) // TENSOR_TYPES[type].block
+                size = FORMATS[type].block_size * math.prod(shape) // FORMATS[type].block
                 pair.insert(0 if before else 1, (name, type, shape, bytes(range(256)) * (size // 256)))
             tensors += pair
         else:
@@ -635,7 +639,7 @@ def test_int8_and_its_scales(group: int) -> None:
     count = 2048 // group
     data = with_int8(("blk.1.ffn_down.scales", "F32", (count,)))
     tensors = read(data).tensors
-    assert tensors.keys() == expected_shapes(CONFIG, tied=True).keys()
+    assert tensors.keys() == expected_shapes(CONFIG).keys()
     tensor = tensors["blk.1.ffn_down.weight"]
     assert (tensor.type, tensor.size, tensor.group, tensor.scales_size) == ("I8", 2048, group, 4 * count)
     assert data[tensor.scales : tensor.scales + tensor.scales_size] == bytes(range(256)) * (count // 64)
@@ -782,9 +786,7 @@ def test_a_large_vocabulary_takes_a_small_multiple_of_its_file(type: int) -> Non
         T + "scores": [-float(number) for number in range(count)],
         T + "token_type": [type] * count,
     }
-    tensors = [
-        (name, "F32", shape, bytes(4 * math.prod(shape))) for name, shape in expected_shapes(config, True).items()
-    ]
+    tensors = [(name, "F32", shape, bytes(4 * math.prod(shape))) for name, shape in expected_shapes(config).items()]
     data = gguf(changes, tensors)
     assert peak_of(lambda: read(data)) < 9 * len(data)
     tokenizer = read(data).tokenizer

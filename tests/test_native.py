@@ -7,14 +7,18 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fabella.engine import TENSOR_NUMBERS
+from fabella import abi
+from fabella.architectures import tensor_place
+from fabella.formats import FORMATS
 from fabella.gguf import read_gguf
-from fabella.modelfile import TENSOR_TYPES, BytesSource, Config
+from fabella.modelfile import Config
+from fabella.sources import BytesSource
 
 from .random_models import load, write_random_model
 
@@ -59,12 +63,9 @@ def runner(program: Path, *under: str) -> Run:
     return run
 
 
-def config_bytes(config: Config, is_tied: bool, **changes: float) -> bytes:
-    sizes = {name: getattr(config, name) for name in ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads")}
-    sizes |= {"vocab_size": config.vocab_size, "seq_len": config.seq_len, "tied": int(is_tied)}
-    floats = {"rope_base": config.rope_base, "norm_eps": config.norm_eps}
-    values = {**sizes, **floats, **changes}
-    return struct.pack("<8i2f", *values.values())
+def config_bytes(config: Config, **changes: float) -> bytes:
+    values = {field: getattr(config, field) for field in abi.CONFIG} | changes
+    return abi.struct_of(abi.CONFIG).pack(*values.values())
 
 
 def tensor_records(path: Path) -> list[tuple[list[int], bytes]]:
@@ -72,9 +73,8 @@ def tensor_records(path: Path) -> list[tuple[list[int], bytes]]:
     data = path.read_bytes()
     records = []
     for tensor in read_gguf(BytesSource(data)).tensors.values():
-        *block, name, _ = tensor.name.split(".")
-        layer, type = int(block[1]) if block else 0, TENSOR_TYPES[tensor.type].number
-        head = [TENSOR_NUMBERS[name], layer, type, tensor.rows, tensor.columns, 0, tensor.size, 0]
+        number, layer = tensor_place(tensor.name)
+        head = [number, layer, FORMATS[tensor.type].number, tensor.rows, tensor.columns, 0, tensor.size, 0]
         records.append((head, data[tensor.offset : tensor.offset + tensor.size]))
     return records
 
@@ -89,8 +89,9 @@ def joined(config: bytes, records: list[tuple[list[int], bytes]]) -> bytes:
 def test_the_native_build_computes_the_bits_of_the_wasm(
     native: Run, config: Config, type: str, tied: bool, tmp_path: Path
 ) -> None:
-    path = write_random_model(tmp_path / "model.gguf", config, tied=tied, type=type)
-    model = joined(config_bytes(config, tied), tensor_records(path))
+    config = replace(config, tied=tied)
+    path = write_random_model(tmp_path / "model.gguf", config, type=type)
+    model = joined(config_bytes(config), tensor_records(path))
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, config.seq_len).tolist()
     engine, _ = load(path)
     for batch in (1, 5, 64):
@@ -111,7 +112,7 @@ def test_the_native_build_computes_the_bits_of_the_wasm(
 def test_helpers_compute_a_share_of_the_same_bits(threaded: Run, config: Config, type: str, tmp_path: Path) -> None:
     """ThreadSanitizer sees whether the claims order all that the threads read and write."""
     records = tensor_records(write_random_model(tmp_path / "model.gguf", config, type=type))
-    model = joined(config_bytes(config, True), records)
+    model = joined(config_bytes(config), records)
     tokens = list(range(32)) * 2
     for batch in (1, 5, 64):
         expected = threaded(model, tokens, batch)
@@ -143,7 +144,7 @@ def test_helpers_compute_a_share_of_the_same_bits(threaded: Run, config: Config,
     ids=str,
 )
 def test_impossible_sizes_are_refused(native: Run, changes: dict[str, float]) -> None:
-    assert native(config_bytes(CONFIG, True, **changes), []) == ["model -2"]
+    assert native(config_bytes(CONFIG, **changes), []) == ["model -2"]
 
 
 def test_wrong_tensors_are_refused_and_the_right_ones_still_load(native: Run, tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_wrong_tensors_are_refused_and_the_right_ones_still_load(native: Run, tm
     norm, (head, data) = records[1], records[2]
     wrong = []
     for index, value in [
-        *((0, -1), (0, 12), (0, TENSOR_NUMBERS["output"])),  # no such tensor
+        *((0, -1), (0, 12), (0, tensor_place("output.weight")[0])),  # no such tensor
         *((1, -1), (1, 2), (2, 9), (2, 99), (5, 32)),  # layer, type; a group that only I8 has
         *((3, head[3] + 1), (3, -head[3]), (4, head[4] + 32), (4, -head[4]), (4, 0)),  # rows, columns
     ]:
@@ -160,7 +161,7 @@ def test_wrong_tensors_are_refused_and_the_right_ones_still_load(native: Run, tm
     wrong_rows = [([*head[:6], head[6] - 1, 0], data[:-1]), ([*head[:6], 0, 0], b"")]
     refusals = ["tensor -3"] * len(wrong) + ["rows -3"] * len(wrong_rows)
     wrong += wrong_rows
-    right = config_bytes(CONFIG, True)
+    right = config_bytes(CONFIG)
     assert native(joined(right, wrong), []) == refusals
     lines = native(joined(right, [*wrong, *records]), [1])
     assert lines[: len(wrong)] == refusals
@@ -171,7 +172,7 @@ def test_wrong_tensors_are_refused_and_the_right_ones_still_load(native: Run, tm
 
 def test_tokens_and_positions_out_of_range_are_refused(native: Run, tmp_path: Path) -> None:
     records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG))
-    model = joined(config_bytes(CONFIG, True), records)
+    model = joined(config_bytes(CONFIG), records)
     assert native(model, [300], 1) == ["forward -6"]
     assert native(model, [1, -1], 2) == ["forward -6"]
     assert native(model, [1] * 81, 81) == ["forward -7"]
@@ -181,16 +182,16 @@ def test_tokens_and_positions_out_of_range_are_refused(native: Run, tmp_path: Pa
 def test_before_the_first_token_there_is_none_to_choose(native: Run, tmp_path: Path) -> None:
     """Nor one in the padding, beyond the vocabulary."""
     records = tensor_records(write_random_model(tmp_path / "model.gguf", ODD))
-    model = joined(config_bytes(ODD, True), records)
+    model = joined(config_bytes(ODD), records)
     assert native(model, []) == ["shortlist -8", "probabilities -8", "draw -8 -8 -8"]
 
 
 def test_broken_numbers_are_refused(native: Run, tmp_path: Path) -> None:
     records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG, type="Q8_0"))
     head, data = records[0]
-    assert native(joined(config_bytes(CONFIG, True), [(head, b"\xff\xff" + data[2:])]), []) == ["rows -4"]
+    assert native(joined(config_bytes(CONFIG), [(head, b"\xff\xff" + data[2:])]), []) == ["rows -4"]
     head, data = records[1]
-    assert native(joined(config_bytes(CONFIG, True), [(head, b"\xff" * 4 + data[4:])]), []) == ["rows -4"]
+    assert native(joined(config_bytes(CONFIG), [(head, b"\xff" * 4 + data[4:])]), []) == ["rows -4"]
 
 
 def test_weights_at_their_extremes_stay_within_the_numbers(native: Run, tmp_path: Path) -> None:
@@ -199,11 +200,11 @@ def test_weights_at_their_extremes_stay_within_the_numbers(native: Run, tmp_path
     scales = [0.0, 6e-8, -65504.0, 65504.0]
     extreme = []
     for head, data in records:
-        if head[2] == TENSOR_TYPES["Q8_0"].number:
+        if head[2] == FORMATS["Q8_0"].number:
             blocks = range(len(data) // 34)
             data = b"".join(struct.pack("<e32b", scales[i % 4], *([127, -126, -127, 0] * 8)) for i in blocks)
         extreme.append((head, data))
-    lines = native(joined(config_bytes(CONFIG, True), extreme), [1, 2, 3], 3)
+    lines = native(joined(config_bytes(CONFIG), extreme), [1, 2, 3], 3)
     assert len(lines[0].split()) == CONFIG.vocab_size
 
 
@@ -212,7 +213,7 @@ def test_running_out_of_memory_is_an_error_at_every_allocation_and_leaves_all_as
 ) -> None:
     config = Config(dim=32, hidden_dim=64, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=40, seq_len=400)
     records = tensor_records(write_random_model(tmp_path / "model.gguf", config, type="Q8_0"))
-    model = joined(config_bytes(config, True), records)
+    model = joined(config_bytes(config), records)
     tokens = [token % 40 for token in range(400)]  # more than the KV cache has room for at first
     expected = native(model, tokens, 200)
     refused = set()
@@ -235,5 +236,5 @@ def test_valgrind_finds_nothing_that_is_read_before_it_is_written(layout: list[s
         pytest.skip("needs valgrind: sudo apt-get install valgrind")
     records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG, type=type))
     run = runner(compile_native(tmp_path, *FLAGS, *layout), "valgrind", "-q", "--error-exitcode=9", "--leak-check=full")
-    lines = run(joined(config_bytes(CONFIG, True), records), list(range(40)), 33)
+    lines = run(joined(config_bytes(CONFIG), records), list(range(40)), 33)
     assert lines[-1].startswith("draw")

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fabella.modelfile import TENSOR_TYPES, BytesSource, Tensor
-from train.quantize import BLOCKS, STORED, dequantize, quantize, read_weights
+from fabella.formats import FORMATS, QUANTISED, STORED
+from fabella.modelfile import Tensor
+from fabella.sources import BytesSource
+from train.quantize import dequantize, quantize, read_weights
 
 
 def some_weights(rows: int = 50, columns: int = 96, spread: float = 1.0) -> NDArray[np.float32]:
@@ -18,7 +20,7 @@ def some_weights(rows: int = 50, columns: int = 96, spread: float = 1.0) -> NDAr
 
 def there_and_back(weights: NDArray[np.float32], type: str) -> NDArray[np.float32]:
     data = quantize(weights, type)
-    sizes = TENSOR_TYPES[type]
+    sizes = FORMATS[type]
     assert len(data) == weights.size // sizes.block * sizes.block_size
     return dequantize(data, type, weights.shape)
 
@@ -71,7 +73,7 @@ def test_q4_1_blocks_are_a_scale_a_minimum_and_two_numbers_a_byte() -> None:
 
 
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 100.0])
-@pytest.mark.parametrize("type", BLOCKS)
+@pytest.mark.parametrize("type", QUANTISED)
 def test_no_weight_is_off_by_more_than_its_step_allows(type: str, spread: float) -> None:
     weights = some_weights(spread=spread)
     groups = weights.reshape(-1, 32)
@@ -88,7 +90,7 @@ def test_no_weight_is_off_by_more_than_its_step_allows(type: str, spread: float)
     assert (off <= allowed[:, None] + 2**-24).all()
 
 
-@pytest.mark.parametrize("type", BLOCKS)
+@pytest.mark.parametrize("type", QUANTISED)
 def test_groups_that_have_nothing_to_tell_apart(type: str) -> None:
     zeros = np.zeros((2, 64), dtype=np.float32)
     assert np.array_equal(there_and_back(zeros, type), zeros)
@@ -107,7 +109,7 @@ def test_what_is_no_number_is_refused(type: str, value: float) -> None:
         quantize(weights, type)
 
 
-@pytest.mark.parametrize(("type", "value"), [("F16", 1e5), ("BF16", 3.4e38), *((type, 1e9) for type in BLOCKS)])
+@pytest.mark.parametrize(("type", "value"), [("F16", 1e5), ("BF16", 3.4e38), *((type, 1e9) for type in QUANTISED)])
 def test_what_is_too_large_is_refused(type: str, value: float) -> None:
     weights = some_weights()
     weights[1, 3] = value
@@ -115,7 +117,7 @@ def test_what_is_too_large_is_refused(type: str, value: float) -> None:
         quantize(weights, type)
 
 
-@pytest.mark.parametrize("type", BLOCKS)
+@pytest.mark.parametrize("type", QUANTISED)
 def test_rows_that_are_no_multiple_of_32_are_refused(type: str) -> None:
     with pytest.raises(ValueError, match="multiple of 32 weights, not 48"):
         quantize(some_weights(columns=48), type)

@@ -13,7 +13,8 @@ from fabella import page
 from fabella.errors import FabellaError, PromptError, SettingsError
 from fabella.gguf import Typed, read_gguf, write_gguf
 from fabella.hosts import WasmtimeHost
-from fabella.modelfile import BytesSource, Config, FileSource
+from fabella.modelfile import Config
+from fabella.sources import BytesSource, FileSource
 
 from .random_models import write_random_model
 

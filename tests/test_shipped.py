@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fabella.gguf import read_gguf
-from fabella.modelfile import BytesSource
+from fabella.sources import BytesSource
 from train.export import load_gguf
 
 from .random_models import load

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fabella.errors import ModelFileError
 from fabella.llama2c import read_tokenizer
-from fabella.modelfile import BytesSource
+from fabella.sources import BytesSource
 from fabella.tokenizer import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Tokenizer, _Pieces
 
 MODELS = Path(__file__).parents[1] / ".." / "shared" / "models"

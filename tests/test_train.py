@@ -28,6 +28,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
+from fabella.formats import STORED
+from fabella.modelfile import Config
 from fabella.tokenizer import Tokenizer
 from train import data, files
 from train import run as run_folder
@@ -47,19 +49,10 @@ from train.data import (
 )
 from train.evaluate import bits_per_byte, first_tokens, hold_out
 from train.evaluate import main as evaluate
-from train.export import (
-    FILE_TYPES,
-    as_tokenizer,
-    load_gguf,
-    load_model,
-    save_gguf,
-    writable,
-)
-from train.export import (
-    main as export,
-)
+from train.export import as_tokenizer, load_gguf, load_model, save_gguf, writable
+from train.export import main as export
 from train.files import Damaged
-from train.model import Llama, ModelConfig, rope_table, rotate
+from train.model import Llama, rope_table, rotate
 from train.progress import STREAM, Progress
 from train.quantize import dequantize, quantize
 from train.run import RunFolder
@@ -69,7 +62,7 @@ from train.tokenizer import BOS, EOS, LONGEST_LINE, lines_of, load_tokenizer, tr
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other
-TINY = ModelConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=64)
+TINY = Config(dim=32, hidden_dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=64)
 
 
 def tell(count: int) -> list[str]:
@@ -141,7 +134,7 @@ def test_rope_rotates_adjacent_pairs() -> None:
 
 def test_shared_key_value_heads_are_repeated_heads() -> None:
     grouped = Llama(TINY)
-    full = Llama(ModelConfig(**{**vars(TINY), "n_kv_heads": TINY.n_heads}))
+    full = Llama(Config(**{**vars(TINY), "n_kv_heads": TINY.n_heads}))
     weights = grouped.state_dict()
     for name, weight in weights.items():
         if name.endswith(("attn_k.weight", "attn_v.weight")):
@@ -166,7 +159,7 @@ def test_a_position_does_not_see_what_follows() -> None:
 )
 def test_impossible_shapes_are_named(change: dict[str, int], field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}: "):
-        ModelConfig(**{**vars(TINY), **change})
+        Config(**{**vars(TINY), **change})
 
 
 # --- The data ---
@@ -912,13 +905,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("format", FILE_TYPES)
+@pytest.mark.parametrize("format", STORED)
 def test_an_exported_model_reads_back(tokenizer: Tokenizer, tmp_path: Path, tied: bool, format: str) -> None:
-    model = Llama(ModelConfig(**{**vars(TINY), "tied": tied, "rope_base": 500000.0}))
+    model = Llama(Config(**{**vars(TINY), "tied": tied, "rope_base": 500000.0}))
     path = tmp_path / "model.gguf"
     save_gguf(model, tokenizer, path, format, {"general.name": "tiny", "general.license": "MIT"})
     again, file = load_gguf(path)
-    assert again.config == ModelConfig(**{**vars(model.config), "norm_eps": float(np.float32(1e-5))})
+    assert again.config == Config(**{**vars(model.config), "norm_eps": float(np.float32(1e-5))})
     assert file.name == "tiny"
     assert file.metadata["general.license"] == "MIT"
     assert file.tokenizer.pieces == tokenizer.pieces
@@ -989,7 +982,7 @@ def read_v0(path: Path) -> Llama:
     """A llama2.c checkpoint (version 0, tied) as the reference model."""
     data = path.read_bytes()
     dim, hidden, layers, heads, kv_heads, vocab, context = struct.unpack_from("<7i", data)
-    model = Llama(ModelConfig(dim, hidden, layers, heads, kv_heads, vocab, context))
+    model = Llama(Config(dim, hidden, layers, heads, kv_heads, vocab, context))
     weights = model.state_dict()
     blocks = "attn_norm attn_q attn_k attn_v attn_output ffn_norm ffn_gate ffn_down ffn_up".split()
     names = [f"blk.{layer}.{block}.weight" for block in blocks for layer in range(layers)]

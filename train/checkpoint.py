@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from sentencepiece import SentencePieceProcessor
 
+from fabella.modelfile import Config
+
 from . import explain
 from .files import Damaged
-from .model import Llama, ModelConfig
+from .model import Llama
 from .progress import say
 from .run import ANOTHER_TOKENIZER, RunFolder
 from .tokenizer import load_tokenizer
@@ -31,7 +33,7 @@ class Checkpoint:
     tokenizer the batches are made (SHA-256).
     """
 
-    config: ModelConfig
+    config: Config
     options: dict[str, Any]
     text_hash: str = ""
     held_out_hash: str = ""
@@ -66,7 +68,7 @@ class Checkpoint:
         content = RunFolder(folder).read_checkpoint()
         try:
             stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            return cls(**{**stored, "config": ModelConfig(**stored["config"])})
+            return cls(**{**stored, "config": Config(**stored["config"])})
         except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"{RunFolder(folder).checkpoint}: was written by another version of this program ({error})"

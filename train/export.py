@@ -19,29 +19,31 @@ from sentencepiece import SentencePieceProcessor
 from fabella import tokenizer as pieces
 from fabella.console import run_command
 from fabella.errors import FabellaError
+from fabella.formats import FORMATS, QUANTISED, STORED
 from fabella.gguf import describe, read_gguf, write_gguf
-from fabella.modelfile import Config, FileSource, ModelFile
+from fabella.modelfile import Config, ModelFile
+from fabella.sources import FileSource
 from fabella.tokenizer import Tokenizer
 
 from .checkpoint import load_run
 from .files import check_output, replacing
-from .model import Llama, ModelConfig
-from .quantize import BLOCKS, GROUP, quantize, read_weights
+from .model import Llama
+from .quantize import quantize, read_weights
 from .run import RunFolder
 
-FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q4_1": 3}  # general.file_type
 DEFAULT_FORMAT = "Q8_0"
 
 
-def unstorable(config: ModelConfig, format: str) -> str | None:
+def unstorable(config: Config, format: str) -> str | None:
     """Why a model of this shape cannot be stored in ``format``; None if it can. It is known before it is trained."""
-    if format not in BLOCKS:
+    if format not in QUANTISED:
         return None
+    group = FORMATS[format].block
     for name, width in (("dim", config.dim), ("hidden_dim", config.hidden_dim)):
-        if width % GROUP:
-            below, above = width // GROUP * GROUP, -(-width // GROUP) * GROUP
+        if width % group:
+            below, above = width // group * group, -(-width // group) * group
             near = f"{below} or {above} is" if below else f"{above} is"
-            return f"{name}: {format} needs a multiple of {GROUP}, as {near}; {width} can be stored in F16, BF16 or F32"
+            return f"{name}: {format} needs a multiple of {group}, as {near}; {width} can be stored in F16, BF16 or F32"
     return None
 
 
@@ -67,7 +69,7 @@ def as_tokenizer(trained: SentencePieceProcessor) -> Tokenizer:
 
 
 def save_gguf(model: Llama, tokenizer: Tokenizer, path: Path, format: str, about: dict[str, Any]) -> None:
-    """Write ``model`` as GGUF with its matrices in ``format``, one of `FILE_TYPES`.
+    """Write ``model`` as GGUF with its matrices in ``format``, one of `STORED`.
 
     Raises ``ValueError`` if a matrix cannot be stored so.
     """
@@ -76,10 +78,9 @@ def save_gguf(model: Llama, tokenizer: Tokenizer, path: Path, format: str, about
         weights = parameter.float().cpu().numpy()
         type = format if weights.ndim == 2 else "F32"
         tensors.append((name, type, weights.shape, quantize(weights, type)))
-    about = {**about, "general.quantization_version": 2, "general.file_type": FILE_TYPES[format]}
-    config = Config(**{name: value for name, value in vars(model.config).items() if name != "tied"})
+    about = {**about, "general.quantization_version": 2, "general.file_type": FORMATS[format].file_type}
     with replacing(path) as half:
-        write_gguf(half, describe(config, tokenizer, about), tensors)
+        write_gguf(half, describe(model.config, tokenizer, about), tensors)
         with FileSource(half) as source:
             read_gguf(source)  # what the page would refuse is refused here
 
@@ -91,9 +92,8 @@ def load_gguf(path: Path) -> tuple[Llama, ModelFile]:
     """
     with FileSource(path) as source:
         file = read_gguf(source)
-        config = ModelConfig(**vars(file.config), tied="output.weight" not in file.tensors)
         weights = {name: torch.from_numpy(read_weights(source, tensor)) for name, tensor in file.tensors.items()}
-    model = Llama(config)
+    model = Llama(file.config)
     model.load_state_dict(weights)
     return model.eval(), file
 
@@ -126,7 +126,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="the --out folder of train.train")
     parser.add_argument("-o", dest="output", metavar="FILE", type=Path, required=True, help="file to write")
     parser.add_argument(
-        "--format", choices=FILE_TYPES, default=DEFAULT_FORMAT, help=f"of the matrices (default: {DEFAULT_FORMAT})"
+        "--format", choices=STORED, default=DEFAULT_FORMAT, help=f"of the matrices (default: {DEFAULT_FORMAT})"
     )
     parser.add_argument("--name", help="what the model calls itself (default: the folder's name)")
     parser.add_argument("--license", help="of the model, an SPDX name; the training text's licence may decide it")

@@ -18,54 +18,17 @@ no weight is permuted. That is why RoPE rotates adjacent pairs (2i, 2i+1) here, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fabella.modelfile import Config
+
 from . import explain
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """The numbers that give a Llama its shape.
-
-    ``dim`` must be a multiple of ``n_heads`` with an even quotient (RoPE rotates pairs), and ``n_heads`` a multiple of
-    ``n_kv_heads``; anything else raises ``ValueError``. ``seq_len`` is the context in tokens.
-    """
-
-    dim: int
-    hidden_dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    vocab_size: int
-    seq_len: int
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-5
-    tied: bool = True
-
-    def __post_init__(self) -> None:
-        sizes = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
-        if self.dim % self.n_heads or self.dim // self.n_heads % 2:
-            raise ValueError(f"dim: {self.dim} must be n_heads ({self.n_heads}) times an even number")
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_kv_heads: {self.n_kv_heads} must divide n_heads ({self.n_heads})")
-
-    @property
-    def head_size(self) -> int:
-        return self.dim // self.n_heads
-
-    @property
-    def kv_dim(self) -> int:
-        return self.head_size * self.n_kv_heads
-
-
-def rope_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
+def rope_table(config: Config) -> tuple[Tensor, Tensor]:
     """Cosine and sine, [seq_len, S/2] each, of the angle by which pair i of a head turns at each position.
 
     Pair i turns by ``rope_base ** (-2i / S)`` radians per position: the first pairs fast, the last ones slowly.
@@ -98,7 +61,7 @@ class RMSNorm(nn.Module):
 class Block(nn.Module):
     """One layer: attention moves information between positions, the feed-forward works on each position alone."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         dim, kv_dim, hidden = config.dim, config.kv_dim, config.hidden_dim
@@ -140,7 +103,7 @@ class Llama(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.token_embd = nn.Embedding(config.vocab_size, config.dim)

@@ -1,8 +1,9 @@
-"""Weights as the bytes of a model file, and back: F32, F16, BF16, and GGUF's Q8_0, Q4_0, Q4_1 and I8.
+"""Weights as the bytes of a model file, and back, in all formats of fabella/formats.py.
 
-The quantised types store 32 weights of a row, a group, in one block, with scales and minima in F16:
+The quantised ones store 32 weights of a row, a group, in one block, with scales and minima in F16:
 
     Q8_0   scale, 32 int8                                weight = scale x int8
+    Q5_0   scale, 32 bits, 16 bytes                      weight = scale x (nibble + 16 x bit - 16)
     Q4_0   scale, 16 bytes                               weight = scale x (nibble - 8)
     Q4_1   scale, minimum, 16 bytes                      weight = scale x nibble + minimum
 
@@ -13,24 +14,31 @@ before), so that the two roundings do not add up.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from fabella.modelfile import ByteSource, Tensor
+from fabella.formats import FORMATS, GROUP, QUANTISED, Format
+from fabella.modelfile import Tensor
+from fabella.sources import ByteSource
 
 from . import explain
 
-GROUP = 32
-BLOCKS = {
-    "Q8_0": np.dtype([("scale", "<f2"), ("numbers", "i1", GROUP)]),
-    "Q4_0": np.dtype([("scale", "<f2"), ("nibbles", "u1", GROUP // 2)]),
-    "Q4_1": np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("nibbles", "u1", GROUP // 2)]),
-}
-STORED = ("F32", "F16", "BF16", *BLOCKS)  # the types that weights can be stored in here
+
+def block_layout(format: Format) -> np.dtype[np.void]:
+    """The fields of a quantised format's block, in their order."""
+    fields: list[tuple[Any, ...]] = [("scale", "<f2")]
+    if format.minimum:
+        fields.append(("minimum", "<f2"))
+    if format.bits == 5:
+        fields.append(("fifth_bits", "u1", GROUP // 8))
+    fields.append(("numbers", "i1", GROUP) if format.bits == 8 else ("nibbles", "u1", GROUP // 2))
+    return np.dtype(fields)
 
 
 def quantize(weights: NDArray[np.float32], type: str) -> bytes:
-    """Store an array [..., columns] as one of `STORED`.
+    """Store an array [..., columns] as one of ``fabella.formats.STORED``.
 
     Raises ``ValueError`` if a weight is not finite or too large for the type, or if the type is a quantised one and the
     columns are no multiple of 32.
@@ -38,7 +46,7 @@ def quantize(weights: NDArray[np.float32], type: str) -> bytes:
     weights = np.asarray(weights, dtype=np.float32)
     if not np.isfinite(weights).all():
         raise ValueError(f"{type}: a weight is not a finite number")
-    if type in BLOCKS:
+    if type in QUANTISED:
         if weights.shape[-1] % GROUP:
             columns = weights.shape[-1]
             raise ValueError(f"{type} needs rows of a multiple of {GROUP} weights, not {columns}; export as F16 or F32")
@@ -52,20 +60,28 @@ def quantize(weights: NDArray[np.float32], type: str) -> bytes:
 
 def _blocks(groups: NDArray[np.float32], type: str) -> NDArray[np.void]:
     """Quantise weights [groups, 32]."""
-    blocks = np.empty(len(groups), dtype=BLOCKS[type])
-    if type == "Q8_0":
+    format = FORMATS[type]
+    blocks = np.empty(len(groups), dtype=block_layout(format))
+    if format.minimum:
+        lowest, highest = groups.min(axis=1), groups.max(axis=1)
+        steps = np.float32((1 << format.bits) - 1)
+        blocks["minimum"] = _half(lowest, type)
+        blocks["scale"] = _half(highest / steps - lowest / steps, type)
+        above = groups - blocks["minimum"].astype(np.float32)[:, None]
+        numbers = _steps(above, blocks["scale"], 0, int(steps))
+    elif format.bits == 8:
         blocks["scale"] = _half(np.abs(groups).max(axis=1) / np.float32(127), type)
         blocks["numbers"] = _steps(groups, blocks["scale"], -127, 127)
-    elif type == "Q4_0":  # the weight farthest from zero, whatever its sign, becomes -8 steps
+        return blocks
+    else:  # the weight farthest from zero, whatever its sign, becomes the lowest step
+        half = 1 << (format.bits - 1)
         extremes = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
-        blocks["scale"] = _half(extremes / np.float32(-8), type)
-        blocks["nibbles"] = _nibbles(_steps(groups, blocks["scale"], -8, 7) + 8)
-    else:
-        lowest, highest = groups.min(axis=1), groups.max(axis=1)
-        blocks["minimum"] = _half(lowest, type)
-        blocks["scale"] = _half(highest / np.float32(15) - lowest / np.float32(15), type)
-        above = groups - blocks["minimum"].astype(np.float32)[:, None]
-        blocks["nibbles"] = _nibbles(_steps(above, blocks["scale"], 0, 15))
+        blocks["scale"] = _half(extremes / np.float32(-half), type)
+        numbers = _steps(groups, blocks["scale"], -half, half - 1) + half
+    low, high = np.split(numbers.astype(np.uint8) & 15, 2, axis=1)
+    blocks["nibbles"] = low + 16 * high
+    if format.bits == 5:
+        blocks["fifth_bits"] = np.packbits(numbers.astype(np.uint8) >> 4, axis=1, bitorder="little")
     return blocks
 
 
@@ -92,25 +108,21 @@ def _steps(groups: NDArray[np.float32], scales: NDArray[np.float16], low: int, h
     return np.clip(np.rint(groups / divisors), low, high).astype(np.int8)
 
 
-def _nibbles(numbers: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Pack numbers [groups, 32] from 0 to 15 in 16 bytes."""
-    low, high = np.split(numbers.view(np.uint8), 2, axis=1)
-    packed: NDArray[np.uint8] = low + 16 * high
-    return packed
-
-
 def dequantize(data: bytes, type: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The F32 weights that `quantize` stored, in ``shape``."""
-    if type in BLOCKS:
-        blocks = np.frombuffer(data, dtype=BLOCKS[type])
-        if type == "Q8_0":
+    if type in QUANTISED:
+        format = FORMATS[type]
+        blocks = np.frombuffer(data, dtype=block_layout(format))
+        if format.bits == 8:
             numbers = blocks["numbers"].astype(np.float32)
         else:
             numbers = np.hstack([blocks["nibbles"] & 15, blocks["nibbles"] >> 4]).astype(np.float32)
-        if type == "Q4_0":
-            numbers -= 8
+            if format.bits == 5:
+                numbers += 16 * np.unpackbits(blocks["fifth_bits"], axis=1, bitorder="little")
+            if not format.minimum:
+                numbers -= 1 << (format.bits - 1)
         weights = blocks["scale"].astype(np.float32)[:, None] * numbers
-        if type == "Q4_1":
+        if format.minimum:
             weights += blocks["minimum"].astype(np.float32)[:, None]
         return weights.reshape(shape)
     if type == "BF16":

@@ -30,15 +30,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fabella.architectures import expected_shapes
 from fabella.console import INTERRUPTED, run_command, words
-from fabella.errors import FabellaError
-from fabella.modelfile import LARGEST, Config, expected_shapes
+from fabella.errors import FabellaError, ModelFileError
+from fabella.modelfile import LARGEST, Config
 
 from .checkpoint import CURVE_COLUMNS, Checkpoint, check_tokenizer
 from .data import PADDING, Tokens, batches, encode_text, hash_documents, read_documents, split_documents
 from .evaluate import HeldOut, bits_per_byte, hold_out
 from .export import DEFAULT_FORMAT, as_tokenizer, unstorable
-from .model import Llama, ModelConfig
+from .model import Llama
 from .progress import Progress, say
 from .run import RunFolder
 from .tokenizer import SMALLEST_VOCABULARY, load_tokenizer, train_tokenizer
@@ -105,10 +106,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"argument --batch-tokens: {problem}")
     try:
         shape(options)
-    except ValueError as error:
-        field, problem = str(error).split(": ", 1)
-        problem = problem.replace("n_kv_heads", "--kv-heads").replace("n_heads", "--heads")
-        parser.error(f"argument {OPTION_OF[field]}: {problem}")
+    except ModelFileError as error:
+        parser.error(f"argument {OPTION_OF[error.field]}: {error.problem}")
     return options
 
 
@@ -138,9 +137,9 @@ def _rate(text: str) -> float:
     return value
 
 
-def shape(options: argparse.Namespace) -> ModelConfig:
-    """The model that the options ask for; ``ValueError`` if there is no such Llama."""
-    return ModelConfig(
+def shape(options: argparse.Namespace) -> Config:
+    """The model that the options ask for; ``ModelFileError`` if there is no such Llama."""
+    return Config(
         dim=options.dim,
         hidden_dim=options.hidden_dim,
         n_layers=options.layers,
@@ -192,18 +191,12 @@ def train(options: argparse.Namespace) -> Checkpoint:
     return run
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the model's parameters, without making them."""
-    numbers = {name: value for name, value in vars(config).items() if name != "tied"}
-    return expected_shapes(Config(**numbers), config.tied)
-
-
-def check_size(config: ModelConfig) -> None:
+def check_size(config: Config) -> None:
     """Say before the training what is known of the model. ``ValueError`` if it does not fit this machine's memory."""
     if reason := unstorable(config, DEFAULT_FORMAT):
         field, problem = reason.split(": ", 1)
         say(f"Note: {OPTION_OF[field]}: {problem}. To export this model will take --format.")
-    count = sum(map(math.prod, parameter_shapes(config).values()))
+    count = sum(map(math.prod, expected_shapes(config).values()))
     needed = 4 * 4 * count  # weights, gradients and the optimizers' two averages
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names and not torch.cuda.is_available():
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -214,9 +207,9 @@ def check_size(config: ModelConfig) -> None:
             )
 
 
-def checkpoint_size(config: ModelConfig) -> int:
+def checkpoint_size(config: Config) -> int:
     """The bytes of a checkpoint: each weight, and one average of it from Muon or two from AdamW."""
-    shapes = parameter_shapes(config).items()
+    shapes = expected_shapes(config).items()
     return sum(4 * math.prod(shape) * (2 if learned_by_muon(name, shape) else 3) for name, shape in shapes)
 
 
@@ -225,7 +218,7 @@ def learned_by_muon(name: str, shape: tuple[int, ...]) -> bool:
     return name.startswith("blk.") and len(shape) == 2
 
 
-def start_run(options: argparse.Namespace, config: ModelConfig) -> Checkpoint:
+def start_run(options: argparse.Namespace, config: Config) -> Checkpoint:
     """A new run's empty checkpoint, or with --resume the one in --out, whose shape must be that of the command."""
     kept = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     if not options.resume:

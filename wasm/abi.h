@@ -1,12 +1,9 @@
-/* What the host (py/fabella/engine.py) and the module agree on beside the functions: export names and error codes. */
+/* What the host (py/fabella/abi.py) and the module agree on beside the functions: error codes. */
 #ifndef FABELLA_ABI_H
 #define FABELLA_ABI_H
 
-#ifdef __wasm__
-#define EXPORT(name) __attribute__((used, export_name(#name)))
-#else
-#define EXPORT(name)
-#endif
+/* What the host may call. */
+#define EXPORT __attribute__((used))
 
 enum {
     OK = 0,

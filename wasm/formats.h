@@ -2,6 +2,7 @@
  *
  *     F32, F16, BF16   a number each
  *     Q8_0             32 columns: scale (f16), 32 int8                        weight = scale * int8
+ *     Q5_0             32 columns: scale (f16), 32 bits, 16 bytes              weight = scale * (nibble + 16 * bit - 16)
  *     Q4_0             32 columns: scale (f16), 16 bytes of two nibbles        weight = scale * (nibble - 8)
  *     Q4_1             32 columns: scale, minimum (f16), 16 bytes              weight = scale * nibble + minimum
  *     I8               an int8 each; the scales (f32) lie elsewhere: llama2.c's version 2
@@ -16,22 +17,44 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q4_1 = 3, TYPE_Q8_0 = 8, TYPE_I8 = 24, TYPE_BF16 = 30 };
 enum { GROUP = 32 }; /* columns that share a scale */
+
+// clang-format off
+enum {
+    TYPE_F32 = 0, TYPE_F16 = 1, TYPE_BF16 = 30,
+    TYPE_Q8_0 = 8, TYPE_Q5_0 = 6, TYPE_Q4_0 = 2, TYPE_Q4_1 = 3,
+    TYPE_I8 = 24,
+};
+// clang-format on
+
+/* What matrices are packed in; see matrix.h. */
+typedef enum { F32, Q8, Q4, Q4M } Layout;
+
+typedef struct {
+    int block;     /* columns that are stored together: 1, or a group */
+    int bytes;     /* of such a block; 0 if there is no such format */
+    Layout layout; /* what it is packed in */
+} Format;
+
+/* The one table of formats. */
+static inline Format format_of(int type) {
+    switch (type) {
+    case TYPE_F32: return (Format){1, 4, F32};
+    case TYPE_F16:
+    case TYPE_BF16: return (Format){1, 2, F32};
+    case TYPE_I8: return (Format){1, 1, Q8}; /* if its groups are ours */
+    case TYPE_Q8_0: return (Format){GROUP, 2 + GROUP, Q8};
+    case TYPE_Q5_0: return (Format){GROUP, 2 + GROUP / 8 + GROUP / 2, Q8};
+    case TYPE_Q4_0: return (Format){GROUP, 2 + GROUP / 2, Q4};
+    case TYPE_Q4_1: return (Format){GROUP, 4 + GROUP / 2, Q4M};
+    default: return (Format){1, 0, F32};
+    }
+}
 
 /* Bytes of a row in the file; 0 if there can be no such row. */
 static uint64_t file_row_bytes(int type, int cols) {
-    const uint64_t groups = cols % GROUP ? 0 : (uint64_t)cols / GROUP;
-    switch (type) {
-    case TYPE_F32: return 4 * (uint64_t)cols;
-    case TYPE_F16:
-    case TYPE_BF16: return 2 * (uint64_t)cols;
-    case TYPE_I8: return (uint64_t)cols;
-    case TYPE_Q8_0: return groups * (2 + GROUP);
-    case TYPE_Q4_0: return groups * (2 + GROUP / 2);
-    case TYPE_Q4_1: return groups * (4 + GROUP / 2);
-    default: return 0;
-    }
+    const Format format = format_of(type);
+    return cols % format.block ? 0 : (uint64_t)cols / format.block * format.bytes;
 }
 
 static inline bool is_finite(float f) { return f - f == 0; }
@@ -69,17 +92,31 @@ typedef struct {
     int8_t values[GROUP];
 } Group;
 
+/* The integer of column i in 16 bytes of two nibbles. */
+static inline int nibble_of(const char *bytes, int i) { return (bytes[i % 16] >> (i < 16 ? 0 : 4)) & 15; }
+
 /* Reads group g of a row. I8 rows find their scales by themselves: the caller sets `scale` before. */
 static inline int read_group(int type, const char *row, int g, Group *group) {
-    const bool wide = type == TYPE_Q8_0 || type == TYPE_I8;
     const char *block = row + g * file_row_bytes(type, GROUP);
+    int8_t *values = group->values;
+    uint32_t bits;
     group->minimum = 0;
     if (type != TYPE_I8) group->scale = f32_from_f16(block), block += 2;
-    if (type == TYPE_Q4_1) group->minimum = f32_from_f16(block), block += 2;
-    for (int i = 0; i < GROUP; i++) {
-        const int nibble = (block[wide ? i : i % 16] >> (i < 16 ? 0 : 4)) & 15;
-        group->values[i] = wide ? (int8_t)block[i] : (int8_t)(type == TYPE_Q4_0 ? nibble - 8 : nibble);
-        if (group->values[i] == -128) return E_RANGE;
+    switch (type) {
+    case TYPE_Q5_0:
+        memcpy(&bits, block, sizeof bits);
+        for (int i = 0; i < GROUP; i++) values[i] = (int8_t)(nibble_of(block + 4, i) + (bits >> i & 1) * 16 - 16);
+        break;
+    case TYPE_Q4_0:
+        for (int i = 0; i < GROUP; i++) values[i] = (int8_t)(nibble_of(block, i) - 8);
+        break;
+    case TYPE_Q4_1:
+        group->minimum = f32_from_f16(block);
+        for (int i = 0; i < GROUP; i++) values[i] = (int8_t)nibble_of(block + 2, i);
+        break;
+    default: /* Q8_0 and I8 */
+        for (int i = 0; i < GROUP; i++)
+            if ((values[i] = (int8_t)block[i]) == -128) return E_RANGE;
     }
     return is_finite(group->scale) && is_finite(group->minimum) ? OK : E_NOT_FINITE;
 }

@@ -27,8 +27,6 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-typedef enum { F32, Q8, Q4, Q4M } Layout;
-
 typedef struct {
     Layout layout;
     int rows, cols;
@@ -46,18 +44,10 @@ enum { WIDE_F32 = 32, WIDE = 32 }; /* rows of a panel in f32, and in the other l
 enum { WIDE_F32 = 32, WIDE = 16 };
 #endif
 
-/* Floats in buffers that a kernel writes: rows come four at a time. */
-INLINE int pad4(int n) { return (n + 3) & ~3; }
-
-/* How a file's weights are packed. Those that do not fit groups of 32 become floats. */
+/* How a file's weights are packed. Int8 weights that do not fit groups of 32 become floats. */
 static Layout layout_for(int type, int cols, int file_group) {
-    switch (type) {
-    case TYPE_Q8_0: return Q8;
-    case TYPE_Q4_0: return Q4;
-    case TYPE_Q4_1: return Q4M;
-    case TYPE_I8: return cols % GROUP == 0 && file_group % GROUP == 0 ? Q8 : F32;
-    default: return F32;
-    }
+    if (type == TYPE_I8 && (cols % GROUP || file_group % GROUP)) return F32;
+    return format_of(type).layout;
 }
 
 /* Bytes before a group's integers, per row. */
@@ -169,6 +159,19 @@ static void matrix_row(const Matrix *w, int row, float *out) {
     for (int c = w->cols; c < pad4(w->cols); c++) out[c] = 0;
 }
 
+/* ---- rows of floats: activations, keys, values, results ------------------------------------------------------------ */
+
+/* Row i begins at data + i * stride. */
+typedef struct {
+    float *data;
+    int stride;
+} View;
+
+INLINE float *row_of(View view, int row) { return view.data + (ptrdiff_t)row * view.stride; }
+
+/* The part that begins at this row and column. */
+INLINE View view_from(View view, int row, int col) { return (View){row_of(view, row) + col, view.stride}; }
+
 /* ---- activations ------------------------------------------------------------------------------------------------ */
 
 /* A group of 32 activations: activation = scale * integer of -127 .. 127. */
@@ -179,8 +182,7 @@ typedef struct {
 
 /* One matmul's input: n rows of activations, in f32 and, if a quantised matrix is to read them, as integers. */
 typedef struct {
-    const float *f32; /* (n, stride) */
-    int stride;
+    View f32;           /* (n, cols) */
     Quantized *q;       /* (n, cols), four by four as inputs_store has them */
     InputGroup *groups; /* (n, cols / GROUP) */
 } Activations;
@@ -189,20 +191,19 @@ static void quantize(const Activations *x, int cols, int n) {
     for (int t = 0; t < n; t++) {
         for (int g = 0; g < cols / GROUP; g++) {
             const size_t at = (size_t)t * (cols / GROUP) + g;
-            const float *in = x->f32 + (size_t)t * x->stride + g * GROUP;
+            const float *in = row_of(x->f32, t) + g * GROUP;
             f32x4 max4 = f32x4_splat(0);
             i32x4 finite = i32x4_splat(-1);
             for (int i = 0; i < GROUP; i += 4) {
                 const f32x4 value = f32x4_load(in + i);
                 max4 = f32x4_max(f32x4_abs(value), max4);
-                finite &= value - value == 0;
+                finite &= f32x4_finite(value);
             }
-            float max = max4[0];
-            for (int i = 1; i < 4; i++) max = max4[i] > max ? max4[i] : max;
+            const float max = f32x4_largest(max4);
             const bool fine = finite[0] & finite[1] & finite[2] & finite[3];
             /* groups of up to 1e-30 count as 0: of far smaller ones the quotient would overflow */
             const float inverse = fine && max > 1e-30f ? 127.0f / max : 0;
-            const float scale = inverse > 0 ? max / 127.0f : fine ? 0 : __builtin_nanf(""); /* spoils the product */
+            const float scale = inverse > 0 ? max / 127.0f : fine ? 0 : __builtin_nanf(""); /* NaN in, NaN out */
             i32x4 sum = {0};
             for (int i = 0; i < GROUP; i += DOT_COLS) {
                 i32x4 q = i32x4_round_f32x4(f32x4_load(in + i) * inverse) & finite;
@@ -218,38 +219,37 @@ static void quantize(const Activations *x, int cols, int n) {
 /* ---- kernels: NV vectors of four rows x NT tokens. Both are constants after inlining, so the sums live in registers.
  * NV * NT is at most 8. */
 
-INLINE void f32_kernel(const float *w, int w_stride, const float *x, int x_stride, float *y, int y_stride, int cols,
-                       bool more, const int NV, const int NT) {
+typedef enum { FRESH, ADDED } Sum; /* a sum begins at zero, or with what is there */
+
+INLINE void f32_kernel(View w, View x, View y, int cols, Sum from, const int NV, const int NT) {
     f32x4 sum[8];
     for (int v = 0; v < NV; v++)
-        for (int t = 0; t < NT; t++) sum[v * NT + t] = more ? f32x4_load(y + t * y_stride + 4 * v) : f32x4_splat(0);
-    for (int c = 0; c < cols; c++, w += w_stride) {
+        for (int t = 0; t < NT; t++)
+            sum[v * NT + t] = from == ADDED ? f32x4_load(row_of(y, t) + 4 * v) : f32x4_splat(0);
+    for (int c = 0; c < cols; c++, w.data += w.stride) {
         for (int v = 0; v < NV; v++) {
-            f32x4 weight = f32x4_load(w + 4 * v);
-            for (int t = 0; t < NT; t++) sum[v * NT + t] += weight * x[t * x_stride + c];
+            f32x4 weight = f32x4_load(w.data + 4 * v);
+            for (int t = 0; t < NT; t++) sum[v * NT + t] += weight * row_of(x, t)[c];
         }
     }
     for (int v = 0; v < NV; v++)
-        for (int t = 0; t < NT; t++) f32x4_store(y + t * y_stride + 4 * v, sum[v * NT + t]);
+        for (int t = 0; t < NT; t++) f32x4_store(row_of(y, t) + 4 * v, sum[v * NT + t]);
 }
 
-/* y[t, row] = the sum over columns of w[col, row] * x[t, col], for n tokens and a multiple of 4 rows; with `more`, the
- * sum goes on from what y holds. The strides count floats. Attention, too, is made of these products. */
-static void f32_product(const float *w, int w_stride, int rows, const float *x, int x_stride, float *y, int y_stride,
-                        int cols, int n, bool more) {
-    for (int r = 0, step; r < rows; r += step, w += step, y += step) {
+/* y[t, row] = the sum over columns of w[col, row] * x[t, col], for n tokens and a multiple of 4 rows. Attention, too,
+ * is made of these products. */
+static void f32_product(View w, View x, View y, int rows, int cols, int n, Sum from) {
+    for (int r = 0, step; r < rows; r += step, w.data += step, y.data += step) {
         step = rows - r >= 32 ? 32 : rows - r >= 16 ? 16 : 4;
         int t = 0;
         for (; step >= 16 && t + 2 <= n; t += 2)
             for (int half = 0; half < step; half += 16)
-                f32_kernel(w + half, w_stride, x + t * x_stride, x_stride, y + t * y_stride + half, y_stride, cols,
-                           more, 4, 2);
+                f32_kernel(view_from(w, 0, half), view_from(x, t, 0), view_from(y, t, half), cols, from, 4, 2);
         for (; t < n; t++) {
-            const float *in = x + t * x_stride;
-            float *out = y + t * y_stride;
-            if (step == 32) f32_kernel(w, w_stride, in, x_stride, out, y_stride, cols, more, 8, 1);
-            if (step == 16) f32_kernel(w, w_stride, in, x_stride, out, y_stride, cols, more, 4, 1);
-            if (step == 4) f32_kernel(w, w_stride, in, x_stride, out, y_stride, cols, more, 1, 1);
+            const View in = view_from(x, t, 0), out = view_from(y, t, 0);
+            if (step == 32) f32_kernel(w, in, out, cols, from, 8, 1);
+            if (step == 16) f32_kernel(w, in, out, cols, from, 4, 1);
+            if (step == 4) f32_kernel(w, in, out, cols, from, 1, 1);
         }
     }
 }
@@ -283,8 +283,8 @@ INLINE void q4_dots(const int8_t *w, int panel_rows, const Quantized *x, int col
 }
 
 /* The three quantised layouts. `first` is the first of the kernel's rows within the panel, `token` of its tokens. */
-INLINE void q_kernel(const Layout layout, Panel panel, int first, const Activations *x, int token, float *y,
-                     int y_stride, int cols, const int NV, const int NT) {
+INLINE void q_kernel(const Layout layout, Panel panel, int first, const Activations *x, int token, View y, int cols,
+                     const int NV, const int NT) {
     const int groups = cols / GROUP;
     const Quantized *q = x->q + (size_t)token * cols;
     const InputGroup *in = x->groups + token * groups;
@@ -313,36 +313,32 @@ INLINE void q_kernel(const Layout layout, Panel panel, int first, const Activati
         }
     }
     for (int v = 0; v < NV; v++)
-        for (int t = 0; t < NT; t++) f32x4_store(y + t * y_stride + 4 * v, sum[v * NT + t]);
+        for (int t = 0; t < NT; t++) f32x4_store(row_of(y, t) + 4 * v, sum[v * NT + t]);
 }
 
-/* One panel times n tokens, which is read once for all of them while it is in the cache. y is the panel's first row of
- * the first token. Several tokens go at a time as long as there are that many; the narrow panels take one by one. */
-static void f32_panel(Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
-    f32_product((const float *)panel.data, panel.rows, panel.rows, x->f32, x->stride, y, y_stride, cols, n, false);
+/* One panel times n tokens, so that it is read once for all of them while it is in the cache. y begins at the panel's
+ * first row of the first token. Several tokens are computed together as long as there are that many; the narrow panels
+ * take one at a time. */
+static void f32_panel(Panel panel, const Activations *x, int cols, View y, int n) {
+    f32_product((View){(float *)panel.data, panel.rows}, x->f32, y, panel.rows, cols, n, FRESH);
 }
 
-INLINE void q_panel(const Layout layout, Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
+INLINE void q_panel(const Layout layout, Panel panel, const Activations *x, int cols, View y, int n) {
     enum { NV = 4, NT = 2 }; /* for several tokens */
     const int wide = panel.rows == WIDE;
     int t = 0;
     for (; wide && t + NT <= n; t += NT)
-        for (int r = 0; r < WIDE; r += 4 * NV)
-            q_kernel(layout, panel, r, x, t, y + t * y_stride + r, y_stride, cols, NV, NT);
-    for (; wide && t < n; t++) q_kernel(layout, panel, 0, x, t, y + t * y_stride, y_stride, cols, WIDE / 4, 1);
-    for (; t < n; t++) q_kernel(layout, panel, 0, x, t, y + t * y_stride, y_stride, cols, 1, 1);
+        for (int r = 0; r < WIDE; r += 4 * NV) q_kernel(layout, panel, r, x, t, view_from(y, t, r), cols, NV, NT);
+    for (; wide && t < n; t++) q_kernel(layout, panel, 0, x, t, view_from(y, t, 0), cols, WIDE / 4, 1);
+    for (; t < n; t++) q_kernel(layout, panel, 0, x, t, view_from(y, t, 0), cols, 1, 1);
 }
 
-static void q8_panel(Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
-    q_panel(Q8, panel, x, cols, y, y_stride, n);
-}
+static void q8_panel(Panel panel, const Activations *x, int cols, View y, int n) { q_panel(Q8, panel, x, cols, y, n); }
 
-static void q4_panel(Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
-    q_panel(Q4, panel, x, cols, y, y_stride, n);
-}
+static void q4_panel(Panel panel, const Activations *x, int cols, View y, int n) { q_panel(Q4, panel, x, cols, y, n); }
 
-static void q4m_panel(Panel panel, const Activations *x, int cols, float *y, int y_stride, int n) {
-    q_panel(Q4M, panel, x, cols, y, y_stride, n);
+static void q4m_panel(Panel panel, const Activations *x, int cols, View y, int n) {
+    q_panel(Q4M, panel, x, cols, y, n);
 }
 
 /* ---- y = W x, for several matrices that read the same input ------------------------------------------------------- */
@@ -360,11 +356,12 @@ typedef struct {
 
 /* A step of the job: rows of one of the matrices, whole panels. */
 enum { STEP = 32 };
+_Static_assert(STEP % WIDE == 0 && STEP % WIDE_F32 == 0, "whole panels");
 
 INLINE int steps(const Matrix *w) { return (w->rows + STEP - 1) / STEP; }
 
 static void matmul_steps(void *context, int first, int end, int thread) {
-    static void (*const panel_functions[])(Panel, const Activations *, int, float *, int, int) = {
+    static void (*const panel_functions[])(Panel, const Activations *, int, View, int) = {
         [F32] = f32_panel, [Q8] = q8_panel, [Q4] = q4_panel, [Q4M] = q4m_panel};
     (void)thread;
     const MatmulJob *job = context;
@@ -376,7 +373,7 @@ static void matmul_steps(void *context, int first, int end, int thread) {
         const int last = row + STEP < w->rows ? row + STEP : w->rows;
         while (row < last) {
             Panel panel = matrix_panel(w, row);
-            panel_functions[w->layout](panel, job->x, w->cols, product->y + row, pad4(w->rows), job->n);
+            panel_functions[w->layout](panel, job->x, w->cols, (View){product->y + row, pad4(w->rows)}, job->n);
             row += panel.rows;
         }
     }

@@ -5,8 +5,8 @@
  * caller works like the others. A helper that the machine does not run at the moment claims nothing and is not waited
  * for; one that has claimed a share is. Which thread computes a step never matters to the result.
  *
- * Who waits does so in two ways: for a moment it spins, because the next job of a forward pass comes at once and the
- * next token's first one as soon as Python has picked it; then it sleeps, because others may need the core.
+ * A thread that waits first spins for a moment, because the next job of a forward pass comes at once and the next
+ * token's first one as soon as Python has picked it; then it sleeps, because others may need the core.
  *
  * Builds without threads (no WebAssembly atomics, natively no -pthread) have the same functions and one thread.
  */
@@ -118,7 +118,7 @@ static void parallel(Job *run, void *context, int steps) {
 
 /* What a helper does, as thread 1, 2, ...: its shares of all jobs, until set_threads wants fewer threads. Not to be
  * ended from outside before: parallel would wait for ever for a share that it has claimed. */
-EXPORT(thread_main) void thread_main(int thread) {
+EXPORT void thread_main(int thread) {
     for (uint32_t seen; (uint32_t)thread < (seen = claims.value) >> TOP_SHIFT;) {
         if (seen & LEFT)
             work(seen, thread);
@@ -130,7 +130,7 @@ EXPORT(thread_main) void thread_main(int thread) {
 /* Lets parallel use n threads from now on, 1 at first, as many as there may be at most; returns how many. The host
  * starts a helper, which calls thread_main, for each but the first; one that it does not start is not waited for. To be
  * called between jobs, by the thread that calls parallel. */
-EXPORT(set_threads) int set_threads(int n) {
+EXPORT int set_threads(int n) {
     n = n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
     claims.value = (uint32_t)n << TOP_SHIFT;
     announce(&claims);
@@ -141,7 +141,7 @@ EXPORT(set_threads) int set_threads(int n) {
 
 static void parallel(Job *run, void *context, int steps) { run(context, 0, steps, 0); }
 
-EXPORT(set_threads) int set_threads(int n) {
+EXPORT int set_threads(int n) {
     (void)n;
     return 1;
 }

@@ -42,6 +42,9 @@ INLINE f32x4 f32x4_splat(float a) { return (f32x4){a, a, a, a}; }
 
 INLINE i32x4 i32x4_splat(int32_t a) { return (i32x4){a, a, a, a}; }
 
+/* Buffers of floats are read and written four at a time. */
+INLINE int pad4(int n) { return (n + 3) & ~3; }
+
 /* Always in this order: sums over lanes are part of what "same bits" means. */
 INLINE float f32x4_sum(f32x4 v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 
@@ -55,6 +58,15 @@ INLINE f32x4 f32x4_max(f32x4 a, f32x4 b) {
     return f32x4_select(a > b, a, b);
 #endif
 }
+
+INLINE float f32x4_largest(f32x4 v) {
+    float largest = v[0];
+    for (int lane = 1; lane < 4; lane++) largest = v[lane] > largest ? v[lane] : largest;
+    return largest;
+}
+
+/* All ones where a lane is neither infinite nor NaN. */
+INLINE i32x4 f32x4_finite(f32x4 v) { return v - v == 0; }
 
 /* True if any lane is not 0. */
 INLINE bool i32x4_any(i32x4 a) {

@@ -14,32 +14,18 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 
+from fabella import abi
+from fabella.abi import E_NOT_FINITE, E_RANGE, E_TOKEN, ERRORS, struct_of
+from fabella.architectures import tensor_place
 from fabella.errors import EngineError, ModelFileError
+from fabella.formats import FORMATS
 from fabella.hosts import Host, read_all
-from fabella.modelfile import TENSOR_TYPES, ByteSource, ModelFile, Tensor
+from fabella.modelfile import ModelFile, Tensor
+from fabella.sources import ByteSource
 
-# Numbers as in wasm/abi.h, names of tensors as in GGUF files, their order as in wasm/run.c.
-ERRORS = {
-    -1: "out of memory",
-    -2: "these sizes cannot be a model",
-    -3: "not the tensor that the model's sizes ask for",
-    -4: "holds a value that is not a finite number",
-    -5: "not every tensor is loaded",
-    -6: "a token is outside the vocabulary",
-    -7: "a position is outside the context",
-    -8: "no logit is a finite number: the model's weights are broken",
-    -9: "holds an 8-bit weight of -128, which no quantiser writes: the file is damaged",
-}
-E_NOT_FINITE, E_RANGE = -4, -9
 TOKENS_AT_ONCE = 512  # tokens that there is room for where C reads them
 READY = 16  # candidates that lie ready after each token: enough for most draws
-CANDIDATE = struct.Struct("<ifd")  # token, logit, probability
-TENSORS = """
-    token_embd output_norm output
-    attn_norm attn_q attn_k attn_v attn_output
-    ffn_norm ffn_gate ffn_down ffn_up
-""".split()
-TENSOR_NUMBERS = {name: number for number, name in enumerate(TENSORS)}
+CANDIDATE = struct_of(abi.CANDIDATE)
 LOADED_AT_ONCE = 1 << 18  # bytes of the file that lie in C's memory while it is loaded, unless a row is longer
 
 
@@ -74,6 +60,8 @@ class Engine:
         How many tokens the KV cache holds; the next token is computed at this position.
     context : int
         How many it can hold.
+    logits : Logits
+        Those after the last token.
 
     Raises
     ------
@@ -94,20 +82,15 @@ class Engine:
         self._model = 0
         self._tokens = host.allocate(4 * TOKENS_AT_ONCE)
         try:
-            self._model = self._new_model(tied="output.weight" not in model.tensors)
+            self._model = self._new_model()
             self._load(list(model.tensors.values()), source)
         except BaseException:
             self.close()
             raise
-        self._logits = Logits(host, self._model, self.config.vocab_size)
+        self.logits = Logits(host, host.function("model_logits")(self._model), self.config.vocab_size)
 
-    def _new_model(self, tied: bool) -> int:
-        c = self.config
-        packed = struct.pack(
-            "<8i2f",
-            *(c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads, c.vocab_size, c.seq_len, int(tied)),
-            *(c.rope_base, c.norm_eps),
-        )
+    def _new_model(self) -> int:
+        packed = struct_of(abi.CONFIG).pack(*(getattr(self.config, field) for field in abi.CONFIG))
         config = self.host.put(packed + bytes(4))  # the last four bytes are the place for the new model's pointer
         out = config + len(packed)
         try:
@@ -126,11 +109,11 @@ class Engine:
             self.host.release(buffer)
 
     def _load_tensor(self, tensor: Tensor, source: ByteSource, buffer: int) -> None:
-        """Has C pack one tensor. ``blk.3.attn_q.weight`` is tensor ``attn_q`` of layer 3."""
+        """Has C pack one tensor."""
         begin, pack_rows = self.host.function("tensor_begin"), self.host.function("tensor_rows")
-        *block, name, _weight = tensor.name.split(".")
-        layer, type = int(block[1]) if block else 0, TENSOR_TYPES[tensor.type].number
-        code = begin(self._model, TENSOR_NUMBERS[name], layer, type, tensor.rows, tensor.columns, tensor.group)
+        number, layer = tensor_place(tensor.name)
+        format = FORMATS[tensor.type].number
+        code = begin(self._model, number, layer, format, tensor.rows, tensor.columns, tensor.group)
         _check(code, f"loading {tensor.name}")
         scales = self.host.put(read_all(source, tensor.scales, tensor.scales_size)) if tensor.group else 0
         try:
@@ -161,12 +144,12 @@ class Engine:
             try:
                 self.host.write(self._tokens, struct.pack(f"<{len(part)}i", *part))
             except struct.error:
-                raise EngineError(f"computing position {self.position}: {ERRORS[-6]}") from None
+                raise EngineError(f"computing position {self.position}: {ERRORS[E_TOKEN]}") from None
             code = self._forward(self._model, self._tokens, len(part), self.position)
             _check(code, f"computing position {self.position}")
             self.position += len(part)
-        self._logits.ready = 0
-        return self._logits
+        self.logits.ready = 0
+        return self.logits
 
     def forward(self, token: int) -> Logits:
         """Computes one token at the next position and returns the logits after it. Raises as :meth:`prefill` does."""
@@ -176,8 +159,8 @@ class Engine:
         if ready < 0:
             _check(ready, f"computing position {self.position}")
         self.position += 1
-        self._logits.ready = ready
-        return self._logits
+        self.logits.ready = ready
+        return self.logits
 
     def rewind(self, position: int) -> None:
         """Forgets all tokens from `position` on."""
@@ -200,8 +183,8 @@ class Logits:
     ----------
     host
         The module's host.
-    model
-        The model's address in its memory.
+    pointer
+        The address of C's ``Logits`` in its memory.
     vocab_size
         How many logits there are.
 
@@ -209,17 +192,20 @@ class Logits:
     ----------
     ready : int
         How many of the best candidates C has already found.
+    values : int
+        The address of all logits, (vocab_size) floats.
     """
 
-    def __init__(self, host: Host, model: int, vocab_size: int) -> None:
+    def __init__(self, host: Host, pointer: int, vocab_size: int) -> None:
         self.vocab_size = vocab_size
         self.ready = 0
         self._host = host
-        self._model = model
+        self.values = host.function("logits_values")(pointer) & 0xFFFFFFFF
+        self._pointer = pointer
         self._shortlist = host.function("shortlist")
         self._probabilities = host.function("probabilities")
         self._draw = host.function("draw")
-        self._candidates = host.function("model_candidates")(model) & 0xFFFFFFFF
+        self._candidates = host.function("logits_candidates")(pointer) & 0xFFFFFFFF
         self._read_ready = host.reader(self._candidates, CANDIDATE.size * min(READY, vocab_size))
 
     def shortlist(self, k: int) -> list[tuple[int, float]]:
@@ -229,23 +215,22 @@ class Logits:
     def candidates(self, k: int, temperature: float) -> list[tuple[int, float]]:
         """The `k` best candidates as (token, probability); the probabilities of all tokens add up to 1."""
         count = self._find(k)
-        _check(self._probabilities(self._model, float(temperature)), "choosing a token")
+        _check(self._probabilities(self._pointer, float(temperature)), "choosing a token")
         return [(token, probability) for token, _, probability in self._read(count)]
 
     def draw(self, temperature: float, coin: float) -> int:
         """The first token, in the order of ids, up to which the probabilities add up to more than `coin`."""
-        return _check(self._draw(self._model, float(temperature), float(coin)), "choosing a token")
+        return _check(self._draw(self._pointer, float(temperature), float(coin)), "choosing a token")
 
     def to_array(self) -> array[float]:
         """A copy of all logits, (vocab_size), float32."""
-        pointer = self._host.function("model_logits")(self._model) & 0xFFFFFFFF
-        return array("f", self._host.read(pointer, 4 * self.vocab_size))
+        return array("f", self._host.read(self.values, 4 * self.vocab_size))
 
     def _find(self, k: int) -> int:
         """Has C find the `k` best candidates, unless they lie ready. Returns how many there are."""
         if 0 < k <= self.ready:
             return k
-        self.ready = _check(self._shortlist(self._model, min(k, self.vocab_size)), "choosing a token")
+        self.ready = _check(self._shortlist(self._pointer, min(k, self.vocab_size)), "choosing a token")
         return self.ready
 
     def _read(self, count: int) -> Iterator[tuple[int, float, float]]:

@@ -27,9 +27,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, BinaryIO
 
+from fabella import architectures, vocabulary
 from fabella.errors import ModelFileError, short_text
-from fabella.modelfile import TENSOR_TYPES, ByteSource, Config, ModelFile, Tensor, check_tensors
-from fabella.tokenizer import CONTROL, NORMAL, SPACE, USER_DEFINED, Tokenizer
+from fabella.formats import FORMATS, NAMES, STORED, UNREADABLE
+from fabella.metadata import get
+from fabella.modelfile import Config, ModelFile, Tensor
+from fabella.sources import ByteSource
+from fabella.tokenizer import Tokenizer
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32  # of tensor data, unless the metadata says otherwise
@@ -51,26 +55,7 @@ SCALARS = {
 STRING = 8
 ARRAY = 9
 U64 = struct.Struct("<Q")
-NO_TOKEN = (1 << 32) - 1  # -1 as an unsigned number: how llama.cpp writes an id that there is not
 TYPE_NUMBERS = {name: number for number, (name, _) in SCALARS.items()} | {"string": STRING}
-
-TENSOR_TYPE_NAMES = {type.number: name for name, type in TENSOR_TYPES.items()}
-# Those that are not read, for the message.
-OTHER_TENSOR_TYPES = {
-    6: "Q5_0",
-    7: "Q5_1",
-    9: "Q8_1",
-    10: "Q2_K",
-    11: "Q3_K",
-    12: "Q4_K",
-    13: "Q5_K",
-    14: "Q6_K",
-    15: "Q8_K",
-    25: "I16",
-    26: "I32",
-    27: "I64",
-    28: "F64",
-}
 
 # Far above what real models need, so that a wrong count is refused before work is done for it.
 MOST_PAIRS = 1 << 16
@@ -98,30 +83,9 @@ SHOWN = ("general.name", "general.license")  # to people: these are text, or lef
 
 WINDOW = 1 << 17  # bytes read at a time: each read may cross from Python into the engine's memory
 
-# Which metadata key each of Config's numbers comes from.
-KEYS = {
-    "dim": "llama.embedding_length",
-    "hidden_dim": "llama.feed_forward_length",
-    "n_layers": "llama.block_count",
-    "n_heads": "llama.attention.head_count",
-    "n_kv_heads": "llama.attention.head_count_kv",
-    "vocab_size": "tokenizer.ggml.tokens",
-    "seq_len": "llama.context_length",
-    "rope_base": "llama.rope.freq_base",
-    "norm_eps": "llama.attention.layer_norm_rms_epsilon",
-}
-
-# Tokens that end a text, by what converters and llama.cpp call them, whatever else the metadata says.
-ENDS = frozenset(
-    """
-    </s> <eos> [EOS] <|endoftext|> <|end_of_text|> <EOT> [EOT] <|eot_id|> <|eom_id|> <|im_end|> <|end|> <end_of_turn>
-    <end_of_utterance>
-    """.split()
-)
-
 
 def read_gguf(source: ByteSource) -> ModelFile:
-    """Read and check a GGUF model: architecture "llama", TENSOR_TYPES' tensors, a SentencePiece BPE tokenizer.
+    """Read and check a GGUF model: architecture "llama", FORMATS' tensors, a SentencePiece BPE tokenizer.
 
     Raises
     ------
@@ -133,15 +97,17 @@ def read_gguf(source: ByteSource) -> ModelFile:
     metadata = _read_metadata(reader, n_pairs)
     _refuse_parts(metadata)
     infos = _read_tensor_infos(reader, n_tensors)
-    config = _config(metadata)
+    architectures.check_family(metadata)
+    vocabulary.check_kind(metadata)  # the clearest word on a model with another one
+    config = architectures.config_of(metadata, tied=architectures.is_tied(infos))
     alignment = _alignment(metadata)
     start = _round_up(reader.position, alignment)
     located = _locate(infos, start, alignment, source.size)
     tensors = _with_scales(located)
-    check_tensors(config, tensors)
+    architectures.check_tensors(config, tensors)
     _check_gaps(source, reader.position, located.values(), start, alignment)
     name = short_text(metadata.get("general.name", ""))
-    return ModelFile(name, config, tensors, _tokenizer(metadata), metadata)
+    return ModelFile(name, config, tensors, vocabulary.tokenizer_of(metadata), metadata)
 
 
 # --- Reading: the bytes -------------------------------------------------------------------------------------
@@ -382,7 +348,7 @@ def _read_tensor_infos(reader: _Reader, count: int) -> dict[str, _TensorInfo]:
 
 def _alignment(metadata: Mapping[str, Any]) -> int:
     key = "general.alignment"
-    alignment: int = _get(metadata, key, int, default=ALIGNMENT)
+    alignment: int = get(metadata, key, int, default=ALIGNMENT)
     if not 8 <= alignment <= LARGEST_ALIGNMENT or alignment & (alignment - 1):
         raise ModelFileError(key, f"is {alignment}, but must be a power of two from 8 to {LARGEST_ALIGNMENT}")
     return alignment
@@ -392,20 +358,18 @@ def _round_up(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-def _type_name(tensor: str, number: int) -> str:
-    """The name of a tensor's type, which must be one of those that are read."""
-    if number not in TENSOR_TYPE_NAMES:
-        name = OTHER_TENSOR_TYPES.get(number, f"number {number}")
-        raise ModelFileError(
-            tensor,
-            f"tensor type {name} is not supported; export the model with F32, F16, BF16, Q8_0, Q4_0 or Q4_1 weights",
-        )
-    return TENSOR_TYPE_NAMES[number]
+def _format_name(tensor: str, number: int) -> str:
+    """The name of a tensor's format, which must be one of those that are read."""
+    if number not in NAMES:
+        name = UNREADABLE.get(number, f"number {number}")
+        readable = f"{', '.join(STORED[:-1])} or {STORED[-1]}"
+        raise ModelFileError(tensor, f"tensor type {name} is not supported; export the model with {readable} weights")
+    return NAMES[number]
 
 
 def _tensor_size(name: str, type_name: str, shape: Sequence[int]) -> int:
     """Bytes of a tensor, by its type and shape."""
-    type = TENSOR_TYPES[type_name]
+    type = FORMATS[type_name]
     if shape[-1] % type.block:
         raise ModelFileError(name, f"{type_name} needs rows of a multiple of {type.block} numbers, not {shape[-1]}")
     return math.prod(shape) // type.block * type.block_size
@@ -417,7 +381,7 @@ def _locate(infos: Mapping[str, _TensorInfo], start: int, alignment: int, file_s
     for info in infos.values():
         if info.offset % alignment:
             raise ModelFileError(info.name, f"offset {info.offset} is not a multiple of the alignment {alignment}")
-        type_name = _type_name(info.name, info.type)
+        type_name = _format_name(info.name, info.type)
         size = _tensor_size(info.name, type_name, info.shape)
         tensors[info.name] = Tensor(info.name, type_name, info.shape, start + info.offset, size)
 
@@ -483,142 +447,15 @@ def scales_name(tensor: str) -> str:
 # --- Reading: what the metadata means -----------------------------------------------------------------------
 
 
-def _get(metadata: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
-    """Return a value of the wanted kind; a key without a default must be there."""
-    if key not in metadata:
-        if default is None:
-            raise ModelFileError(key, "this key is missing from the file's metadata")
-        return default
-    value = metadata[key]
-    if type(value) is not kind and not (kind is float and type(value) is int):
-        raise ModelFileError(key, f"must be of kind {kind.__name__}, not {type(value).__name__}")
-    return value
-
-
 def _refuse_parts(metadata: Mapping[str, Any]) -> None:
     """Refuse one part of a file that llama.cpp's gguf-split has split; only the first has the model's numbers."""
-    count = _get(metadata, "split.count", int, default=1)
+    count = get(metadata, "split.count", int, default=1)
     if count > 1:
-        number = _get(metadata, "split.no", int, default=0) + 1
+        number = get(metadata, "split.no", int, default=0) + 1
         raise ModelFileError(
             "split.count",
             f"this is part {number} of {count} of a split file; join them first: llama-gguf-split --merge PART-1 WHOLE",
         )
-
-
-def _config(metadata: Mapping[str, Any]) -> Config:
-    architecture = _get(metadata, "general.architecture", str)
-    if architecture != "llama":
-        raise ModelFileError("general.architecture", f"is {_quoted(architecture)}; only 'llama' models can be run")
-    _check_tokenizer_model(metadata)  # the clearest word on a model with another one
-    _refuse_variants(metadata)
-    n_layers = _get(metadata, KEYS["n_layers"], int)
-    n_heads = _for_all_layers(metadata, KEYS["n_heads"])
-    try:
-        config = Config(
-            dim=_get(metadata, KEYS["dim"], int),
-            hidden_dim=_for_all_layers(metadata, KEYS["hidden_dim"]),
-            n_layers=n_layers,
-            n_heads=n_heads,
-            n_kv_heads=_for_all_layers(metadata, KEYS["n_kv_heads"], default=n_heads),
-            vocab_size=len(_get(metadata, KEYS["vocab_size"], list)),
-            seq_len=_get(metadata, KEYS["seq_len"], int),
-            rope_base=_get(metadata, KEYS["rope_base"], float, default=10000.0),
-            norm_eps=_get(metadata, KEYS["norm_eps"], float),
-        )
-    except ModelFileError as error:
-        raise ModelFileError(KEYS.get(error.field, error.field), error.problem) from None
-    for key in ("llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length"):
-        size = _get(metadata, key, int, default=config.head_size)
-        if size != config.head_size:
-            raise ModelFileError(key, f"is {size}, but only {config.head_size} (width / heads) is supported")
-    vocab_size = _get(metadata, "llama.vocab_size", int, default=config.vocab_size)
-    if vocab_size != config.vocab_size:
-        raise ModelFileError("llama.vocab_size", f"is {vocab_size}, but the tokenizer has {config.vocab_size}")
-    return config
-
-
-def _for_all_layers(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A number that some converters write once for each layer; it must be the same in all."""
-    value = metadata.get(key)
-    if isinstance(value, list) and value and len(value) == metadata[KEYS["n_layers"]]:
-        if any(type(item) is not int or item != value[0] for item in value):
-            raise ModelFileError(key, "is not the same in all layers, which is not supported")
-        return int(value[0])
-    number: int = _get(metadata, key, int, default)
-    return number
-
-
-def _quoted(text: str) -> str:
-    """A text out of a file for a message: short, whatever it holds."""
-    return repr(short_text(text, longest=40))
-
-
-def _refuse_variants(metadata: Mapping[str, Any]) -> None:
-    """Refuse what would make the model compute something else than the plain Llama we run."""
-    scaling = _get(metadata, "llama.rope.scaling.type", str, default="")
-    factor = _get(metadata, "llama.rope.scaling.factor", float, default=1.0)
-    linear = _get(metadata, "llama.rope.scale_linear", float, default=1.0)  # the older key
-    if scaling not in ("", "none"):
-        raise ModelFileError("llama.rope.scaling.type", f"{_quoted(scaling)} is not supported, only 'none' is")
-    # A factor without a type means linear scaling; 0 and 1 both mean none.
-    if scaling == "" and factor not in (0.0, 1.0):
-        raise ModelFileError("llama.rope.scaling.factor", "scaled rotary positions are not supported")
-    if linear not in (0.0, 1.0):
-        raise ModelFileError("llama.rope.scale_linear", "scaled rotary positions are not supported")
-    if _get(metadata, "llama.expert_count", int, default=0) > 0:
-        raise ModelFileError("llama.expert_count", "mixture-of-experts models are not supported")
-
-
-def _check_tokenizer_model(metadata: Mapping[str, Any]) -> None:
-    key = "tokenizer.ggml.model"
-    model = _get(metadata, key, str)
-    if model != "llama":
-        raise ModelFileError(key, f"is {_quoted(model)}; only 'llama' (SentencePiece BPE) is supported")
-
-
-def _tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer; where a converter leaves something out, as llama.cpp takes it then."""
-    key = "tokenizer.ggml."
-    pieces = _get(metadata, key + "tokens", list)
-    types = _get(metadata, key + "token_type", list, default=[NORMAL] * len(pieces))
-    bos_id = _get(metadata, key + "bos_token_id", int, default=1)
-    eos_id = _get(metadata, key + "eos_token_id", int, default=2)
-    try:
-        return Tokenizer(
-            pieces=pieces,
-            scores=_get(metadata, key + "scores", list, default=[0.0] * len(pieces)),
-            types=types,
-            bos_id=bos_id,
-            eos_id=eos_id,
-            unknown_id=_get(metadata, key + "unknown_token_id", int, default=0),
-            stop_ids=frozenset((bos_id, eos_id)) | _other_ends(metadata, pieces, types),
-            add_bos=_get(metadata, key + "add_bos_token", bool, default=True),
-            add_space_prefix=_get(metadata, key + "add_space_prefix", bool, default=True),
-        )
-    except ModelFileError as error:
-        names = {"pieces": "tokens", "types": "token_type"} | {
-            f"{name}_id": f"{name}_token_id" for name in ("bos", "eos", "unknown")
-        }
-        field = error.field if error.field.startswith(key) else key + names.get(error.field, error.field)
-        raise ModelFileError(field, error.problem) from None
-
-
-def _other_ends(metadata: Mapping[str, Any], pieces: Sequence[str], types: Sequence[int]) -> frozenset[int]:
-    """The tokens besides EOS that end a text: the ends of a turn and of a message, and those with an end's name."""
-    ends = {
-        id
-        for id, (piece, type) in enumerate(zip(pieces, types, strict=False))
-        if piece in ENDS and type in (CONTROL, USER_DEFINED)
-    }
-    for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):
-        id = _get(metadata, key, int, default=NO_TOKEN)
-        if id in (-1, NO_TOKEN):
-            continue
-        if not 0 <= id < len(pieces):
-            raise ModelFileError(key, f"is {id}, but the vocabulary's tokens are 0 to {len(pieces) - 1}")
-        ends.add(id)
-    return frozenset(ends)
 
 
 # --- Writing ------------------------------------------------------------------------------------------------
@@ -626,27 +463,9 @@ def _other_ends(metadata: Mapping[str, Any], pieces: Sequence[str], types: Seque
 
 def describe(config: Config, tokenizer: Tokenizer, about: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of a model, from which `read_gguf` reads the same: `about` (general.*), its numbers, its tokens."""
-    numbers = {key: getattr(config, field) for field, key in KEYS.items() if field != "vocab_size"}
-    return {
-        "general.architecture": "llama",
-        **about,
-        **numbers,
-        KEYS["rope_base"]: float(config.rope_base),
-        KEYS["norm_eps"]: float(config.norm_eps),
-        "llama.vocab_size": config.vocab_size,
-        "llama.rope.dimension_count": config.head_size,
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": [piece.replace(tokenizer.space, SPACE) for piece in tokenizer.pieces],
-        "tokenizer.ggml.scores": tokenizer.scores,
-        "tokenizer.ggml.token_type": tokenizer.types,
-        "tokenizer.ggml.bos_token_id": tokenizer.bos_id,
-        "tokenizer.ggml.eos_token_id": tokenizer.eos_id,
-        "tokenizer.ggml.unknown_token_id": tokenizer.unknown_id,
-        "tokenizer.ggml.add_bos_token": tokenizer.add_bos,
-        "tokenizer.ggml.add_eos_token": False,
-        "tokenizer.ggml.add_space_prefix": tokenizer.add_space_prefix,
-        "tokenizer.ggml.remove_extra_whitespaces": False,
-    }
+    numbers = architectures.describe(config)
+    family = {"general.architecture": numbers.pop("general.architecture")}
+    return family | dict(about) | numbers | vocabulary.describe(tokenizer)
 
 
 @dataclass(frozen=True)
@@ -672,7 +491,7 @@ def write_gguf(
         In the order of the file. bool, str and float (f32) are written as such; int as u32, else u64 or (below
         zero) i32 or i64; a list by its items, int items as i32 where all fit, else i64. `Typed` says otherwise.
     tensors
-        (name, one of TENSOR_TYPES, (rows, cols) or (n,), data). The data is little-endian, row after row, as
+        (name, one of FORMATS, (rows, cols) or (n,), data). The data is little-endian, row after row, as
         wasm/formats.h and train/quantize.py say.
 
     Raises
@@ -693,13 +512,13 @@ def write_gguf(
         if name in seen:
             raise ModelFileError(name, "this tensor is given twice")
         seen.add(name)
-        if type_name not in TENSOR_TYPES:
-            raise ModelFileError(name, f"tensor type {type_name} cannot be written, only {', '.join(TENSOR_TYPES)}")
+        if type_name not in FORMATS:
+            raise ModelFileError(name, f"tensor type {type_name} cannot be written, only {', '.join(FORMATS)}")
         size = _tensor_size(name, type_name, shape)
         if len(data) != size:
             raise ModelFileError(name, f"{type_name} of shape {tuple(shape)} is {size} bytes, not {len(data)}")
         parts += [_string_bytes(name), struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))]
-        parts.append(struct.pack("<IQ", TENSOR_TYPES[type_name].number, offset))
+        parts.append(struct.pack("<IQ", FORMATS[type_name].number, offset))
         offset += _round_up(size, ALIGNMENT)
 
     if isinstance(target, (str, os.PathLike)):

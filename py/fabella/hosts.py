@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any, cast
 
 from fabella.errors import EngineError
-from fabella.modelfile import ByteSource
+from fabella.sources import ByteSource
 
 
 def read_all(source: ByteSource, offset: int, size: int) -> bytes:
@@ -177,7 +177,7 @@ class BrowserHost(Host):
 
 
 class BrowserFile:
-    """A file that JavaScript holds (a :class:`fabella.modelfile.ByteSource`): its weights never pass through Python.
+    """A file that JavaScript holds (a :class:`fabella.sources.ByteSource`): its weights never pass through Python.
 
     Parameters
     ----------

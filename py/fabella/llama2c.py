@@ -24,10 +24,12 @@ import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fabella.architectures import check_tensors, expected_shapes
 from fabella.errors import ModelFileError
 from fabella.filetype import BEGINNING, TOKENIZER_BIN, what_is
 from fabella.gguf import describe, scales_name, write_gguf
-from fabella.modelfile import ByteSource, Config, FileSource, ModelFile, Tensor, check_tensors, expected_shapes
+from fabella.modelfile import Config, ModelFile, Tensor
+from fabella.sources import ByteSource, FileSource
 from fabella.tokenizer import BYTE, CONTROL, LONGEST_PIECE, NORMAL, UNKNOWN, Tokenizer
 
 SIZES = struct.Struct("<7i")
@@ -51,7 +53,6 @@ class _Header:
     version: int
     size: int  # bytes
     config: Config
-    tied: bool  # whether the token embedding is the classifier too
     group: int  # weights that share a scale; 0 in versions 0 and 1
 
 
@@ -109,12 +110,12 @@ def _read_header(source: ByteSource) -> _Header:
         numbers = SIZES.unpack(source.read(0, SIZES.size))
         vocab_size = numbers[SIZE_FIELDS.index("vocab_size")]
         try:
-            config = _config(numbers, abs(vocab_size))
+            config = _config(numbers, abs(vocab_size), tied=vocab_size > 0)
         except ModelFileError:  # these are not sizes: this file is something else
             if other := _what_is(source):
                 raise ModelFileError("format", f"this is not a llama2.c model but {other}") from None
             raise
-        return _Header(0, SIZES.size, config, tied=vocab_size > 0, group=0)
+        return _Header(0, SIZES.size, config, group=0)
     if version not in (1, 2):
         raise ModelFileError("version", f"llama2.c version {version} is not supported, only 0, 1 and 2 are")
     if source.size < HEADER_SIZE:
@@ -125,17 +126,17 @@ def _read_header(source: ByteSource) -> _Header:
         raise ModelFileError("shared_classifier", f"is {shared}, but must be 0 or 1")
     if version == 2 and group < 1:
         raise ModelFileError("group_size", f"is {group}, but must be 1 or more")
-    config = _config(numbers, numbers[SIZE_FIELDS.index("vocab_size")])
-    return _Header(version, HEADER_SIZE, config, tied=shared == 1, group=group if version == 2 else 0)
+    config = _config(numbers, numbers[SIZE_FIELDS.index("vocab_size")], tied=shared == 1)
+    return _Header(version, HEADER_SIZE, config, group=group if version == 2 else 0)
 
 
-def _config(numbers: tuple[int, ...], vocab_size: int) -> Config:
-    return Config(**(dict(zip(SIZE_FIELDS, numbers, strict=True)) | {"vocab_size": vocab_size}))
+def _config(numbers: tuple[int, ...], vocab_size: int, tied: bool) -> Config:
+    return Config(**(dict(zip(SIZE_FIELDS, numbers, strict=True)) | {"vocab_size": vocab_size}), tied=tied)
 
 
 def _locate(header: _Header, file_size: int) -> list[Tensor]:
     config = header.config
-    shapes = expected_shapes(replace(config, n_layers=1), header.tied)  # all layers are alike
+    shapes = expected_shapes(replace(config, n_layers=1))  # all layers are alike
     tensors: list[Tensor] = []
     offset = header.size
     for name in ORDER_0 if header.version == 0 else ORDER:

@@ -7,14 +7,9 @@ to `rows` numbers; its rows lie one after the other in the file.
 
 from __future__ import annotations
 
-import errno
 import math
-import os
-import stat
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from fabella.errors import ModelFileError, short_text
 
@@ -52,6 +47,7 @@ class Config:
     seq_len: int  # the context: most tokens the model can look at
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
+    tied: bool = True  # whether the token embedding is the output matrix, too
 
     @property
     def head_size(self) -> int:
@@ -86,36 +82,12 @@ class Config:
                 raise ModelFileError(field, f"is {value:g}, but must be from {low:g} to {high:g}")
 
 
-assert set(LARGEST) | {"rope_base", "norm_eps"} == {field.name for field in fields(Config)}
-
-
-@dataclass(frozen=True)
-class TensorType:
-    """How a row of numbers is stored: in blocks, each of so many numbers and so many bytes."""
-
-    number: int  # GGUF's, which wasm/formats.h has too
-    block: int
-    block_size: int
-
-
-TENSOR_TYPES = {
-    "F32": TensorType(0, 1, 4),
-    "F16": TensorType(1, 1, 2),
-    "BF16": TensorType(30, 1, 2),
-    "Q8_0": TensorType(8, 32, 34),
-    "Q4_0": TensorType(2, 32, 18),
-    "Q4_1": TensorType(3, 32, 20),
-    "I8": TensorType(24, 1, 1),  # with scales in another place: see Tensor
-}
-NORM_TYPES = ("F32", "F16", "BF16")
-
-
 @dataclass(frozen=True)
 class Tensor:
     """Where one tensor lies in the file."""
 
     name: str
-    type: str  # one of TENSOR_TYPES
+    type: str  # one of FORMATS
     shape: tuple[int, ...]  # (rows, cols), or (n,) for a norm's weights
     offset: int  # bytes from the start of the file
     size: int  # bytes
@@ -152,123 +124,3 @@ class ModelFile:
     def license(self) -> str:
         """The licence that the file names, as short text; empty if it names none."""
         return short_text(self.metadata.get("general.license", ""))
-
-
-# --- Where the bytes of a file are --------------------------------------------------------------------------
-
-
-class ByteSource(Protocol):
-    """Something that bytes can be read from: a file, a bytes object, a download in the page."""
-
-    @property
-    def size(self) -> int:
-        """Bytes in all."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return the `size` bytes from `offset`; the caller stays within `self.size`."""
-
-
-class BytesSource:
-    """A file that is already in Python's memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.size = len(data)
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self._data[offset : offset + size]
-
-
-class FileSource:
-    """A file on disk; close it, or use it in a `with` statement. Raises OSError if it cannot be opened."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, "this is a folder; name the file in it", os.fspath(path))
-        if not stat.S_ISREG(mode):  # a pipe would not even open before somebody writes
-            raise OSError(errno.ESPIPE, "this is a pipe or a device; save the model as a file", os.fspath(path))
-        self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - stays open until close()
-        self.size = self._file.seek(0, os.SEEK_END)
-
-    def read(self, offset: int, size: int) -> bytes:
-        self._file.seek(offset)
-        return self._file.read(size)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-# --- Which tensors a Llama has ------------------------------------------------------------------------------
-
-# What other members of the family have, by a part of the tensor's name, so that the message can say so.
-FOREIGN = {
-    ".bias": "bias terms",
-    "rope_freqs": "rescaled rotary frequencies (long-context models)",
-    "_exps": "mixture-of-experts layers",
-    "_gate_inp": "mixture-of-experts layers",
-    "attn_q_norm": "normalised queries",
-    "attn_k_norm": "normalised keys",
-    "attn_qkv": "a fused query/key/value matrix",
-}
-
-
-def expected_shapes(config: Config, tied: bool) -> dict[str, tuple[int, ...]]:
-    """Return every tensor's name and shape; `tied` models use the token embedding as classifier too."""
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.vocab_size, config.dim)}
-    for layer in range(config.n_layers):
-        block = f"blk.{layer}."
-        shapes[block + "attn_norm.weight"] = (config.dim,)
-        shapes[block + "attn_q.weight"] = (config.dim, config.dim)
-        shapes[block + "attn_k.weight"] = (config.kv_dim, config.dim)
-        shapes[block + "attn_v.weight"] = (config.kv_dim, config.dim)
-        shapes[block + "attn_output.weight"] = (config.dim, config.dim)
-        shapes[block + "ffn_norm.weight"] = (config.dim,)
-        shapes[block + "ffn_gate.weight"] = (config.hidden_dim, config.dim)
-        shapes[block + "ffn_down.weight"] = (config.dim, config.hidden_dim)
-        shapes[block + "ffn_up.weight"] = (config.hidden_dim, config.dim)
-    shapes["output_norm.weight"] = (config.dim,)
-    if not tied:
-        shapes["output.weight"] = (config.vocab_size, config.dim)
-    return shapes
-
-
-def parameter_count(tensors: Mapping[str, Tensor]) -> int:
-    """How many weights the model has; a tied classifier counts once."""
-    return sum(math.prod(tensor.shape) for tensor in tensors.values())
-
-
-def check_tensors(config: Config, tensors: Mapping[str, Tensor]) -> None:
-    """Check that exactly the tensors of this Llama are there, in the right shapes and usable types.
-
-    Without an "output.weight" the model is taken as tied.
-
-    Raises
-    ------
-    ModelFileError
-        `field` is the tensor's name.
-    """
-    shapes = expected_shapes(config, tied="output.weight" not in tensors)
-    for name in tensors:
-        if name not in shapes:
-            for part, feature in FOREIGN.items():
-                if part in name:
-                    raise ModelFileError(name, f"models with {feature} are not supported")
-            raise ModelFileError(name, "this tensor is not part of a Llama with this many layers")
-    for name, shape in shapes.items():
-        tensor = tensors.get(name)
-        if tensor is None:
-            raise ModelFileError(name, "this tensor is missing from the file")
-        if tensor.shape != shape:
-            raise ModelFileError(name, f"has shape {tensor.shape}, but the model's numbers ask for {shape}")
-        types = NORM_TYPES if len(shape) == 1 else tuple(TENSOR_TYPES)
-        if tensor.type not in types:
-            raise ModelFileError(name, f"is of type {tensor.type}, but must be one of {', '.join(types)}")

@@ -10,7 +10,8 @@ from fabella.errors import FabellaError, ModelFileError
 from fabella.filetype import incomplete
 from fabella.gguf import MAGIC, read_gguf
 from fabella.llama2c import is_llama2c, read_llama2c
-from fabella.modelfile import FileSource, ModelFile
+from fabella.modelfile import ModelFile
+from fabella.sources import FileSource
 
 
 @contextmanager

@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from fabella.architectures import parameter_count
 from fabella.engine import Engine
 from fabella.errors import PromptError, SettingsError
 from fabella.generate import Step, generate
 from fabella.gguf import read_gguf
 from fabella.hosts import BrowserFile, BrowserHost
-from fabella.modelfile import parameter_count
 from fabella.sampler import Settings
 
 

@@ -120,7 +120,7 @@ def measure(bench: Bench, folder: Path, model: str, engine: str, threads: int = 
 def token_numbers(folder: Path) -> dict[str, int]:
     """The id of each of a model's tokens."""
     from fabella.gguf import read_gguf
-    from fabella.modelfile import FileSource
+    from fabella.sources import FileSource
 
     with FileSource(folder / "model.gguf") as source:
         return {piece: number for number, piece in enumerate(read_gguf(source).tokenizer.pieces)}

@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import build
+from fabella.architectures import expected_shapes
 from fabella.gguf import read_gguf, write_gguf
-from fabella.modelfile import Config, FileSource, expected_shapes
+from fabella.modelfile import Config
+from fabella.sources import FileSource
 from fabella.tokenizer import Tokenizer
 from train.quantize import quantize, read_weights
 
@@ -100,7 +102,7 @@ def config_of(model: Model) -> Config:
 
 def packed_bytes(config: Config, type: str) -> int:
     """Bytes of packed weights that one token reads: all matrices; the embedding is the output matrix too."""
-    matrices = [shape for shape in expected_shapes(config, True).values() if len(shape) == 2]
+    matrices = [shape for shape in expected_shapes(config).values() if len(shape) == 2]
     return int(sum(math.prod(shape) for shape in matrices) * PACKED_BYTES[type])
 
 
@@ -171,7 +173,7 @@ def write_random_gguf(path: Path, config: Config, type: str, seed: int = 0) -> N
         "tokenizer.ggml.add_space_prefix": False,
     }
     tensors: list[tuple[str, str, tuple[int, ...], bytes]] = []
-    for name, shape in expected_shapes(config, True).items():
+    for name, shape in expected_shapes(config).items():
         random = np.random.default_rng([seed, zlib.crc32(name.encode())])
         if len(shape) == 1:
             tensors.append((name, "F32", shape, random.uniform(0.5, 1.5, shape).astype("<f4").tobytes()))

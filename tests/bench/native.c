@@ -36,7 +36,7 @@ static int fail(const char *what, int code) {
 }
 
 static int32_t likeliest(Model *model, int vocab_size) {
-    const float *logits = model_logits(model);
+    const float *logits = logits_values(model_logits(model));
     int32_t best = 0;
     for (int32_t id = 1; id < vocab_size; id++)
         if (logits[id] > logits[best]) best = id;

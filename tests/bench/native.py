@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fabella.gguf import read_gguf
-from fabella.modelfile import FileSource
+from fabella.sources import FileSource
 from tests.test_native import config_bytes, joined, tensor_records
 
 from .browser import LIMIT, Failure
@@ -40,7 +40,7 @@ def native(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     records = folder / "native.bin"
     with FileSource(folder / "model.gguf") as source:
         config = read_gguf(source).config
-    records.write_bytes(joined(config_bytes(config, True), tensor_records(folder / "model.gguf")))
+    records.write_bytes(joined(config_bytes(config), tensor_records(folder / "model.gguf")))
     numbers = [str(spec[name]) for name in ("tokens", "seconds", "stories")]
     loaded, *stories, tokens = run(BUILT / "native", records, folder / "prompt.bin", *numbers).splitlines()
     times = [tuple(map(float, line.split())) for line in stories]

@@ -1,0 +1,59 @@
+"""What Python and C each write down once must be the same: error codes, structs, number formats, tensors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fabella import abi
+from fabella.architectures import ABSENT_IF_TIED, LAYER_TENSORS, TENSORS
+from fabella.formats import FORMATS, GROUP
+
+WASM = Path(__file__).parents[1] / "wasm"
+
+
+def c_text(file: str) -> str:
+    """A file without its comments."""
+    return re.sub(r"/\*.*?\*/", "", (WASM / file).read_text(), flags=re.DOTALL)
+
+
+def fields(file: str, name: str) -> dict[str, str]:
+    """The fields of a C struct, with the codes that Python's struct has for their types."""
+    codes = {"int32_t": "i", "float": "f", "double": "d"}
+    (body,) = re.findall(rf"typedef struct \{{([^}}]*)\}} {name};", c_text(file))
+    return {field: codes[type] for type, field in re.findall(r"(\w+) (\w+);", body)}
+
+
+def test_error_codes() -> None:
+    theirs = {name: int(code) for name, code in re.findall(r"(E_\w+) = (-\d+)", c_text("abi.h"))}
+    assert theirs == {name: code for name, code in vars(abi).items() if name.startswith("E_")}
+    assert set(theirs.values()) == set(abi.ERRORS)
+
+
+def test_structs() -> None:
+    assert list(fields("run.c", "Config").items()) == list(abi.CONFIG.items())
+    assert list(fields("logits.h", "Candidate").items()) == list(abi.CANDIDATE.items())
+
+
+def test_number_formats() -> None:
+    """C's table speaks of blocks in bytes, Python's of bits."""
+    text = c_text("formats.h")
+    numbers = {name: int(number) for name, number in re.findall(r"TYPE_(\w+) = (\d+)", text)}
+    assert numbers == {name: format.number for name, format in FORMATS.items()}
+    assert f"GROUP = {GROUP} " in text
+    table = text[text.index("Format format_of") : text.index("default: return (Format)")]
+    blocks = {}
+    for cases, block, size in re.findall(r"((?:case TYPE_\w+:\s*)+)return \(Format\)\{(\w+), ([^,]+), \w+\};", table):
+        for name in re.findall(r"TYPE_(\w+)", cases):
+            blocks[name] = [eval(number.replace("/", "//"), {"GROUP": GROUP}) for number in (block, size)]
+    assert blocks == {name: [format.block, format.block_size] for name, format in FORMATS.items()}
+
+
+def test_tensors_and_their_shapes() -> None:
+    text = c_text("run.c")
+    rows = re.findall(r"\{(true|false), offsetof\((\w+), (\w+)\), (\w+), (\w+)\}", text)
+    assert [name for _, _, name, *_ in rows] == list(TENSORS)
+    for in_layers, struct, name, *shape in rows:
+        assert (in_layers == "true", struct) == ((True, "Layer") if name in LAYER_TENSORS else (False, "Model"))
+        assert tuple(size.lower() for size in shape if size != "ONE") == TENSORS[name]
+    assert f"tensor->place == offsetof(Model, {ABSENT_IF_TIED})" in text
