@@ -84,14 +84,14 @@ self.postMessage = (message) => {
 }
 """.replace("WATCHED", WATCHED)
 
-# Notes how long a token took with each number of threads that the page compares: it computes the first position for it.
+# Notes how long a token took with each number of threads that the page compares, which it does between stories.
 COMPARISON = """{
 let threads = null, seconds = {};
 const watch = (name, work) => (...parameters) => {
   const start = performance.now();
   const result = work(...parameters);
   if (name === "set_threads") threads = result;
-  if (name === "forward_token" && parameters[2] === 0 && threads !== null) {
+  if (name === "forward_token" && threads !== null) {
     (seconds[threads] ??= []).push((performance.now() - start) / 1000);
   }
   return result;
@@ -259,11 +259,12 @@ def wasmtime_rate(model: Path) -> float:
     """Greedy tokens per second of the engine under wasmtime, called as the command line calls it."""
     from fabella.generate import generate
     from fabella.sampler import Settings
+    from fabella.session import Session
 
     engine, description = load(model)
     times = [
         time.perf_counter()
-        for step in generate(engine, description.tokenizer, PROMPT, Settings(temperature=0, seed=1), 256)
+        for step in generate(Session(engine), description.tokenizer, PROMPT, Settings(temperature=0, seed=1), 256)
         if not step.from_prompt
     ]
     return (len(times) - 1) / (times[-1] - times[0])

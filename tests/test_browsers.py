@@ -22,6 +22,7 @@ from fabella.generate import generate
 from fabella.hosts import WasmtimeHost
 from fabella.modelfile import Config
 from fabella.sampler import Settings
+from fabella.session import Session
 
 from . import probe
 from .browsers import Driven, Missing, chromium, firefox, wait_for, webkit
@@ -128,7 +129,9 @@ def test_the_page_tells_the_same_stories_as_under_wasmtime(
         driven.open(url)
         assert told(driven) == ""
         for settings in (Settings(temperature=0.0, seed=1), Settings(temperature=0.8, top_p=0.9, seed=20)):
-            expected = "".join(step.text for step in generate(engine, model.tokenizer, PROMPT, settings, LENGTH))
+            expected = "".join(
+                step.text for step in generate(Session(engine), model.tokenizer, PROMPT, settings, LENGTH)
+            )
             driven.run(TELL, {"prompt": PROMPT, "length": LENGTH, **asdict(settings)})
             assert told(driven) == expected
             assert len(expected) > 600
@@ -164,7 +167,7 @@ class Page(Page):
     async def answer(self, event):
         if event.data.type == "probe":
             file = await (await js.fetch(event.data.model)).bytes()
-            host, file = self._engine.host, file.to_bytes()
+            host, file = self._session.model.host, file.to_bytes()
             hashes = [sampler_hash(host, file, event.data.sets)] if event.data.sets else logit_hashes(host, file)
             js.postMessage(js.JSON.parse(json.dumps({"type": "hashes", "hashes": hashes})))
 """

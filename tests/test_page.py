@@ -13,6 +13,7 @@ from playwright.sync_api import expect
 import build
 from fabella.generate import Step, generate
 from fabella.sampler import Settings
+from fabella.session import Session
 
 from .browsers import wait_for
 from .conftest import RANDOM_CONFIG, SUBPATH, Handler, Site, Visit
@@ -41,7 +42,7 @@ AXE = build.NODE_MODULES / "axe-core/axe.min.js"
 def reference(model: Path, prompt: str, length: int, **settings: Any) -> list[Step]:
     """The same story under wasmtime."""
     engine, description = load(model)
-    return list(generate(engine, description.tokenizer, prompt, Settings(**{"seed": 1, **settings}), length))
+    return list(generate(Session(engine), description.tokenizer, prompt, Settings(**{"seed": 1, **settings}), length))
 
 
 def assert_told(visit: Visit, expected: list[Step]) -> None:

@@ -13,16 +13,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from fabella.console import run_command
-from fabella.engine import Engine
 from fabella.errors import EngineError, FabellaError
 from fabella.generate import generate
 from fabella.sampler import Settings, random_seed
+from fabella.session import Session
 
 from .export import load_model
 from .model import Llama
@@ -57,8 +56,8 @@ class TorchLogits:
         return int(self.ids[min(place, len(self.ids) - 1)])
 
 
-class TorchEngine:
-    """What ``fabella.generate`` asks of an engine, answered by the reference model."""
+class TorchModel:
+    """A ``fabella.session.Model``: the reference model, which computes all its tokens anew each time."""
 
     def __init__(self, model: Llama) -> None:
         self.model = model
@@ -110,8 +109,7 @@ def tell(options: argparse.Namespace) -> None:
     seed = options.seed or random_seed()
     settings = Settings(options.temperature, options.top_p, options.top_k, seed)
     model, tokenizer = load_model(options.model)
-    engine = cast(Engine, TorchEngine(model))  # it answers what generate() asks
-    story = generate(engine, tokenizer, options.prompt, settings, options.length)
+    story = generate(Session(TorchModel(model)), tokenizer, options.prompt, settings, options.length)
     sampled = 0
     try:
         for step in story:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
-from fabella.engine import Engine
-from fabella.errors import EngineError, PromptError, SettingsError
+from fabella.errors import PromptError, SettingsError
 from fabella.sampler import Sampler, Settings
-from fabella.tokenizer import Tokenizer
-
-# A long prompt is read in pieces, so that whoever drives the generator may stop it in between. The engine gives the
-# same bits however a prompt is cut.
-PREFILL_TOKENS = 128
+from fabella.session import Session
+from fabella.tokenizer import Decoder, Tokenizer
 
 Reason = Literal["end", "length", "context"]
 
@@ -40,14 +36,14 @@ class Step(NamedTuple):
 
 
 def generate(
-    engine: Engine, tokenizer: Tokenizer, prompt: str, settings: Settings, length: int | None = None
+    session: Session, tokenizer: Tokenizer, prompt: str, settings: Settings, length: int | None = None
 ) -> Iterator[Step]:
     """Tells a story: yields the prompt's tokens, then the sampled ones.
 
     Parameters
     ----------
-    engine
-        The loaded model. The story starts at its position 0 and needs it alone until the last step.
+    session
+        Of the loaded model. The story takes the place of what it holds, and needs it alone until the last step.
     tokenizer
         The model's own.
     prompt
@@ -65,44 +61,75 @@ def generate(
     SettingsError
         If the length is below 0, or a token is to be drawn without a seed (0).
     EngineError
-        If memory runs out, the model's logits are broken, or the engine was used for something else in between.
+        If memory runs out, the model's logits are broken, or the session was used for something else in between.
     """
+    context = session.model.context
     if length is not None and (type(length) is not int or length < 0):
         raise SettingsError("length", f"must be a whole number from 0 on, not {length!r}")
-    limit = min(length or engine.context, engine.context)
-    limited_by = "the model's context" if limit == engine.context else "the length asked for"
+    limit = min(length or context, context)
+    limited_by = "the model's context" if limit == context else "the length asked for"
     fewest = tokenizer.fewest_tokens(prompt)
     if fewest > limit:  # a novel is refused before it is encoded
         raise PromptError(f"the prompt is at least {fewest} tokens long, but {limited_by} is {limit}: shorten it")
     tokens = tokenizer.encode(prompt) or [tokenizer.bos_id]  # there must be something to go on from
     if len(tokens) > limit:
         raise PromptError(f"the prompt is {len(tokens)} tokens long, but {limited_by} is {limit}: shorten it")
-    return _steps(engine, tokenizer, tokens, Sampler(settings), limit)
+    return _tell(session, tokenizer, tokens, Sampler(settings), limit)
 
 
-def _steps(engine: Engine, tokenizer: Tokenizer, tokens: list[int], sampler: Sampler, limit: int) -> Iterator[Step]:
+def _tell(session: Session, tokenizer: Tokenizer, tokens: list[int], sampler: Sampler, limit: int) -> Iterator[Step]:
     decoder = tokenizer.decoder()
-    engine.rewind(0)
-    for start in range(0, len(tokens), PREFILL_TOKENS):
-        part = tokens[start : start + PREFILL_TOKENS]
-        logits = engine.prefill(part)
+    for part in session.read(tokens):
         for token in part:
             text = decoder.push(token)
             if token != tokenizer.bos_id:
                 yield Step(token, text, from_prompt=True)
+    yield from _go_on(session, tokenizer, decoder, sampler, limit, ())
 
+
+def go_on(
+    session: Session, tokenizer: Tokenizer, sampler: Sampler, limit: int, forced: Iterable[int] = ()
+) -> Iterator[Step]:
+    """Goes on after the session's last token: yields what is sampled, until the end.
+
+    Parameters
+    ----------
+    session, tokenizer
+        As for `generate`; the session has tokens.
+    sampler
+        Its random numbers go on as well: with the state that it had at a token, what followed that token follows again.
+    limit
+        How many tokens the session may hold.
+    forced
+        Tokens to take in the place of the first ones sampled. Each uses up its random number, so that those after it
+        are drawn as they would have been.
+
+    Raises
+    ------
+    EngineError, SettingsError
+        As `generate`.
+    """
+    decoder = tokenizer.decoder()
+    for token in session.tokens:
+        decoder.push(token)
+    return _go_on(session, tokenizer, decoder, sampler, limit, forced)
+
+
+def _go_on(
+    session: Session, tokenizer: Tokenizer, decoder: Decoder, sampler: Sampler, limit: int, forced: Iterable[int]
+) -> Iterator[Step]:
+    wanted = iter(forced)
     while True:
-        token = sampler.sample(logits)
+        token = next(wanted, sampler.sample(session.logits))
         if token in tokenizer.stop_ids:
             yield Step(token, decoder.flush(), from_prompt=False, end="end")
             return
         text = decoder.push(token)
-        if engine.position == limit:
-            end: Reason = "context" if limit == engine.context else "length"
+        if len(session.tokens) == limit:
+            end: Reason = "context" if limit == session.model.context else "length"
             yield Step(token, text + decoder.flush(), from_prompt=False, end=end)
             return
-        position = engine.position
+        mark = session.mark
         yield Step(token, text, from_prompt=False)
-        if engine.position != position:
-            raise EngineError("another story was begun with this engine: this one cannot go on")
-        logits = engine.forward(token)
+        session.check(mark)
+        session.forward(token)

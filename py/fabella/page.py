@@ -15,6 +15,7 @@ from fabella.generate import Step, generate
 from fabella.gguf import read_gguf
 from fabella.hosts import BrowserFile, BrowserHost
 from fabella.sampler import Settings
+from fabella.session import Session
 
 
 class Page:
@@ -36,7 +37,7 @@ class Page:
     def __init__(self, exports: Any, blocks: Any) -> None:
         file = BrowserFile(blocks)
         self._model = read_gguf(file)
-        self._engine = Engine(BrowserHost(exports), self._model, file)
+        self._session = Session(Engine(BrowserHost(exports), self._model, file))
         self._size = file.size
         self._steps: Iterator[Step] | None = None
         self._sampled = 0
@@ -62,13 +63,12 @@ class Page:
     def forward_time(self, milliseconds: float) -> float:
         """Computes tokens for about this long, one at least, and returns a token's time in seconds.
 
-        The story that is going on is lost.
+        What the model has computed stays as it is. To be called between stories.
         """
-        self.stop()
+        assert self._steps is None, "forward_time() during a story"
         count, started = 0, time.perf_counter()
         while True:
-            self._engine.rewind(0)
-            self._engine.forward(0)
+            self._session.repeat()
             count += 1
             seconds = time.perf_counter() - started
             if seconds >= milliseconds / 1000:
@@ -93,7 +93,7 @@ class Page:
         if not isinstance(prompt, str):
             raise PromptError("there is no prompt; the least is an empty text")
         settings, length = _settings(asked.get("settings", {}))
-        self._steps = generate(self._engine, self._model.tokenizer, prompt, settings, length)
+        self._steps = generate(self._session, self._model.tokenizer, prompt, settings, length)
         self._sampled = 0
         self._seconds = 0.0
 
@@ -107,18 +107,21 @@ class Page:
         the first of them, so that the rate is 0 until there are two.
         """
         assert self._steps is not None, "advance() without tell()"
+        story, self._steps = self._steps, None
         steps: list[Step] = []
         began = now = time.perf_counter()
         deadline = now + milliseconds / 1000
-        for step in self._steps:
+        for step in story:
             now = time.perf_counter()
             steps.append(step)
             if self._sampled == 0:
-                began = now  # to read the prompt is not to tell
+                began = now  # reading the prompt does not count
                 if not step.from_prompt:
                     break
             if step.end or now >= deadline:
                 break
+        if not steps[-1].end:
+            self._steps = story
         self._seconds += now - began
         self._sampled += sum(not step.from_prompt for step in steps)
         rate = (self._sampled - 1) / self._seconds if self._seconds > 0 else 0.0

@@ -44,16 +44,17 @@ export async function fabella(spec) {
   const { simd, threads } = await until("engine");
 
   let id = 0;
-  const tell = async (length) => {
+  const tell = async (length, prompt = spec.text) => {
     steps = [];
     first = 0;
     const settings = { temperature: 0, top_p: 0.9, top_k: 0, seed: "1", length };
     const asked = performance.now();
-    worker.postMessage({ type: "tell", id: ++id, prompt: spec.text, settings });
+    worker.postMessage({ type: "tell", id: ++id, prompt, settings });
     await until("done");
     return performance.now() - asked;
   };
   const stories = await repeat(spec, async () => {
+    await tell(1, ""); // or else the prompt would be there already; now its first token is, BOS
     const prefill_ms = await tell(spec.ids.length);
     if (steps.length - told().length + 1 !== spec.ids.length) // BOS is no step
       throw new Error(`the prompt is not ${spec.ids.length} tokens long here`);
