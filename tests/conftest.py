@@ -15,7 +15,10 @@ from urllib.parse import quote, unquote, urlsplit
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
-import build
+from builder.install import find_browser
+from builder.page import bundle
+from builder.serve import PageHandler
+from builder.tools import ROOT, WEB
 from fabella.modelfile import Config
 
 from .patience import PATIENCE
@@ -28,7 +31,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-find_browser = build.find_browser
 SUBPATH = "/some/sub/path/"
 BROWSER_ARGUMENTS = [
     "--no-sandbox",
@@ -54,7 +56,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shipped_model() -> Path:
     """The model of the page as it is published."""
-    return build.WEB / "models/stories.gguf"
+    return WEB / "models/stories.gguf"
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +73,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
     def build_around(model: Path) -> Path:
         if model not in pages:
             pages[model] = tmp_path_factory.mktemp("page") / "dist"
-            build.bundle(model, None, pages[model])
+            bundle(model, None, pages[model])
         return pages[model]
 
     return build_around
@@ -86,7 +88,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     """A static host without any special header, except where the test asks for one."""
 
     protocol_version = "HTTP/1.1"
-    extensions_map = build.PageHandler.extensions_map
+    extensions_map = PageHandler.extensions_map
 
     def __init__(self, site: Site, *arguments: Any) -> None:
         self.site = site
@@ -296,7 +298,7 @@ def visit(browser: Browser) -> Iterator[Visit]:
 @pytest.fixture(scope="session")
 def screenshots() -> Path:
     """The folder where pictures of the page are kept for people to look at."""
-    folder = build.ROOT / "out/screenshots"
+    folder = ROOT / "out/screenshots"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

@@ -24,11 +24,13 @@ from typing import Any
 
 from playwright.sync_api import BrowserContext, Page, Route, TimeoutError, sync_playwright
 
-from build import ISOLATION, PageHandler, bundle
+from builder.install import find_browser
+from builder.page import bundle
+from builder.serve import ISOLATION, PageHandler
 from fabella.console import run_command
 from fabella.modelfile import Config
 
-from .conftest import BROWSER_ARGUMENTS, find_browser
+from .conftest import BROWSER_ARGUMENTS
 from .random_models import load, write_random_model
 
 ROOT = Path(__file__).resolve().parent.parent

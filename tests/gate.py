@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import build
+from builder.tools import WEB
 
 from .conftest import Fault, Handler, Site, Visit
 
-(REST,) = re.findall(r"^const REST = (\d+);", (build.WEB / "worker.js").read_text(encoding="utf-8"), re.MULTILINE)
+(REST,) = re.findall(r"^const REST = (\d+);", (WEB / "worker.js").read_text(encoding="utf-8"), re.MULTILINE)
 
 # Timers of REST are rests, those of a second and more are silences; all others run as they are.
 SCRIPT = f"""{{

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-import build
+from builder.assets import part
+from builder.page import ASSETS_BLOCK
 
 from .conftest import SUBPATH, Fault, Handler, Site, Visit
 from .gate import Gate, begun_with
@@ -432,7 +433,7 @@ def test_the_worker_is_under_the_policy_on_a_host_that_sends_none(visit: Visit, 
 
 def manifest(folder: Path) -> dict[str, Any]:
     """What index.html says of the page's files."""
-    found = re.search(f"{build.ASSETS_BLOCK}(.*?)</script>", (folder / "index.html").read_text(encoding="utf-8"))
+    found = re.search(f"{ASSETS_BLOCK}(.*?)</script>", (folder / "index.html").read_text(encoding="utf-8"))
     assert found
     assets: dict[str, Any] = json.loads(found[1])
     return assets
@@ -452,7 +453,7 @@ def alter_model(site: Site, alter: Callable[[bytes], bytes]) -> None:
     path.write_bytes(alter(path.read_bytes()))
     index = site.folder / "index.html"
     text = index.read_text(encoding="utf-8")
-    hashes = build.part(site.folder, assets["model"]["url"])["sha256"]
+    hashes = part(site.folder, assets["model"]["url"])["sha256"]
     index.write_text(text.replace(json.dumps(assets["model"]["sha256"]), json.dumps(hashes)), encoding="utf-8")
 
 

@@ -13,7 +13,8 @@ import pytest
 import wasmtime
 from playwright.sync_api import Browser
 
-import build
+from builder.install import ensure_emcc
+from builder.tools import WEB, size
 from fabella.gguf import read_gguf
 from fabella.modelfile import Config
 from fabella.sources import FileSource
@@ -74,7 +75,7 @@ def test_a_model_is_the_same_every_time(tmp_path: Path) -> None:
 
 
 def test_the_shipped_models_prompt_is_as_long_as_the_others() -> None:
-    with FileSource(build.WEB / "models/stories.gguf") as source:
+    with FileSource(WEB / "models/stories.gguf") as source:
         tokenizer = read_gguf(source).tokenizer
     ids, text = models.story_prompt(tokenizer)
     assert len(ids) == models.PROMPT_TOKENS
@@ -106,7 +107,7 @@ def test_the_plain_forward_pass_tells_our_engines_story(tmp_path: Path) -> None:
     if not (shutil.which("clang-19") and shutil.which("wasm-ld-19")):
         pytest.skip("no clang-19 and wasm-ld-19 to compile REF with")
     path, ids = small_model(tmp_path, "F32")
-    compile_plain(build.ensure_emcc(), tmp_path / "plain.wasm")
+    compile_plain(ensure_emcc(), tmp_path / "plain.wasm")
     plain, data = Module(tmp_path / "plain.wasm"), (tmp_path / "plain.bin").read_bytes()
     header = struct.calcsize("<8i2f")
     plain.write(plain.call("plain_config"), data[:header])
@@ -161,7 +162,7 @@ def test_a_measurement_in_the_browser(browser: Browser, tmp_path: Path) -> None:
         server.close()
     assert answer["bytes"] == 1_000_192
     assert np.median(answer["gb_per_s"]) > 0
-    assert answer["code_bytes"] == sum(build.size(BUILT / f"roofline.{end}") for end in ("js", "wasm"))
+    assert answer["code_bytes"] == sum(size(BUILT / f"roofline.{end}") for end in ("js", "wasm"))
     assert answer["model_bytes"] == 0
 
 

@@ -16,7 +16,12 @@ from typing import Any
 
 import pytest
 
-import build
+import builder.assets
+import builder.engines
+import builder.install
+import builder.page
+import builder.serve
+import builder.tools
 from fabella.formats import STORED
 from fabella.generate import generate
 from fabella.hosts import WasmtimeHost
@@ -57,7 +62,7 @@ def driven(request: pytest.FixtureRequest) -> Iterator[Driven]:
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """The address at which build.py serves a folder, with the headers that allow threads."""
-    with build.listen(folder, 0) as server:
+    with builder.serve.listen(folder, 0) as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
@@ -75,15 +80,15 @@ def test_browsers_that_are_missing_are_named_and_skipped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_such_package(what: str, *packages: str) -> bool:
-        raise build.BuildError(f"E: Unable to locate package {packages[0]}")
+        raise builder.tools.BuildError(f"E: Unable to locate package {packages[0]}")
 
-    monkeypatch.setattr(build, "find_browser", lambda: "/usr/bin/chromium")
-    monkeypatch.setattr(build, "find_firefox", lambda: None)
-    monkeypatch.setattr(build, "find_webkit", lambda: None)
-    monkeypatch.setattr(build, "apt_install", lambda what, *packages: False)
-    build.ensure_browsers()
-    monkeypatch.setattr(build, "apt_install", no_such_package)
-    build.ensure_browsers()
+    monkeypatch.setattr(builder.install, "find_browser", lambda: "/usr/bin/chromium")
+    monkeypatch.setattr(builder.install, "find_firefox", lambda: None)
+    monkeypatch.setattr(builder.install, "find_webkit", lambda: None)
+    monkeypatch.setattr(builder.install, "apt_install", lambda what, *packages: False)
+    builder.install.ensure_browsers()
+    monkeypatch.setattr(builder.install, "apt_install", no_such_package)
+    builder.install.ensure_browsers()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["Firefox", "WebKit"] * 2
     assert all("its tests will be skipped" in line for line in lines)
@@ -264,10 +269,12 @@ def expected(laboratory: Path) -> dict[str, list[str]]:
 
 def published(folder: Path) -> dict[str, Any]:
     """What a built page loads."""
-    found = re.search(f"{build.ASSETS_BLOCK}(.*?)</script>", (folder / "index.html").read_text(encoding="utf-8"))
+    found = re.search(f"{builder.page.ASSETS_BLOCK}(.*?)</script>", (folder / "index.html").read_text(encoding="utf-8"))
     assert found
     assets: dict[str, Any] = json.loads(found[1])
-    assets["python"]["wheel"] = build.part(folder, assets["python"]["wheel"]["url"])  # as the laboratory has it
+    assets["python"]["wheel"] = builder.assets.part(
+        folder, assets["python"]["wheel"]["url"]
+    )  # as the laboratory has it
     return assets
 
 
@@ -278,7 +285,7 @@ def test_the_models_say_something_new_with_every_token(expected: dict[str, list[
         assert hashes[-1] == hashes[-2], "all at once as one by one"
 
 
-@pytest.mark.parametrize("engine", build.ENGINES)
+@pytest.mark.parametrize("engine", builder.engines.ENGINES)
 def test_logits_are_the_same_to_the_bit_as_under_wasmtime(
     driven: Driven, engine: str, laboratory: Path, expected: dict[str, list[str]]
 ) -> None:

@@ -24,7 +24,14 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-import build
+import builder.assets
+import builder.engines
+import builder.install
+import builder.page
+import builder.python
+import builder.serve
+import builder.tools
+from builder.tools import ROOT, BuildError
 from fabella.generate import generate
 from fabella.llama2c import convert_llama2c
 from fabella.sampler import Settings
@@ -33,7 +40,7 @@ from fabella.session import Session
 from .random_models import load
 from .test_llama2c import model_bin, tokenizer_bin
 
-SHARED = build.ROOT.parent / "shared"
+SHARED = ROOT.parent / "shared"
 OLD_PAGE = b'<script type="application/json" id="assets">{"model": {}}</script> the old page'
 
 
@@ -48,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def run_build(*arguments: str | Path, root: Path = build.ROOT, status: int = 0) -> str:
+def run_build(*arguments: str | Path, root: Path = ROOT, status: int = 0) -> str:
     """Run build.py as a builder does and return what it printed."""
     command: list[str | Path] = [sys.executable, root / "build.py", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -74,20 +81,20 @@ def test_the_same_inputs_make_the_same_bytes(dist: Path, random_model: Path, tmp
     made = shutil.ignore_patterns(
         ".git", ".venv", "build", "dist", "out", "run-*.wasm", "__pycache__", "*_cache", ".bu*"
     )
-    shutil.copytree(build.ROOT, copy, ignore=made, symlinks=True)
-    (copy / ".venv").symlink_to(build.VENV)
+    shutil.copytree(ROOT, copy, ignore=made, symlinks=True)
+    (copy / ".venv").symlink_to(builder.tools.VENV)
     run_build("--model", random_model, "--out", tmp_path / "again", root=copy)
     assert contents(tmp_path / "again") == contents(dist)
     assert not list(copy.glob(".building-*"))
 
 
 def test_has_exactly_the_files_that_the_page_needs(dist: Path, random_model: Path) -> None:
-    version = json.loads((build.NODE_MODULES / "pyodide/package.json").read_text())["version"]
+    version = json.loads((builder.tools.NODE_MODULES / "pyodide/package.json").read_text())["version"]
     patterns = [
         *("index.html", "LICENSES.txt"),
-        *(rf"pyodide-{version}/{name}" for name in build.PYODIDE_FILES),
+        *(rf"pyodide-{version}/{name}" for name in builder.python.PYODIDE_FILES),
         *(rf"assets/{name}-\w+\.js" for name in ("app", "worker", "helper")),
-        *(rf"assets/run-{name}-\w+\.wasm" for name in build.ENGINES),
+        *(rf"assets/run-{name}-\w+\.wasm" for name in builder.engines.ENGINES),
         *(r"assets/favicon-\w+\.svg", r"assets/python-stdlib-\w+\.zip"),
         r"assets/fabella-[\d.]+-0\w+-py3-none-any\.whl",
         r"assets/random-\w+\.gguf",
@@ -104,11 +111,11 @@ def test_names_every_part_by_its_content(dist: Path, random_model: Path) -> None
     model, engines, python = parts["model"], parts["engines"], parts["python"]
     assert model.pop("name") == "random.gguf"
     assert (dist / model["url"]).read_bytes() == random_model.read_bytes()
-    assert build.digest(random_model) in model["url"]
-    assert engines.keys() == build.ENGINES.keys()
+    assert builder.tools.digest(random_model) in model["url"]
+    assert engines.keys() == builder.engines.ENGINES.keys()
     for name, engine in engines.items():
-        assert engine["url"] == f"assets/run-{name}-{build.digest(dist / engine['url'])}.wasm"
-    lock = json.loads((build.NODE_MODULES / "pyodide/pyodide-lock.json").read_text())
+        assert engine["url"] == f"assets/run-{name}-{builder.tools.digest(dist / engine['url'])}.wasm"
+    lock = json.loads((builder.tools.NODE_MODULES / "pyodide/pyodide-lock.json").read_text())
     assert python.pop("info") == lock["info"]
     assert python.keys() == {"script", "wasm", "stdlib", "wheel"}
     for part in (parts["worker"], parts["helper"], model, *engines.values(), *python.values()):
@@ -123,7 +130,7 @@ def test_the_style_is_in_the_page_and_its_policy_knows_it(dist: Path) -> None:
     page = (dist / "index.html").read_text(encoding="utf-8")
     (style,) = re.findall("<style>(.*?)</style>", page, re.DOTALL)
     sha256 = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert f"style-src 'sha256-{sha256}';" in build.content_security_policy(page)
+    assert f"style-src 'sha256-{sha256}';" in builder.serve.content_security_policy(page)
     assert "--paper" in style
     assert "stylesheet" not in page
 
@@ -141,9 +148,9 @@ def test_no_file_of_ours_names_another_origin(dist: Path) -> None:
 
 def test_names_the_licences_of_what_it_contains(dist: Path) -> None:
     text = (dist / "LICENSES.txt").read_text()
-    version = json.loads((build.NODE_MODULES / "pyodide/package.json").read_text())["version"]
+    version = json.loads((builder.tools.NODE_MODULES / "pyodide/package.json").read_text())["version"]
     assert f"Pyodide {version}" in text
-    (holder,) = re.findall(r"Copyright .*", (build.NODE_MODULES / "@noble/hashes/LICENSE").read_text())
+    (holder,) = re.findall(r"Copyright .*", (builder.tools.NODE_MODULES / "@noble/hashes/LICENSE").read_text())
     assert holder in text
     for licence in (
         "MIT License",
@@ -172,7 +179,7 @@ def test_stdlib_is_bytecode_that_python_takes_as_it_is(dist: Path) -> None:
 
 def test_the_wheel_holds_the_package_and_the_engine(dist: Path) -> None:
     (wheel,) = (dist / "assets").glob("*.whl")
-    sources = {f"fabella/{path.name}" for path in (build.ROOT / "py/fabella").glob("*.py")}
+    sources = {f"fabella/{path.name}" for path in (ROOT / "py/fabella").glob("*.py")}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         others = {"fabella/py.typed", "fabella/run.wasm"}
@@ -187,15 +194,15 @@ def test_the_wheel_holds_the_package_and_the_engine(dist: Path) -> None:
 def test_the_wheel_does_not_depend_on_the_environment(
     dist: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(build, "CACHE", tmp_path)
+    monkeypatch.setattr(builder.tools, "CACHE", tmp_path)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     (published,) = (dist / "assets").glob("*.whl")
-    assert build.build_wheel().read_bytes() == published.read_bytes()
+    assert builder.python.build_wheel().read_bytes() == published.read_bytes()
 
 
 @pytest.mark.parametrize("source", ["wheel", "repository"])
 def test_pip_installs_it(dist: Path, random_model: Path, tmp_path: Path, source: str) -> None:
-    what = next((dist / "assets").glob("*.whl")) if source == "wheel" else build.ROOT
+    what = next((dist / "assets").glob("*.whl")) if source == "wheel" else ROOT
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-index", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", str(tmp_path), str(what)], check=True)
     command = [sys.executable, "-m", "fabella", str(random_model), "-i", "Hello", "-t", "0", "-n", "20"]
@@ -238,8 +245,8 @@ def test_a_llama2c_model_without_its_tokenizer(tmp_path: Path) -> None:
 def test_a_tokenizer_beside_a_model_that_has_one(random_model: Path, tmp_path: Path) -> None:
     tokenizer = tmp_path / "tokenizer.bin"
     tokenizer.write_bytes(tokenizer_bin())
-    with pytest.raises(build.BuildError, match="leave --tokenizer out"):
-        build.model_as_gguf(random_model, tokenizer, tmp_path)
+    with pytest.raises(BuildError, match="leave --tokenizer out"):
+        builder.page.model_as_gguf(random_model, tokenizer, tmp_path)
 
 
 def test_a_llama2c_model_becomes_the_same_model_as_gguf(tmp_path: Path) -> None:
@@ -272,7 +279,7 @@ def test_stories260k_as_gguf_tells_the_story_in_its_readme(tmp_path: Path) -> No
 
 def test_serves_until_ctrl_c(random_model: Path, tmp_path: Path) -> None:
     server = subprocess.Popen(
-        [sys.executable, build.ROOT / "build.py", "serve", "--model", random_model, "--out", tmp_path / "dist"],
+        [sys.executable, ROOT / "build.py", "serve", "--model", random_model, "--out", tmp_path / "dist"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -319,7 +326,7 @@ def test_serves_until_ctrl_c(random_model: Path, tmp_path: Path) -> None:
 def test_only_files_named_by_their_content_are_kept_for_ever(dist: Path, tmp_path: Path) -> None:
     page = tmp_path / "page"
     shutil.copytree(dist, page)
-    with build.listen(page, 0) as server:
+    with builder.serve.listen(page, 0) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
 
@@ -346,10 +353,10 @@ def test_only_files_named_by_their_content_are_kept_for_ever(dist: Path, tmp_pat
 
 
 def test_serves_at_another_address(dist: Path) -> None:
-    arguments = build.parser().parse_args(["serve", "--host", "0.0.0.0"])
-    with build.listen(dist, 0, arguments.host) as server:
+    with builder.serve.listen(dist, 0, "0.0.0.0") as server:
         assert server.server_address[0] == "0.0.0.0"
-    assert build.parser().parse_args(["serve"]).host == "127.0.0.1"
+    with builder.serve.listen(dist, 0) as server:
+        assert server.server_address[0] == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -363,18 +370,16 @@ def test_serves_at_another_address(dist: Path) -> None:
     ],
 )
 def test_an_impossible_address_is_refused_before_the_page_is_built(
-    monkeypatch: pytest.MonkeyPatch, option: str, value: str, said: str
+    tmp_path: Path, option: str, value: str, said: str
 ) -> None:
-    monkeypatch.setattr(build, "bundle", lambda *_: pytest.fail("the work has begun"))
-    monkeypatch.setattr(sys, "argv", ["build.py", "serve", f"{option}={value}"])
-    with pytest.raises(build.BuildError, match=re.escape(said)):
-        build.command()
+    assert said in run_build("serve", f"{option}={value}", "--out", tmp_path / "dist", status=1)
+    assert not (tmp_path / "dist").exists()
 
 
 def test_serves_at_an_address_of_the_newer_kind(dist: Path) -> None:
     if not socket.has_ipv6:
         pytest.skip("this machine has no IPv6")
-    with build.listen(dist, 0, "::1") as server:
+    with builder.serve.listen(dist, 0, "::1") as server:
         assert server.server_address[0] == "::1"
 
 
@@ -382,7 +387,7 @@ def test_serves_at_an_address_of_the_newer_kind(dist: Path) -> None:
     "path", ["/%00", "/assets/%00.js", "/%ff%fe", "/" + "a" * 70_000, "//etc/passwd", "/%2e%2e/build.py", "/assets"]
 )
 def test_odd_requests_are_answered_and_say_nothing(dist: Path, capfd: pytest.CaptureFixture[str], path: str) -> None:
-    with build.listen(dist, 0) as server:
+    with builder.serve.listen(dist, 0) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
@@ -399,12 +404,12 @@ def test_a_port_that_is_taken(dist: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(build.BuildError, match=f"port {port} is taken: choose another with --port"):
-            build.listen(dist, port)
+        with pytest.raises(BuildError, match=f"port {port} is taken: choose another with --port"):
+            builder.serve.listen(dist, port)
 
 
 def test_without_a_port_it_takes_the_next_free_one(dist: Path) -> None:
-    with build.listen(dist, None) as first, build.listen(dist, None) as second:
+    with builder.serve.listen(dist, None) as first, builder.serve.listen(dist, None) as second:
         assert 8000 <= first.server_port < second.server_port
 
 
@@ -413,7 +418,14 @@ def test_without_a_port_it_takes_the_next_free_one(dist: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "word"),
-    [("", "--model"), ("serve", "--port"), ("setup", "training"), ("test", "pytest"), ("bench", "--quick")],
+    [
+        ("", "--model"),
+        ("serve", "--port"),
+        ("setup", "training"),
+        ("test", "pytest"),
+        ("check", "--fix"),
+        ("bench", "--quick"),
+    ],
 )
 def test_help(command: str, word: str) -> None:
     printed = run_build(*command.split(), "--help")
@@ -421,13 +433,15 @@ def test_help(command: str, word: str) -> None:
     assert word in printed
 
 
-def test_help_neither_builds_nor_installs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(build, "bundle", lambda *_: pytest.fail("the work has begun"))
-    for words in (["bench", "--help"], ["bench", "--quick", "-h"], ["test", "--help"], ["serve", "-h"]):
-        monkeypatch.setattr(sys, "argv", ["build.py", *words])
-        with pytest.raises(SystemExit):
-            build.command()
-        assert capsys.readouterr().out.startswith("usage: build.py")
+@pytest.mark.parametrize("words", ["bench --help", "bench --quick -h", "test --help", "serve -h", "check -h"])
+def test_help_neither_builds_nor_installs(words: str, tmp_path: Path) -> None:
+    """In a copy where nothing has been made yet."""
+    for name in ("build.py", "py"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        copy(ROOT / name, tmp_path / name)
+    before = contents(tmp_path)
+    assert run_build(*words.split(), root=tmp_path).startswith("usage: build.py")
+    assert {name for name in contents(tmp_path) if "__pycache__" not in name} <= set(before)
 
 
 def test_unknown_arguments_are_refused() -> None:
@@ -444,7 +458,7 @@ def test_a_folder_with_other_files_is_not_replaced(random_model: Path, tmp_path:
     "files",
     [
         {"index.html": b"<h1>My own page</h1>"},
-        {"index.html": (build.WEB / "index.html").read_bytes(), "app.js": b""},
+        {"index.html": (builder.tools.WEB / "index.html").read_bytes(), "app.js": b""},
         {"index.html": OLD_PAGE, "CNAME": b"example.org"},
     ],
     ids=["another page", "the page's source", "a file beside the page"],
@@ -454,9 +468,9 @@ def test_what_it_has_not_built_is_not_replaced(
 ) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    monkeypatch.setattr(build, "ensure_python", lambda lock: pytest.fail("the work has begun"))
-    with pytest.raises(build.BuildError, match=r"holds other files \(.*\): name a new folder with --out"):
-        build.bundle(random_model, None, tmp_path)
+    monkeypatch.setattr(builder.page, "ensure_python", lambda lock: pytest.fail("the work has begun"))
+    with pytest.raises(BuildError, match=r"holds other files \(.*\): name a new folder with --out"):
+        builder.page.bundle(random_model, None, tmp_path)
     assert contents(tmp_path) == files
 
 
@@ -469,7 +483,7 @@ def test_an_older_page_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "dist/assets/old.js").write_text("")
     (tmp_path / "dist/pyodide-314.0.7").mkdir()
     (tmp_path / "dist/pyodide-314.0.7/pyodide.mjs").write_text("")
-    build.swap(tmp_path / "new", tmp_path / "dist")
+    builder.page.swap(tmp_path / "new", tmp_path / "dist")
     assert contents(tmp_path) == {"dist/index.html": OLD_PAGE}
 
 
@@ -479,22 +493,22 @@ def test_a_file_of_the_users_anywhere_in_an_older_page_is_kept(tmp_path: Path, n
     file.parent.mkdir(parents=True)
     file.write_text("mine")
     (tmp_path / "dist/index.html").write_bytes(OLD_PAGE)
-    with pytest.raises(build.BuildError, match=re.escape(f"holds other files ({name}): name a new folder")):
-        build.check_out(tmp_path / "dist")
+    with pytest.raises(BuildError, match=re.escape(f"holds other files ({name}): name a new folder")):
+        builder.page.check_out(tmp_path / "dist")
     assert file.read_text() == "mine"
 
 
 def test_left_overs_of_killed_builds_go_and_running_builds_stay(tmp_path: Path) -> None:
-    building = "with build.scratch(pathlib.Path(sys.argv[1])) as folder: print(folder, flush=True); input()"
-    command = [sys.executable, "-c", f"import build, pathlib, sys\n{building}", str(tmp_path)]
+    building = "with builder.tools.scratch(pathlib.Path(sys.argv[1])) as folder: print(folder, flush=True); input()"
+    command = [sys.executable, "-c", f"import builder.tools, pathlib, sys\n{building}", str(tmp_path)]
     pipe = subprocess.PIPE
-    builds = [subprocess.Popen(command, cwd=build.ROOT, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    builds = [subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
     try:
         folders = [Path((running.stdout.readline() if running.stdout else "").strip()) for running in builds]
         builds[0].kill()
         builds[0].wait()
         assert all(folder.exists() for folder in folders)
-        with build.scratch(tmp_path):
+        with builder.tools.scratch(tmp_path):
             assert not folders[0].exists()
             assert folders[1].exists()
     finally:
@@ -510,7 +524,7 @@ def test_a_model_of_any_name_has_an_address_that_finds_it(random_model: Path, tm
     model = tmp_path / name
     shutil.copyfile(random_model, model)
     (tmp_path / "assets").mkdir()
-    url = build.publish(model, tmp_path, "{stem}-{hash}.gguf")
+    url = builder.assets.publish(model, tmp_path, "{stem}-{hash}.gguf")
     assert re.fullmatch(r"assets/[\w.-]{1,120}\.gguf", url, re.ASCII)
     assert (tmp_path / unquote(urlsplit(url).path)).read_bytes() == model.read_bytes()
 
@@ -540,12 +554,10 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
 )
 def test_without_a_network_it_says_what_the_network_is_needed_for(said: str) -> None:
     command = [sys.executable, "-c", f"import sys; sys.exit({said!r})"]
-    with pytest.raises(
-        build.BuildError, match=r"^The compiler must be downloaded, and the network cannot be reached\."
-    ):
-        build.install("The compiler", *command)
-    with pytest.raises(build.BuildError, match="this command failed"):
-        build.install("The compiler", sys.executable, "-c", "import sys; sys.exit('disk full')")
+    with pytest.raises(BuildError, match=r"^The compiler must be downloaded, and the network cannot be reached\."):
+        builder.install.install("The compiler", *command)
+    with pytest.raises(BuildError, match="this command failed"):
+        builder.install.install("The compiler", sys.executable, "-c", "import sys; sys.exit('disk full')")
 
 
 def test_a_venv_that_does_not_run_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -553,10 +565,10 @@ def test_a_venv_that_does_not_run_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
     python.parent.mkdir()
     python.write_text("#!/gone/python\n")
     python.chmod(0o755)
-    monkeypatch.setattr(build, "VENV", tmp_path)
-    monkeypatch.setattr(build, "PYTHON", python)
-    with pytest.raises(build.BuildError, match="does not run: delete that folder and try again"):
-        build.ensure_python("requirements.txt")
+    monkeypatch.setattr(builder.install, "VENV", tmp_path)
+    monkeypatch.setattr(builder.install, "PYTHON", python)
+    with pytest.raises(BuildError, match="does not run: delete that folder and try again"):
+        builder.install.ensure_python("requirements.txt")
 
 
 @pytest.mark.parametrize("words", ["--help", "bench --help"])
@@ -564,7 +576,7 @@ def test_a_reader_that_leaves_ends_it_quietly(words: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "build.py", *words.split()]
-    done = subprocess.run(command, cwd=build.ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -588,39 +600,39 @@ def test_torch_comes_without_cuda_and_its_size_is_said(
         commands.append(shlex.join(map(str, command)))
         return f"{tmp_path}\n"
 
-    monkeypatch.setattr(build, "VENV", tmp_path)
-    monkeypatch.setattr(build, "PYTHON", Path(sys.executable))
-    monkeypatch.setattr(build, "run", run)
+    monkeypatch.setattr(builder.install, "VENV", tmp_path)
+    monkeypatch.setattr(builder.install, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(builder.install, "run", run)
     monkeypatch.setattr(sys, "platform", "linux")
-    build.ensure_python("requirements-dev.txt")
+    builder.install.ensure_python("requirements-dev.txt")
     torch, everything = (command for command in commands if "pip" in command)
     assert "--extra-index-url https://download.pytorch.org/whl/cpu torch==" in torch
     assert everything.endswith("-r requirements-dev.txt")
     assert "about 200 MB" in capsys.readouterr().out
 
     link = tmp_path / "fabella.pth"
-    assert link.read_text() == f"{build.ROOT / 'py'}\n"
+    assert link.read_text() == f"{ROOT / 'py'}\n"
     link.unlink()
-    build.ensure_python("requirements-dev.txt")
+    builder.install.ensure_python("requirements-dev.txt")
     assert len([command for command in commands if "pip" in command]) == 2, "nothing is installed again"
     assert link.exists()
 
 
 def test_an_old_node_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "run", lambda *command: "v18.20.4\n")
-    with pytest.raises(build.BuildError, match=r"Node.js v18.20.4 is too old: install version 20"):
-        build.ensure_node_packages()
+    monkeypatch.setattr(builder.install, "run", lambda *command: "v18.20.4\n")
+    with pytest.raises(BuildError, match=r"Node.js v18.20.4 is too old: install version 20"):
+        builder.install.ensure_node_packages()
 
 
 def test_says_what_to_install_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(build.BuildError, match=r"emcc, is missing(.|\n)*emsdk install latest"):
-        build.ensure_emcc()
-    with pytest.raises(build.BuildError, match=r"clang-19 and wasm-ld-19 are missing(.|\n)*install .* clang-19 lld-19"):
-        build.ensure_clang()
-    monkeypatch.setattr(build, "NODE_MODULES", Path("/nowhere"))
-    with pytest.raises(build.BuildError, match=r"Node.js is missing: install version 20"):
-        build.ensure_node_packages()
+    with pytest.raises(BuildError, match=r"emcc, is missing(.|\n)*emsdk install latest"):
+        builder.install.ensure_emcc()
+    with pytest.raises(BuildError, match=r"clang-19 and wasm-ld-19 are missing(.|\n)*install .* clang-19 lld-19"):
+        builder.install.ensure_clang()
+    monkeypatch.setattr(builder.install, "NODE_MODULES", Path("/nowhere"))
+    with pytest.raises(BuildError, match=r"Node.js is missing: install version 20"):
+        builder.install.ensure_node_packages()
 
 
 def test_installs_from_apt_as_root_and_says_so(
@@ -629,39 +641,39 @@ def test_installs_from_apt_as_root_and_says_so(
     commands = []
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(build, "run", lambda *command: commands.append(" ".join(command)))
-    assert build.apt_install("Clang", "clang-19", "lld-19")
+    monkeypatch.setattr(builder.install, "run", lambda *command: commands.append(" ".join(command)))
+    assert builder.install.apt_install("Clang", "clang-19", "lld-19")
     assert capsys.readouterr().out == "Installing Clang with apt-get (clang-19 lld-19) ...\n"
     assert commands == ["apt-get update -q", "apt-get install -q -y --no-install-recommends clang-19 lld-19"]
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert not build.apt_install("Emscripten", "emscripten")
+    assert not builder.install.apt_install("Emscripten", "emscripten")
 
 
 def test_makes_again_only_what_has_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(build, "CACHE", tmp_path)
+    monkeypatch.setattr(builder.tools, "CACHE", tmp_path)
     made = []
 
     def make(target: Path) -> None:
         made.append(target)
         target.write_text("made")
 
-    one = build.cached("thing.txt", "1", make)
+    one = builder.tools.cached("thing.txt", "1", make)
     assert one.read_text() == "made"
-    assert build.cached("thing.txt", "1", make) == one
-    assert build.cached("thing.txt", "2", make) != one
+    assert builder.tools.cached("thing.txt", "1", make) == one
+    assert builder.tools.cached("thing.txt", "2", make) != one
     assert len(made) == 2
 
     def fail(target: Path) -> None:
         target.write_text("half")
-        raise build.BuildError("no")
+        raise BuildError("no")
 
-    with pytest.raises(build.BuildError):
-        build.cached("thing.txt", "3", fail)
+    with pytest.raises(BuildError):
+        builder.tools.cached("thing.txt", "3", fail)
     assert {path.name for path in tmp_path.iterdir()} == {"thing-2.txt"}, "the older one is gone"
 
 
 def test_a_command_that_fails_is_shown_with_its_words() -> None:
-    with pytest.raises(build.BuildError, match=r"this command failed:\n.*\noh dear"):
-        build.run(sys.executable, "-c", "import sys; sys.exit('oh dear')")
-    with pytest.raises(build.BuildError, match="no-such-program is not installed"):
-        build.run("no-such-program")
+    with pytest.raises(BuildError, match=r"this command failed:\n.*\noh dear"):
+        builder.tools.run(sys.executable, "-c", "import sys; sys.exit('oh dear')")
+    with pytest.raises(BuildError, match="no-such-program is not installed"):
+        builder.tools.run("no-such-program")

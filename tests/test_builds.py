@@ -15,7 +15,7 @@ import pytest
 import wasmtime
 from wasmtime import _ffi as ffi
 
-import build
+from builder.engines import build_engines
 from fabella.engine import Engine
 from fabella.formats import STORED
 from fabella.gguf import read_gguf
@@ -105,7 +105,7 @@ class ThreadsHost(Host):
 @pytest.fixture(scope="session")
 def engines() -> dict[str, bytes]:
     """The module of every build."""
-    return {name: path.read_bytes() for name, path in build.build_engines().items()}
+    return {name: path.read_bytes() for name, path in build_engines().items()}
 
 
 @pytest.fixture(scope="session", params=MODELS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-import build
+from builder.tools import ROOT
 
 # Pieces of every kind of length, reads at every kind of place; numbers that are random, but the same each time.
 SCRIPT = """
@@ -161,5 +161,5 @@ def test_silence_is_noticed_and_slowness_is_not() -> None:
 
 def run_in_node(script: str) -> None:
     command = ["node", "--input-type=module", "--eval", script]
-    done = subprocess.run(command, cwd=build.ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "all is well\n", done.stderr

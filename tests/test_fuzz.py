@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import build
+from builder.tools import CACHE
 
 FLAGS = "-std=c11 -g -O1 -fno-sanitize-recover=all -ffp-contract=off -Wall -Wextra -Werror".split()
 SANITIZERS = "-fsanitize=fuzzer,address,undefined"
@@ -46,7 +46,7 @@ def test_three_thousand_inputs(fuzzer: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_a_hundred_thousand_inputs(fuzzer: Path) -> None:
-    corpus = build.CACHE / "fuzz"
+    corpus = CACHE / "fuzz"
     corpus.mkdir(parents=True, exist_ok=True)
     fuzz(fuzzer, 100_000, corpus)
     print(f"{len(list(corpus.iterdir())):,} ways through the code known by now")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-import build
+from builder.serve import content_security_policy
+from builder.tools import NODE_MODULES
 from fabella.generate import Step, generate
 from fabella.sampler import Settings
 from fabella.session import Session
@@ -36,7 +37,7 @@ PROMPTS = [
     "A brave mouse looked at the moon and",
     "Grandma gave Anna a box. Inside was",
 ]
-AXE = build.NODE_MODULES / "axe-core/axe.min.js"
+AXE = NODE_MODULES / "axe-core/axe.min.js"
 
 
 def reference(model: Path, prompt: str, length: int, **settings: Any) -> list[Step]:
@@ -408,7 +409,7 @@ def test_a_violation_on_the_page_would_be_noticed(visit: Visit, site: Site) -> N
 
 def reporting_policy(site: Site) -> str:
     """The page's own policy, with violations reported to the site."""
-    return build.content_security_policy((site.folder / "index.html").read_text()) + f"; report-uri {SUBPATH}report"
+    return content_security_policy((site.folder / "index.html").read_text()) + f"; report-uri {SUBPATH}report"
 
 
 # ---- Looks -----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import build
+from builder.tools import ROOT
 from fabella.errors import EngineError, FabellaError, SettingsError
 from fabella.sampler import SHORTLIST, Sampler, Settings, Xorshift, draw, random_seed
 
@@ -265,7 +265,7 @@ def test_extremes(temperature: float, scale: float) -> None:
 @pytest.mark.parametrize("module", ["sampler", "engine", "generate"])
 def test_what_decides_a_token_asks_no_library_for_an_exponential(module: str) -> None:
     """Libraries differ in the last bit from one machine to the next (so do their powers, of floats)."""
-    tree = ast.parse((build.ROOT / f"py/fabella/{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / f"py/fabella/{module}.py").read_text(encoding="utf-8"))
     used = {
         node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "math"
     }

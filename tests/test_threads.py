@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, expect
 
-import build
+from builder.serve import ISOLATION
+from builder.tools import WEB
 
 from .conftest import Site, Visit
 from .gate import Gate, begun_with
@@ -59,7 +60,7 @@ def choose(
     cores: int, *seconds: list[float], failing: tuple[int, ...] = (), silent: tuple[int, ...] = ()
 ) -> tuple[list[int], list[list[int]]]:
     """How many threads the page chooses, once for each list of seconds, and what each helper was told."""
-    given = json.dumps([(build.WEB / "engine.js").as_uri(), cores, failing, silent, seconds])
+    given = json.dumps([(WEB / "engine.js").as_uri(), cores, failing, silent, seconds])
     command = ["node", "--no-warnings", "--input-type=module", "--eval", CHOOSE, given]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     chosen, told, stacks = json.loads(done.stdout)
@@ -131,7 +132,7 @@ def loaded(visit: Visit, part: str) -> list[str]:
 @pytest.fixture
 def isolated(site: Site) -> Site:
     """The page around the random model, on a host that allows threads."""
-    site.headers.update(build.ISOLATION)
+    site.headers.update(ISOLATION)
     return site
 
 

@@ -222,7 +222,13 @@ function draw({ steps, tokens_per_second }, request) {
     bringIntoView();
   }
   const own = steps.filter((step) => !step.from_prompt);
-  story.add(steps.slice(0, steps.length - own.length).map(({ text }) => text).join(""), true); // the prompt comes first
+  story.add(
+    steps
+      .slice(0, steps.length - own.length)
+      .map(({ text }) => text)
+      .join(""),
+    true,
+  ); // the prompt comes first
   story.add(own.map(({ text }) => text).join(""), false);
   request.told += own.length;
   if (request.told > 0) {

@@ -5,7 +5,15 @@
 
 import { sha256 } from "@noble/hashes/sha2.js";
 import {
-  SILENCE, anotherFile, brokenOff, elsewhere, notStarted, refused, silent, unreachable, webPage,
+  SILENCE,
+  anotherFile,
+  brokenOff,
+  elsewhere,
+  notStarted,
+  refused,
+  silent,
+  unreachable,
+  webPage,
 } from "./problem.js";
 
 /** @import { Part } from "./messages.js" */

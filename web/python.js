@@ -26,7 +26,9 @@ export async function startPython({ info, script, wasm, stdlib, wheel }, count) 
   const module = downloadModule(wasm, NAME, count);
   const [python, packed] = await Promise.all([loadPyodideFrom(info, factory, module, library), archive]);
   python.unpackArchive(packed.toBytes(), "wheel");
-  await (await module).arrived;
+  await (
+    await module
+  ).arrived;
   return python;
 }
 

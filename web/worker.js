@@ -164,7 +164,10 @@ async function load(assets, base) {
   const run = at(assets.engines[build.name]);
   const [script, wasm, stdlib, wheel] = [parts.script, parts.wasm, parts.stdlib, parts.wheel].map(at);
   const programs = [run, script, wasm, stdlib, wheel];
-  const downloaded = counter("python", programs.reduce((sum, { bytes }) => sum + bytes, 0));
+  const downloaded = counter(
+    "python",
+    programs.reduce((sum, { bytes }) => sum + bytes, 0),
+  );
   const model = counter("model", assets.model.bytes);
   // The model's bytes stay in their blocks until Python has them packed, piece by piece.
   const [started, file, python] = await Promise.all([

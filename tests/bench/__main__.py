@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-import build
+from builder.tools import ROOT, WEB, BuildError, digest
 from fabella.console import run_command
 from fabella.errors import FabellaError
 
@@ -55,9 +55,9 @@ def results_file(dist: Path, browser: str, quick: bool, threads: int) -> Path:
     """
     page = (path for path in dist.rglob("*") if path.is_file() and path.suffix != ".gguf")
     own = (path for folder in (HERE, HERE / "web") for path in folder.iterdir() if path.is_file())
-    engine = (build.ROOT / "wasm").glob("*.[ch]")  # compiled for this machine as well
+    engine = (ROOT / "wasm").glob("*.[ch]")  # compiled for this machine as well
     sources = (path for path in (*own, *engine) if path.name != "report.py")
-    key = build.digest(machine(), browser, build.WEB / "models/stories.gguf", *sorted(page), *sorted(sources))[:6]
+    key = digest(machine(), browser, WEB / "models/stories.gguf", *sorted(page), *sorted(sources))[:6]
     name = f"{key}{f'-{threads}-threads' if threads > 1 else ''}{'-quick' if quick else ''}.json"
     earlier = sorted((HERE / "results").glob(f"*-{name}"))
     return earlier[-1] if earlier else HERE / f"results/{datetime.date.today()}-{name}"
@@ -174,7 +174,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--rounds", type=int, help="how often each engine runs each model (default 5)")
     parser.add_argument("--threads", type=int, default=1, help="that each engine may use, if it can (default 1)")
-    parser.add_argument("--dist", type=Path, default=build.ROOT / "dist", help=argparse.SUPPRESS)
+    parser.add_argument("--dist", type=Path, default=ROOT / "dist", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.threads < 1:
         parser.error(f"--threads: must be at least 1, not {arguments.threads}")
@@ -189,10 +189,10 @@ def main() -> int:
     path.with_suffix(".md").write_text(tables(results), encoding="utf-8")
     chart(results, path.with_suffix(".png"))
     print(tables(results))
-    written = (path.with_suffix(end).relative_to(build.ROOT) for end in (".json", ".md", ".png"))
+    written = (path.with_suffix(end).relative_to(ROOT) for end in (".json", ".md", ".png"))
     print(f"Written: {', '.join(map(str, written))}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("bench", main, (build.BuildError, FabellaError, OSError)))
+    sys.exit(run_command("bench", main, (BuildError, FabellaError, OSError)))

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Error, sync_playwright
 
-import build
+from builder.install import find_browser
+from builder.serve import ISOLATION, PageHandler
 from tests.conftest import BROWSER_ARGUMENTS
 
 from .engines import BUILT, HERE, NODE_MODULES
@@ -57,7 +58,7 @@ class Handler(SimpleHTTPRequestHandler):
     """Finds a file by the folder's name that its path begins with."""
 
     protocol_version = "HTTP/1.1"
-    extensions_map = build.PageHandler.extensions_map
+    extensions_map = PageHandler.extensions_map
 
     def __init__(self, server: Server, *arguments: Any) -> None:
         self.bench = server
@@ -83,7 +84,7 @@ class Handler(SimpleHTTPRequestHandler):
     def end_headers(self) -> None:
         """Adds the headers of cross-origin isolation."""
         if self.bench.isolated:
-            for name, value in build.ISOLATION.items():
+            for name, value in ISOLATION.items():
                 self.send_header(name, value)
         super().end_headers()
 
@@ -168,7 +169,7 @@ def opened(dist: Path, models: dict[str, Path], isolated: bool = False) -> Itera
     server = Server(dist, models, isolated)
     try:
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=build.find_browser(), args=BROWSER_ARGUMENTS)
+            browser = playwright.chromium.launch(executable_path=find_browser(), args=BROWSER_ARGUMENTS)
             yield Bench(browser, server)
             browser.close()
     finally:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import build
+from builder import tools
+from builder.install import ensure_emcc
+from builder.tools import CACHE, BuildError, digest, run, say
 
 from .models import MODELS
 
 HERE = Path(__file__).resolve().parent
 NODE_MODULES = HERE / "node_modules"
-BUILT = build.CACHE / "bench-built"
+BUILT = CACHE / "bench-built"
 SCRIPTS = ("bench", "wllama", "onnxruntime", "transformers", "plain", "roofline")
 
 CLANG, WASM_LD = "clang-19", "wasm-ld-19"
@@ -74,15 +76,15 @@ def engines_for(model: str, left_out: dict[str, str], threads: int = 1) -> list[
 def install_peers() -> dict[str, str]:
     """Install the pinned npm packages unless that is done; return the engines that cannot be had, and why."""
     stamp = NODE_MODULES / "package-lock.installed"
-    wanted = build.digest(HERE / "package-lock.json")
+    wanted = digest(HERE / "package-lock.json")
     failure = ""
     if not stamp.exists() or stamp.read_text() != wanted:
-        build.say("Installing the peers with npm into tests/bench/node_modules (package-lock.json; 440 MB there) ...")
+        say("Installing the peers with npm into tests/bench/node_modules (package-lock.json; 440 MB there) ...")
         try:
             # Not `npm ci`: it wants the lock to hold llama.cpp's binaries for every system that there is.
-            build.run("npm", "install", "--prefix", HERE, "--no-save", "--ignore-scripts", "--no-audit", "--no-fund")
+            run("npm", "install", "--prefix", HERE, "--no-save", "--ignore-scripts", "--no-audit", "--no-fund")
             stamp.write_text(wanted)
-        except build.BuildError as error:
+        except BuildError as error:
             lines = str(error).splitlines()
             failure = "npm: " + next((line for line in lines[2:] if "npm error" in line), lines[-1])
     left_out = {}
@@ -96,7 +98,7 @@ def install_peers() -> dict[str, str]:
     if not native_compiler():
         left_out["native"] = f"none of {', '.join(NATIVE_COMPILERS)} is installed"
     for name, why in left_out.items():
-        build.say(f"    left out: {ENGINES[name].title} ({why})")
+        say(f"    left out: {ENGINES[name].title} ({why})")
     return left_out
 
 
@@ -122,28 +124,26 @@ def build_all(left_out: dict[str, str]) -> None:
     """Bundle the page's scripts and compile the C, all into build/bench-built."""
     BUILT.mkdir(parents=True, exist_ok=True)
     scripts = [HERE / f"web/{name}.js" for name in SCRIPTS if name not in left_out]
-    esbuild = ("node", build.NODE_MODULES / "esbuild/bin/esbuild", "--log-level=error", "--bundle", "--format=esm")
-    build.run(*esbuild, "--minify", "--target=es2022", f"--outdir={BUILT}", *scripts)
+    esbuild = ("node", tools.NODE_MODULES / "esbuild/bin/esbuild", "--log-level=error", "--bundle", "--format=esm")
+    run(*esbuild, "--minify", "--target=es2022", f"--outdir={BUILT}", *scripts)
 
-    emcc = build.ensure_emcc()
+    emcc = ensure_emcc()
     flags = ("-O3", "-msimd128", "-sSTANDALONE_WASM", "--no-entry", "-sALLOW_MEMORY_GROWTH", "-sMAXIMUM_MEMORY=4GB")
-    build.run(emcc, *flags, HERE / "roofline.c", "-o", BUILT / "roofline.wasm")
+    run(emcc, *flags, HERE / "roofline.c", "-o", BUILT / "roofline.wasm")
     if "plain" not in left_out:
         compile_plain(emcc, BUILT / "plain.wasm")
     compiler = native_compiler()
     if compiler and "native" not in left_out:
-        build.run(
-            compiler, *NATIVE_FLAGS, *NATIVE_COMPILERS[compiler], HERE / "native.c", "-o", BUILT / "native", "-lm"
-        )
+        run(compiler, *NATIVE_FLAGS, *NATIVE_COMPILERS[compiler], HERE / "native.c", "-o", BUILT / "native", "-lm")
 
 
 def compile_plain(emcc: str, target: Path) -> None:
     """Compile REF with a current LLVM, against the C library of emcc, whose own LLVM may be much older."""
-    sysroot = Path(build.run(Path(emcc).with_name("em-config"), "CACHE").strip()) / "sysroot"
+    sysroot = Path(run(Path(emcc).with_name("em-config"), "CACHE").strip()) / "sysroot"
     library = sysroot / "lib/wasm32-emscripten"
     compiled = target.with_suffix(".o")
     platform = ("--target=wasm32-unknown-emscripten", f"--sysroot={sysroot}")
-    build.run(CLANG, *platform, "-O3", "-msimd128", "-ffast-math", "-c", HERE / "plain.c", "-o", compiled)
+    run(CLANG, *platform, "-O3", "-msimd128", "-ffast-math", "-c", HERE / "plain.c", "-o", compiled)
     libraries = ("-lstandalonewasm-memgrow", "-lstubs", "-lnoexit", "-lc", "-ldlmalloc", "-lcompiler_rt")
     layout = ("--import-undefined", "--entry=_initialize", "--max-memory=4294967296", "--global-base=1024")
-    build.run(WASM_LD, compiled, library / "crt1_reactor.o", f"-L{library}", *libraries, *layout, "-o", target)
+    run(WASM_LD, compiled, library / "crt1_reactor.o", f"-L{library}", *libraries, *layout, "-o", target)

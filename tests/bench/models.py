@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import build
+from builder.tools import CACHE, WEB, digest, scratch
 from fabella.architectures import expected_shapes
 from fabella.gguf import read_gguf, write_gguf
 from fabella.modelfile import Config
@@ -96,7 +96,7 @@ def config_of(model: Model) -> Config:
     """The model's shape; the shipped one's is read from its file."""
     if model.config:
         return model.config
-    with FileSource(build.WEB / "models/stories.gguf") as source:
+    with FileSource(WEB / "models/stories.gguf") as source:
         return read_gguf(source).config
 
 
@@ -110,14 +110,14 @@ def make_model(name: str) -> Path:
     """The folder of a model, made unless an earlier run has."""
     model = MODELS[name]
     sources = [Path(__file__), Path(__file__).with_name("onnx_llama.py")]
-    shipped = [] if model.config else [build.WEB / "models/stories.gguf"]
-    folder = build.CACHE / f"bench-{name}-{build.digest(repr(model), *sources, *shipped)}"
+    shipped = [] if model.config else [WEB / "models/stories.gguf"]
+    folder = CACHE / f"bench-{name}-{digest(repr(model), *sources, *shipped)}"
     if not folder.exists():
-        for old in build.CACHE.glob(f"bench-{name}-*"):
+        for old in CACHE.glob(f"bench-{name}-*"):
             shutil.rmtree(old)
-        with build.scratch(build.CACHE) as scratch:
-            _write_all(model, scratch / name)
-            (scratch / name).rename(folder)
+        with scratch(CACHE) as unfinished:
+            _write_all(model, unfinished / name)
+            (unfinished / name).rename(folder)
     return folder
 
 
@@ -127,7 +127,7 @@ def _write_all(model: Model, folder: Path) -> None:
     if model.config:
         write_random_gguf(gguf, model.config, model.type)
     else:
-        shutil.copyfile(build.WEB / "models/stories.gguf", gguf)
+        shutil.copyfile(WEB / "models/stories.gguf", gguf)
     with FileSource(gguf) as source:
         read = read_gguf(source)
         weights = {name: read_weights(source, tensor) for name, tensor in read.tensors.items()}

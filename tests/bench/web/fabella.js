@@ -56,7 +56,8 @@ export async function fabella(spec) {
   const stories = await repeat(spec, async () => {
     await tell(1, ""); // or else the prompt would be there already; now its first token is, BOS
     const prefill_ms = await tell(spec.ids.length);
-    if (steps.length - told().length + 1 !== spec.ids.length) // BOS is no step
+    if (steps.length - told().length + 1 !== spec.ids.length)
+      // BOS is no step
       throw new Error(`the prompt is not ${spec.ids.length} tokens long here`);
     const asked = performance.now();
     const decode_ms = asked + (await tell(spec.ids.length + spec.tokens)) - first;

@@ -13,7 +13,8 @@ serve(async (spec) => {
   const load_ms = performance.now() - started;
 
   const caches = session.inputNames.filter((name) => name.startsWith("past_key_values."));
-  const empty = () => new ort.Tensor("float32", new Float32Array(0), [1, config.num_key_value_heads, 0, config.head_dim]);
+  const empty = () =>
+    new ort.Tensor("float32", new Float32Array(0), [1, config.num_key_value_heads, 0, config.head_dim]);
   const integers = (values) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
   let past = {};
   const run = async (ids, total) => {

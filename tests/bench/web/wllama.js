@@ -10,7 +10,13 @@ export async function wllama(spec) {
     { suppressNativeLog: true },
   );
   const model = await (await fetch(`${spec.url}model.gguf`)).blob();
-  await engine.loadModel([model], { n_ctx: spec.context, n_batch: 512, n_threads: spec.threads, n_gpu_layers: 0, n_parallel: 1 });
+  await engine.loadModel([model], {
+    n_ctx: spec.context,
+    n_batch: 512,
+    n_threads: spec.threads,
+    n_gpu_layers: 0,
+    n_parallel: 1,
+  });
   const load_ms = performance.now() - started;
 
   let text = "";
