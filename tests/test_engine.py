@@ -23,7 +23,7 @@ from fabella.hosts import WasmtimeHost, packaged_wasm
 from fabella.modelfile import LARGEST, Config
 from fabella.sampler import SHORTLIST
 from fabella.sources import BytesSource, FileSource
-from train.export import load_gguf
+from train.load import load_gguf
 
 from .random_models import load, write_as_f32, write_random_model
 

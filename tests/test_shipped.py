@@ -11,7 +11,7 @@ import torch
 
 from fabella.gguf import read_gguf
 from fabella.sources import BytesSource
-from train.export import load_gguf
+from train.load import load_gguf
 
 from .random_models import load
 

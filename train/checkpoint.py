@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentencepiece import SentencePieceProcessor
 
 from fabella.modelfile import Config
 
 from . import explain
+from .curve import CURVE_COLUMNS
 from .files import Damaged
 from .model import Llama
 from .progress import say
 from .run import ANOTHER_TOKENIZER, RunFolder
-from .tokenizer import load_tokenizer
-
-CURVE_COLUMNS = ("step", "tokens", "learning_rate", "train_loss", "valid_bits_per_byte", "seconds")
 
 
 @dataclass
@@ -97,13 +94,6 @@ class Checkpoint:
         model = Llama(self.config)
         model.load_state_dict(self.model)
         return model.eval()
-
-
-def load_run(folder: Path) -> tuple[Checkpoint, SentencePieceProcessor]:
-    """The checkpoint in a run's folder and its tokenizer; ``ValueError`` if these two do not belong together."""
-    checkpoint = Checkpoint.load(folder)
-    check_tokenizer(checkpoint, folder)
-    return checkpoint, load_tokenizer(RunFolder(folder).tokenizer)
 
 
 def check_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:

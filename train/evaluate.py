@@ -27,7 +27,7 @@ from fabella.errors import FabellaError
 from fabella.tokenizer import Tokenizer
 
 from .data import PADDING, read_documents
-from .export import load_model
+from .load import load_model
 from .model import Llama
 from .progress import Progress
 

@@ -1,4 +1,4 @@
-"""Between PyTorch and the one model file (GGUF): writes a trained model for the page, and reads one back.
+"""Writes a trained model as the one file (GGUF) that the page and the terminal read.
 
     python -m train.export out/stories -o stories.gguf
 
@@ -13,23 +13,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from sentencepiece import SentencePieceProcessor
-
-from fabella import tokenizer as pieces
 from fabella.console import run_command
 from fabella.errors import FabellaError
 from fabella.formats import FORMATS, QUANTISED, STORED
 from fabella.gguf import describe, read_gguf, write_gguf
-from fabella.modelfile import Config, ModelFile
+from fabella.modelfile import Config
 from fabella.sources import FileSource
 from fabella.tokenizer import Tokenizer
 
-from .checkpoint import load_run
 from .files import check_output, replacing
+from .load import load_run
 from .model import Llama
-from .quantize import quantize, read_weights
+from .quantize import quantize
 from .run import RunFolder
+from .tokenizer import as_tokenizer
 
 DEFAULT_FORMAT = "Q8_0"
 
@@ -47,27 +44,6 @@ def unstorable(config: Config, format: str) -> str | None:
     return None
 
 
-def as_tokenizer(trained: SentencePieceProcessor) -> Tokenizer:
-    """The product's own tokenizer with the vocabulary of a SentencePiece model."""
-    ids = range(trained.vocab_size())
-
-    def type_of(id: int) -> int:
-        if trained.is_unknown(id):
-            return pieces.UNKNOWN
-        if trained.is_control(id):
-            return pieces.CONTROL
-        return pieces.BYTE if trained.is_byte(id) else pieces.NORMAL
-
-    return Tokenizer(
-        [trained.id_to_piece(id) for id in ids],
-        [trained.get_score(id) for id in ids],
-        [type_of(id) for id in ids],
-        bos_id=trained.bos_id(),
-        eos_id=trained.eos_id(),
-        unknown_id=trained.unk_id(),
-    )
-
-
 def save_gguf(model: Llama, tokenizer: Tokenizer, path: Path, format: str, about: dict[str, Any]) -> None:
     """Write ``model`` as GGUF with its matrices in ``format``, one of `STORED`.
 
@@ -83,28 +59,6 @@ def save_gguf(model: Llama, tokenizer: Tokenizer, path: Path, format: str, about
         write_gguf(half, describe(model.config, tokenizer, about), tensors)
         with FileSource(half) as source:
             read_gguf(source)  # what the page would refuse is refused here
-
-
-def load_gguf(path: Path) -> tuple[Llama, ModelFile]:
-    """Build the model from a GGUF file, its weights dequantised, and return it with what the file says.
-
-    Raises ``FabellaError`` (a ``ModelFileError`` that names the field) if the file is not a usable model.
-    """
-    with FileSource(path) as source:
-        file = read_gguf(source)
-        weights = {name: torch.from_numpy(read_weights(source, tensor)) for name, tensor in file.tensors.items()}
-    model = Llama(file.config)
-    model.load_state_dict(weights)
-    return model.eval(), file
-
-
-def load_model(path: Path) -> tuple[Llama, Tokenizer]:
-    """The model and tokenizer of a run folder or of a GGUF file."""
-    if path.is_dir():
-        run, tokenizer = load_run(path)
-        return run.build_model(), as_tokenizer(tokenizer)
-    model, file = load_gguf(path)
-    return model, file.tokenizer
 
 
 def writable(name: str) -> str:

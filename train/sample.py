@@ -23,7 +23,7 @@ from fabella.generate import generate
 from fabella.sampler import Settings, random_seed
 from fabella.session import Session
 
-from .export import load_model
+from .load import load_model
 from .model import Llama
 
 

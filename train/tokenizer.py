@@ -15,6 +15,9 @@ from pathlib import Path
 
 import sentencepiece
 
+from fabella import tokenizer as pieces
+from fabella.tokenizer import Tokenizer
+
 from . import explain
 from .files import replacing
 from .progress import Progress, say
@@ -157,6 +160,27 @@ def load_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
         return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
     except RuntimeError as error:
         raise ValueError(f"{path}: not a SentencePiece model") from error
+
+
+def as_tokenizer(trained: sentencepiece.SentencePieceProcessor) -> Tokenizer:
+    """The product's own tokenizer with the vocabulary of a SentencePiece model."""
+    ids = range(trained.vocab_size())
+
+    def type_of(id: int) -> int:
+        if trained.is_unknown(id):
+            return pieces.UNKNOWN
+        if trained.is_control(id):
+            return pieces.CONTROL
+        return pieces.BYTE if trained.is_byte(id) else pieces.NORMAL
+
+    return Tokenizer(
+        [trained.id_to_piece(id) for id in ids],
+        [trained.get_score(id) for id in ids],
+        [type_of(id) for id in ids],
+        bos_id=trained.bos_id(),
+        eos_id=trained.eos_id(),
+        unknown_id=trained.unk_id(),
+    )
 
 
 if __name__ == "__main__":

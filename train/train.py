@@ -12,43 +12,31 @@ Written to the --out folder, which run.py describes: tokenizer.model, checkpoint
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 import os
-import shutil
-import signal
 import sys
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from fabella.architectures import expected_shapes
-from fabella.console import INTERRUPTED, run_command, words
+from fabella.console import INTERRUPTED, run_command
 from fabella.errors import FabellaError, ModelFileError
 from fabella.modelfile import LARGEST, Config
 
-from .checkpoint import CURVE_COLUMNS, Checkpoint, check_tokenizer
-from .data import PADDING, Tokens, batches, encode_text, hash_documents, read_documents, split_documents
+from .checkpoint import Checkpoint, check_tokenizer
+from .curve import keep_curve
+from .data import Tokens, batches, encode_text, hash_documents, read_documents, split_documents
 from .evaluate import HeldOut, bits_per_byte, hold_out
-from .export import DEFAULT_FORMAT, as_tokenizer, unstorable
+from .export import DEFAULT_FORMAT, unstorable
+from .loop import Plan, StopOnSignal, fit, learned_by_muon, make_loss
 from .model import Llama
-from .progress import Progress, say
+from .progress import say
 from .run import RunFolder
-from .tokenizer import SMALLEST_VOCABULARY, load_tokenizer, train_tokenizer
+from .tokenizer import SMALLEST_VOCABULARY, as_tokenizer, load_tokenizer, train_tokenizer
 
-WARM_UP_STEPS = 100
-DECAY_FROM = 0.7  # the part of the token budget after which the learning rate falls
-LARGEST_GRADIENT = 1.0  # its norm is clipped to this
-LOG_EVERY = 50  # steps between two rows of the curve
-SAVE_EVERY = 180.0  # seconds between two checkpoints
 LARGEST_SEED = 10**18 - 1
 LARGEST_RATE = 1000.0
 OPTION_OF = {  # the options that give the model its shape
@@ -187,8 +175,27 @@ def train(options: argparse.Namespace) -> Checkpoint:
             print(f"Done already: {learned}. {folder.curve_picture}")
             return run
         tokens, measured_on = encode(options, run, documents, held_out)
-        Training(options, run, tokens, measured_on).work(stop)
+        learn(options, run, tokens, measured_on, stop)
     return run
+
+
+def learn(options: argparse.Namespace, run: Checkpoint, tokens: Tokens, held_out: HeldOut, stop: StopOnSignal) -> None:
+    """Go through with the training, and say how it ended."""
+    folder = RunFolder(options.out)
+    torch.manual_seed(options.seed)
+    model = Llama(run.config).to("cuda" if torch.cuda.is_available() else "cpu")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    text = f"{len(tokens.ids):,} tokens in an epoch; {options.tokens:,} to learn from"
+    print(f"{count:,} parameters; {text}; held out: {held_out}; {model.token_embd.weight.device.type}", flush=True)
+    stream = batches(tokens, options.context, options.batch_tokens, options.seed, run.step)
+    plan = Plan(options.tokens, options.learning_rate, options.eval_every)
+    loss_of = make_loss(model, options.compile)
+    fit(run, folder, model, loss_of, stream, lambda: bits_per_byte(model, held_out), plan, stop)
+    if run.tokens < options.tokens:
+        print(f"Stopped and saved at step {run.step:,}. To go on: the same command with --resume.")
+    else:
+        measured = f"{run.bits_per_byte:.4f} bits per byte on the held-out text ({held_out})"
+        print(f"Done: {run.tokens:,} tokens, {measured}. {folder.curve_picture}")
 
 
 def check_size(config: Config) -> None:
@@ -211,11 +218,6 @@ def checkpoint_size(config: Config) -> int:
     """The bytes of a checkpoint: each weight, and one average of it from Muon or two from AdamW."""
     shapes = expected_shapes(config).items()
     return sum(4 * math.prod(shape) * (2 if learned_by_muon(name, shape) else 3) for name, shape in shapes)
-
-
-def learned_by_muon(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether Muon, not AdamW, learns a parameter: the matrices inside the blocks."""
-    return name.startswith("blk.") and len(shape) == 2
 
 
 def start_run(options: argparse.Namespace, config: Config) -> Checkpoint:
@@ -280,301 +282,6 @@ def encode(
             "train on more text, or in smaller steps"
         )
     return tokens, hold_out(held_out, as_tokenizer(tokenizer), options.context)
-
-
-class Training:
-    """A run at work: the model, its optimizers, and the checkpoint that they are saved in."""
-
-    def __init__(self, options: argparse.Namespace, run: Checkpoint, tokens: Tokens, held_out: HeldOut) -> None:
-        self.options, self.run, self.tokens, self.held_out = options, run, tokens, held_out
-        self.folder = RunFolder(options.out)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.precision = choose_precision(self.device)
-        torch.manual_seed(options.seed)
-        self.model = Llama(run.config).to(self.device)
-        self.optimizers = make_optimizers(self.model)
-        if run.step:
-            self.model.load_state_dict(run.model)
-            for optimizer, state in zip(self.optimizers, run.optimizers, strict=True):
-                optimizer.load_state_dict(state)
-        self.loss_of = make_loss(self.model, options.compile)
-        self.saved_step = run.step  # 0: nothing is saved yet
-        self.measured = run.bits_per_byte
-
-    def work(self, stop: StopOnSignal) -> None:
-        """Learn until the budget is used or ``stop`` is requested; save every few minutes and at the end."""
-        options, run = self.options, self.run
-        count = sum(parameter.numel() for parameter in self.model.parameters())
-        text = f"{len(self.tokens.ids):,} tokens in an epoch; {options.tokens:,} to learn from"
-        print(f"{count:,} parameters; {text}; held out: {self.held_out}; {self.device}", flush=True)
-        stream = batches(self.tokens, options.context, options.batch_tokens, options.seed, run.step)
-        saved_at = time.monotonic()
-        nobody_reads: BrokenPipeError | None = None
-        with Progress("training", options.tokens, " tokens", done=run.tokens, brief=False) as progress:
-            stop.after_this_step()
-            while run.tokens < options.tokens and not stop.requested:
-                begin = time.monotonic()
-                try:
-                    rate, loss, learned = self.step(*next(stream))
-                except RuntimeError as error:
-                    if stop.requested:
-                        break  # Ctrl-C reaches the compiler, too, that torch.compile has started
-                    if "alloca" not in str(error):
-                        raise
-                    raise MemoryError(
-                        f"a step of {options.batch_tokens:,} tokens needs more memory than there is: --batch-tokens "
-                        "must be smaller, or the model"
-                    ) from error
-                run.seconds += time.monotonic() - begin
-                try:
-                    self.record(rate)
-                    if time.monotonic() - saved_at > SAVE_EVERY:
-                        self.save_or_go_on()
-                        saved_at = time.monotonic()
-                    measured = f", {self.measured:.4f} bits/byte" if self.measured else ""
-                    progress.update(learned, f"loss {loss:.3f}{measured}")
-                except BrokenPipeError as error:  # like Ctrl-C
-                    nobody_reads = error
-                    break
-            if run.step > self.saved_step:
-                self.save_or_fail()
-        if nobody_reads:
-            raise nobody_reads
-        if not run.step:
-            raise KeyboardInterrupt
-        if run.tokens < options.tokens:
-            print(f"Stopped and saved at step {run.step:,}. To go on: the same command with --resume.")
-        else:
-            measured = f"{self.measured:.4f} bits per byte on the held-out text ({self.held_out})"
-            print(f"Done: {run.tokens:,} tokens, {measured}. {self.folder.curve_picture}")
-
-    def step(self, inputs: Tensor, targets: Tensor) -> tuple[float, float, int]:
-        """Learn from a batch, inputs and targets [rows, T].
-
-        Returns the learning rate, the loss (nats per token) and how many tokens were learned from.
-        """
-        run, options = self.run, self.options
-        rate = learning_rate(options.learning_rate, run.step, run.tokens / options.tokens)
-        with self.precision:
-            loss = self.loss_of(inputs.to(self.device), targets.to(self.device))
-        loss.backward()
-        value = loss.item()
-        if not math.isfinite(value) or not update(self.model, self.optimizers, rate):
-            raise FloatingPointError(
-                f"loss {value}, or its gradient, is out of bounds at step {run.step:,}; {self.way_back()}"
-            )
-        learned = int((targets != PADDING).sum())
-        run.losses.append(value)
-        run.step += 1
-        run.tokens += learned
-        return rate, value, learned
-
-    def record(self, rate: float) -> None:
-        """Measure when it is time, and add a row to the curve; ``rate`` is the last step's learning rate."""
-        run, options = self.run, self.options
-        measure = run.step % options.eval_every == 0 or run.tokens >= options.tokens
-        if not measure and run.step % LOG_EVERY:
-            return
-        valid = None
-        if measure:
-            self.model.eval()
-            with self.precision:
-                valid = bits_per_byte(self.model, self.held_out)
-            self.model.train()
-            if not math.isfinite(valid):
-                raise FloatingPointError(f"no number comes out of the model at step {run.step:,}; {self.way_back()}")
-            self.measured = valid
-        mean = sum(run.losses) / len(run.losses)
-        run.curve.append((run.step, run.tokens, rate, mean, valid, round(run.seconds, 1)))
-        run.losses.clear()
-
-    def save(self) -> None:
-        """Save the checkpoint and the curve. ``OSError`` if the checkpoint cannot be saved."""
-        self.run.model = self.model.state_dict()
-        self.run.optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        self.run.save(self.options.out)
-        self.saved_step = self.run.step
-        keep_curve(self.run.curve, self.folder)
-
-    def save_or_go_on(self) -> None:
-        """Save; if that fails, say so: what was learned is safer in memory, and there may be room next time."""
-        try:
-            self.save()
-        except OSError as error:
-            say(f"Could not save: {words(error)}. {self.kept()}. Training goes on, and tries again in a while.")
-
-    def save_or_fail(self) -> None:
-        """Save at the end; ``OSError`` says what is kept."""
-        try:
-            self.save()
-        except OSError as error:
-            raise OSError(f"could not save step {self.run.step:,}: {words(error)}. {self.kept()}") from error
-
-    def kept(self) -> str:
-        """What is on the disk, in words."""
-        if self.saved_step:
-            return f"The last checkpoint, of step {self.saved_step:,}, is whole ({self.folder.checkpoint})"
-        return "Nothing is saved yet"
-
-    def way_back(self) -> str:
-        """What to do when the numbers are out of bounds."""
-        if not self.saved_step:
-            return "nothing was saved; begin again with a lower --learning-rate"
-        if self.saved_step < self.run.step:
-            return f"--resume with a lower --learning-rate goes on from step {self.saved_step:,}"
-        straight = f"the checkpoint of step {self.saved_step:,} leads straight here"
-        if self.folder.previous.is_file():
-            return (
-                f"{straight}: delete {self.folder.checkpoint}, and --resume with a lower --learning-rate goes on from "
-                "the one before it"
-            )
-        return f"{straight}: begin again with a lower --learning-rate, in another --out"
-
-
-def choose_precision(device: str) -> AbstractContextManager[Any]:
-    """bf16 matrix products where the hardware has them, else plain f32. Weights and optimizer state stay f32."""
-    if device == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return torch.autocast(device, dtype=torch.bfloat16) if fast else nullcontext()
-
-
-def make_optimizers(model: Llama) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for the embedding, the output and the norms (see LOG.md).
-
-    Both take one learning rate: Muon's updates are scaled to the size that AdamW's have.
-    """
-    matrices = [p for name, p in model.named_parameters() if learned_by_muon(name, tuple(p.shape))]
-    others = [p for name, p in model.named_parameters() if not learned_by_muon(name, tuple(p.shape))]
-    return [
-        torch.optim.Muon(matrices, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
-
-
-def update(model: Llama, optimizers: list[torch.optim.Optimizer], rate: float) -> bool:
-    """Step against the gradients at learning rate ``rate``; False, without a step, if one of them is not finite."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
-    if not norm.isfinite():
-        return False
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
-    return True
-
-
-def learning_rate(peak: float, step: int, progress: float) -> float:
-    """The rate at ``step``, ``progress`` (0 to 1) into the token budget: warm up, stay, fall to zero."""
-    warm_up = (step + 1) / WARM_UP_STEPS
-    decay = (1.0 - progress) / (1.0 - DECAY_FROM)
-    return peak * min(1.0, warm_up, decay)
-
-
-def make_loss(model: Llama, compiled: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function (inputs [B, T], targets [B, T]) -> mean loss in nats per token, compiled if a compiler is there."""
-
-    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-        logits = model(inputs)  # [B, T, vocab_size]
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=PADDING)
-
-    if not compiled:
-        return loss_of
-    if not shutil.which(os.environ.get("CXX", "g++")):
-        print("No C++ compiler (g++): training without torch.compile, which is about a third slower.")
-        return loss_of
-    chosen = torch.compile(loss_of, dynamic=True)  # dynamic: batches come in many shapes
-
-    def compiled_if_possible(inputs: Tensor, targets: Tensor) -> Tensor:
-        nonlocal chosen
-        try:
-            return chosen(inputs, targets)
-        except RuntimeError as error:
-            if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-                raise
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            say(f"Training without torch.compile, which is about a third slower: it failed ({reason}).")
-            chosen = loss_of
-            return loss_of(inputs, targets)
-
-    return compiled_if_possible
-
-
-class StopOnSignal:
-    """Between ``with`` and its end, Ctrl-C, SIGTERM and SIGHUP (the terminal was closed) do not end the program.
-
-    They interrupt it like Ctrl-C (``KeyboardInterrupt``) while there is nothing to save yet; after `after_this_step`
-    they set ``requested`` instead, and no second one can tear the saving.
-    """
-
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-    def __enter__(self) -> StopOnSignal:
-        self.requested = False
-        self.at_once = True
-        self.previous = {
-            number: signal.signal(number, self.request)
-            for number in self.SIGNALS
-            # nohup and the like ignore the end of the terminal, and that is to stay so; scripts ignore Ctrl-C for all
-            # that they start in the background, though whoever sends it there means it.
-            if not (number != signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN)
-        }
-        return self
-
-    def after_this_step(self) -> None:
-        """From now on finish the step."""
-        self.at_once = False
-
-    def request(self, number: int, frame: object) -> None:
-        """The signals' handler."""
-        if self.at_once:
-            raise KeyboardInterrupt
-        if not self.requested:
-            with suppress(OSError):  # written past Python's buffers, which may be in use just now
-                os.write(2, b"\nFinishing this step, then saving...\n")
-        self.requested = True
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-
-def keep_curve(curve: list[tuple[Any, ...]], folder: RunFolder) -> None:
-    """Write ``curve.csv`` and ``curve.png``. What goes wrong is said and ends nothing: both can be had again."""
-    table = io.StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow(CURVE_COLUMNS)
-    writer.writerows(curve)
-    try:
-        folder.write_curve_table(table.getvalue())
-        folder.write_curve_picture(draw_curve(curve))
-    except Exception as error:  # whatever matplotlib, or a missing one, may raise
-        say(f"The curve could not be written ({words(error)}); the same command with --resume writes it anew.")
-
-
-def draw_curve(curve: list[tuple[Any, ...]]) -> bytes:
-    """A PNG: loss per token and bits per byte over the tokens learned from."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    millions = [row[1] / 1e6 for row in curve]
-    figure, left = pyplot.subplots(figsize=(7, 4), dpi=100)
-    left.plot(millions, [row[3] for row in curve], color="tab:blue", linewidth=1)
-    left.set_xlabel("tokens (millions)")
-    left.set_ylabel("training loss (nats per token)", color="tab:blue")
-    right = left.twinx()
-    measured = [(row[1] / 1e6, row[4]) for row in curve if row[4] is not None]
-    right.plot([x for x, _ in measured], [y for _, y in measured], "o-", color="tab:red", linewidth=1, markersize=3)
-    right.set_ylabel("held-out bits per byte", color="tab:red")
-    figure.tight_layout()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    pyplot.close(figure)
-    return picture.getvalue()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""Reads models into PyTorch: the one room that does, whatever they are stored in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from sentencepiece import SentencePieceProcessor
+
+from fabella.gguf import read_gguf
+from fabella.modelfile import ModelFile
+from fabella.sources import FileSource
+from fabella.tokenizer import Tokenizer
+
+from . import explain
+from .checkpoint import Checkpoint, check_tokenizer
+from .model import Llama
+from .quantize import read_weights
+from .run import RunFolder
+from .tokenizer import as_tokenizer, load_tokenizer
+
+
+def load_model(path: Path) -> tuple[Llama, Tokenizer]:
+    """The model and tokenizer of a run folder or of a GGUF file."""
+    if path.is_dir():
+        run, tokenizer = load_run(path)
+        return run.build_model(), as_tokenizer(tokenizer)
+    model, file = load_gguf(path)
+    return model, file.tokenizer
+
+
+def load_gguf(path: Path) -> tuple[Llama, ModelFile]:
+    """Build the model from a GGUF file, its weights dequantised, and return it with what the file says.
+
+    Raises ``FabellaError`` (a ``ModelFileError`` that names the field) if the file is not a usable model.
+    """
+    with FileSource(path) as source:
+        file = read_gguf(source)
+        weights = {name: torch.from_numpy(read_weights(source, tensor)) for name, tensor in file.tensors.items()}
+    model = Llama(file.config)
+    model.load_state_dict(weights)
+    return model.eval(), file
+
+
+def load_run(folder: Path) -> tuple[Checkpoint, SentencePieceProcessor]:
+    """The checkpoint in a run's folder and its tokenizer; ``ValueError`` if these two do not belong together."""
+    checkpoint = Checkpoint.load(folder)
+    check_tokenizer(checkpoint, folder)
+    return checkpoint, load_tokenizer(RunFolder(folder).tokenizer)
+
+
+if __name__ == "__main__":
+    explain(__doc__)
