@@ -2,7 +2,7 @@
 
 /**
  * The messages between the page (app.js) and its worker (worker.js): types only, no code.
- * A message about one story carries that story's `id`.
+ * A question has an `id`, which its answer carries, and whatever comes before the answer.
  *
  * @typedef {object} Part  a file of the page
  * @property {string} url  relative to the page
@@ -46,14 +46,16 @@
  * @typedef {"end" | "length" | "context" | "stopped"} Reason
  *
  * page → worker
- * @typedef {{type: "load", assets: Assets, base: string}} Load  once, first; base: the page's URL
- * @typedef {{type: "tell", id: number, prompt: string, settings: Settings}} Tell  after "ready"
- * @typedef {{type: "stop", id: number}} Stop
+ * @typedef {{type: "load", id: number, assets: Assets, base: string}} Load  once, first; base: the page's URL;
+ *     the answer is Ready
+ * @typedef {{type: "tell", id: number, prompt: string, settings: Settings}} Tell  after Ready; the
+ *     answer is Done, or Failure, and before it Steps
+ * @typedef {{type: "stop", id: number}} Stop  has a Tell answered at once
  * @typedef {Load | Tell | Stop} ToWorker
  *
  * worker → page
  * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number}} Progress  bytes
- * @typedef {{type: "ready", model: Model}} Ready
+ * @typedef {{type: "ready", id: number, model: Model}} Ready
  * @typedef {{type: "engine", simd: "simd" | "relaxed", threads: number}} EngineState  the build, and how many threads
  *     were chosen: before the first story, and when there was time after one
  * @typedef {{type: "steps", id: number, steps: Step[], tokens_per_second: number}} Steps  at most one a frame,

@@ -51,7 +51,7 @@ nextTurn.port1.onmessage = ({ data: id }) => {
 
 scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
   if (message.type === "load") {
-    load(message.assets, message.base).catch(async (error) => {
+    load(message.id, message.assets, message.base).catch(async (error) => {
       fail(null, await causeOf(error), "The model could not be loaded: ");
     });
   } else if (message.type === "tell") {
@@ -150,10 +150,11 @@ function fail(id, error, before = "") {
 // ---- Loading ---------------------------------------------------------------------------------------------------------
 
 /**
+ * @param {number} id
  * @param {Assets} assets
  * @param {string} base
  */
-async function load(assets, base) {
+async function load(id, assets, base) {
   const problem = impossible();
   if (problem) throw problem;
   /** @template {Part} T @param {T} part */
@@ -181,7 +182,7 @@ async function load(assets, base) {
   engine = started;
   const page = Page(engine.exports, file);
   storyteller = { tell: page.tell, advance: page.advance, stop: page.stop, forward_time: page.forward_time };
-  send({ type: "ready", model: JSON.parse(page.info()) });
+  send({ type: "ready", id, model: JSON.parse(page.info()) });
   rest();
 }
 
@@ -214,12 +215,12 @@ function explainer(python) {
  */
 function counter(part, total) {
   let loaded = 0;
-  let told = -Infinity;
+  let reportedAt = -Infinity;
   const counter = {
     add(/** @type {number} */ bytes) {
       loaded += bytes;
-      if (performance.now() - told < FRAME && loaded < total) return;
-      told = performance.now();
+      if (performance.now() - reportedAt < FRAME && loaded < total) return;
+      reportedAt = performance.now();
       send({ type: "progress", part, loaded: Math.min(loaded, total), total });
     },
   };

@@ -7,7 +7,7 @@ from pathlib import Path
 from builder.tools import NODE_MODULES, PYTHON, ROOT, BuildError, run, say
 
 C_SOURCES = ("wasm/*.[ch]", "tests/*.c", "tests/bench/*.c")
-WEB_SOURCES = ("web/*.js", "web/*.css", "web/*.html", "tests/bench/*.mjs", "tests/bench/web/*")
+WEB_SOURCES = ("web/*.js", "web/views/*.js", "web/*.css", "web/*.html", "tests/bench/*.mjs", "tests/bench/web/*")
 
 
 def check(fix: bool = False) -> None:

@@ -1,0 +1,144 @@
+/**
+ * The page's end of the bridge: starts the worker, and asks it. A question has a number, and its answer is a promise.
+ */
+
+import { damageOf, download, startWorker } from "./download.js";
+import { Problem, SILENCE, causeOf, impossible, notStarted } from "./problem.js";
+
+/** @import { Assets, Done, EngineState, FromWorker, Load, Model, Part, Progress, Settings, Steps, Tell, ToWorker } from "./messages.js" */
+/** @import { Blocks } from "./download.js" */
+
+const NAME = "The storyteller’s script";
+
+/** What the worker will not do, in words for the visitor; it goes on. */
+export class Refusal extends Error {
+  /**
+   * @param {string} message
+   * @param {string | null} field  the id of the control that it is about
+   */
+  constructor(message, field) {
+    super(message);
+    this.field = field;
+  }
+}
+
+/** @param {Part} part */
+const at = (part) => ({ ...part, url: new URL(part.url, document.baseURI).href });
+
+/** A worker, from its start to its end. */
+export class Bridge {
+  /** @type {Worker | undefined} */
+  #worker;
+  #over = false;
+  #questions = 0;
+  /** Those without an answer. @type {Map<number, { hear: (message: Steps) => void, resolve: (answer: any) => void, reject: (error: unknown) => void }>} */
+  #asked = new Map();
+  #silence = 0; // a timer
+
+  /**
+   * @param {Assets} assets
+   * @param {(message: Progress | EngineState) => void} hear  what it tells unasked
+   * @param {(problem: unknown) => void} fail  it cannot start, or cannot go on; called once at most
+   */
+  constructor(assets, hear, fail) {
+    this.assets = assets;
+    this.hear = hear;
+    this.fail = fail;
+  }
+
+  /**
+   * Starts the worker and has it load the model.
+   * @param {(bytes: number) => void} count  bytes of its script
+   * @returns {Promise<Model>}
+   */
+  async load(count) {
+    try {
+      const problem = impossible();
+      if (problem) throw problem;
+      // Hosts may add lines to a script, so it is compared only if it does not start.
+      const script = await download({ ...at(this.assets.worker), sha256: undefined }, NAME, count);
+      if (!this.#over) this.#start(script);
+    } catch (error) {
+      this.#end(await causeOf(error instanceof Problem ? error : notStarted("This page", error)));
+    }
+    /** @type {Omit<Load, "id">} */
+    const question = { type: "load", assets: this.assets, base: document.baseURI };
+    return this.ask(question).answer;
+  }
+
+  /** @param {Blocks} script */
+  #start(script) {
+    const broken = async (/** @type {string} */ reason) => {
+      const damage = await damageOf(script, this.assets.worker, NAME);
+      this.#end(damage ?? (await causeOf(notStarted(NAME, reason))));
+    };
+    this.#silence = setTimeout(broken, 1000 * SILENCE, "it says nothing");
+    this.#worker = startWorker(script);
+    this.#worker.onmessage = ({ data }) => {
+      clearTimeout(this.#silence);
+      this.#receive(data);
+    };
+    this.#worker.onerror = ({ message }) => {
+      clearTimeout(this.#silence);
+      broken(message);
+    };
+  }
+
+  /**
+   * @param {Omit<Load, "id"> | Omit<Tell, "id">} question
+   * @param {(message: Steps) => void} [hear]  what comes before the answer
+   * @returns {{ id: number, answer: Promise<any> }} the answer is rejected with a Refusal, and never comes from a worker
+   *     that has failed: `fail` hears of that
+   */
+  ask(question, hear = () => {}) {
+    const id = ++this.#questions;
+    const answer = new Promise((resolve, reject) => this.#asked.set(id, { hear, resolve, reject }));
+    this.#post(/** @type {ToWorker} */ ({ ...question, id }));
+    return { id, answer };
+  }
+
+  /** @param {number} id  the question's whose answer may come at once */
+  stop(id) {
+    this.#post({ type: "stop", id });
+  }
+
+  /** Ends the worker; nothing more is heard of it. */
+  close() {
+    this.#over = true;
+    clearTimeout(this.#silence);
+    this.#worker?.terminate();
+    this.#worker = undefined;
+  }
+
+  /** @param {ToWorker} message */
+  #post(message) {
+    this.#worker?.postMessage(message);
+  }
+
+  /** @param {FromWorker} message */
+  #receive(message) {
+    if (message.type === "progress" || message.type === "engine") {
+      this.hear(message);
+      return;
+    }
+    if (message.type === "error" && message.id === null) {
+      this.#end(new Problem(message.message, message.way_out));
+      return;
+    }
+    const asked = this.#asked.get(/** @type {number} */ (message.id));
+    if (message.type === "steps") {
+      asked?.hear(message);
+      return;
+    }
+    this.#asked.delete(/** @type {number} */ (message.id));
+    if (message.type === "error") asked?.reject(new Refusal(message.message, message.field));
+    else asked?.resolve(message.type === "ready" ? message.model : message);
+  }
+
+  /** @param {unknown} problem */
+  #end(problem) {
+    if (this.#over) return;
+    this.close();
+    this.fail(problem);
+  }
+}

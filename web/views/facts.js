@@ -1,0 +1,40 @@
+/** What is known of the model and its engine. */
+
+import { element } from "../dom.js";
+import { watch } from "../state.js";
+import { engineName, megabytes, roughly, tokens } from "../words.js";
+
+/** @import { State } from "../state.js" */
+
+/** @param {State["model"]} model @param {State["engine"]} engine @returns {Record<string, string>} */
+function facts(model, engine) {
+  if (!model) return {};
+  const { name, bytes, parameters, layers, dim, vocab_size, context, license } = model;
+  const size = megabytes(bytes);
+  const more = context && {
+    Size: `${roughly(parameters ?? 0)} parameters, ${size}`,
+    Shape: `${layers} layers, ${dim} wide`,
+    Vocabulary: tokens(vocab_size ?? 0),
+    Context: tokens(context),
+    Licence: license ?? "not stated",
+  };
+  return { Name: name, Size: size, ...more, ...(engine && { Engine: engineName(engine.simd, engine.threads) }) };
+}
+
+export function mountFacts() {
+  const list = element("model", HTMLElement);
+  const scale = element("scale", HTMLElement);
+  watch(
+    ({ model, engine }) => [model, engine],
+    (model, engine) => {
+      const rows = Object.entries(facts(model, engine)).map(([name, value]) => {
+        const row = document.createElement("div");
+        row.appendChild(document.createElement("dt")).textContent = name;
+        row.appendChild(document.createElement("dd")).textContent = value;
+        return row;
+      });
+      list.replaceChildren(...rows);
+      if (model?.parameters) scale.textContent = `${roughly(model.parameters).replace(" ", "-")}-parameter`;
+    },
+  );
+}
