@@ -8,6 +8,7 @@ machine at rest and beside a program that keeps a core busy, where they must not
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import statistics
 import subprocess
@@ -286,6 +287,8 @@ def print_sizes() -> None:
 
 def main() -> None:
     """Measures and prints everything."""
+    about = "Measure what the README says of speed and size; takes a quarter of an hour."
+    argparse.ArgumentParser(prog="python -m tests.figures", description=about).parse_args()
     model = ROOT / "web/models/stories.gguf"
     print_sizes()
     cold: list[dict[str, float]] = []

@@ -1,0 +1,81 @@
+"""The README's commands do what it says: each is run, with files of the test's own and less work."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from builder.tools import PYTHON, ROOT
+
+TEXT = "Once upon a time there was a little fox. She found a tiny door in an old tree, and knocked.\n<|endoftext|>\n"
+QUICK = (
+    "--tokens 2000 --vocab-size 300 --dim 32 --hidden-dim 32 --layers 1 --context 64 --batch-tokens 256 --no-compile"
+)
+
+
+def commands() -> list[str]:
+    """The lines of the README's blocks of commands, without their comments."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    (python .*|[^`\n]*\| python [^`\n]*)$", text, re.MULTILINE)
+    inline = re.findall(r"`((?:echo|python|pytest) [^`]*)`", text)
+    return [line.partition("  #")[0].strip() for line in lines + [" ".join(line.split()) for line in inline]]
+
+
+def run(command: str) -> str:
+    """Run a command as the README's reader does, in the activated environment; return what it printed."""
+    activated = {"PATH": f"{PYTHON.parent}:/usr/local/bin:/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=activated, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def served(command: str) -> str:
+    """Run a command that serves until Ctrl-C; return what it says of that."""
+    words = [str(PYTHON) if word == "python" else word for word in shlex.split(command)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        said = next((line for line in process.stdout if line.startswith("Serving")), "")
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 0
+    return said
+
+
+def test_the_commands_of_the_readme(tmp_path: Path) -> None:
+    (tmp_path / "my-stories.txt").write_text(TEXT * 60)
+    own_files = {name: str(tmp_path / name) for name in ("my-stories.txt", "out/mine", "mine.gguf")}
+    own_files["FILE"] = str(ROOT / "web/models/stories.gguf")
+    dist = f" --out {tmp_path / 'dist'}"
+    # How each is run: the beginning of the command, then what is put behind it, and what it prints.
+    ways: dict[str, tuple[Callable[[str], str], str, str]] = {
+        "python build.py setup && source": (run, "", "Ready"),
+        "python -m train.train my-stories.txt": (run, f" {QUICK} --no-compile", "Done"),
+        "python -m train.export": (run, "", "bytes"),
+        "python -m train.sample": (run, " -n 20 -s 1", ""),
+        "python -m train.evaluate": (run, f" {own_files['out/mine']} {own_files['my-stories.txt']}", "bits per byte"),
+        "python -m fabella mine.gguf": (run, " -n 20 -s 1", "Once upon a time"),
+        "python -m fabella web/models/stories.gguf": (run, "", "Once upon a time"),
+        'echo "Once upon a time" | python -m fabella mine.gguf': (run, " -n 20 -s 1", "Once upon a time"),
+        "python -m fabella": (run, " --help", "usage"),
+        "python build.py": (lambda _: run(f"python build.py{dist}"), "", "Built"),
+        "python build.py --model FILE": (run, dist, "Built"),
+        "python build.py serve": (served, f"{dist} --port 0", "Serving at http://localhost:"),
+        "python build.py check --fix": (lambda _: run("python build.py check"), "", ""),
+        "python build.py test": (lambda command: command, "", ""),  # that is what is going on
+        "python build.py bench": (lambda _: run("python build.py bench --help"), "", "--quick"),
+        "python -m tests.figures": (lambda _: run("python -m tests.figures --help"), "", "usage"),
+        "pytest tests/test_shipped.py -s": (run, " --collect-only", "test"),
+    }
+    used = set()
+    for command in commands():
+        begin = max((way for way in ways if command.startswith(way)), key=len, default=None)
+        assert begin, f"{command}: the README has a command that this test does not run"
+        used.add(begin)
+        way, behind, printed = ways[begin]
+        for name, path in own_files.items():
+            command = re.sub(rf"(?<![\w/]){re.escape(name)}(?!\w)", path, command)
+        assert printed in way(command + behind), command
+    assert used == set(ways)
