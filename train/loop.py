@@ -60,10 +60,10 @@ def fit(
 ) -> None:
     """Train ``model`` from where ``run`` is, to the end of the plan or until ``stop``, and save it in ``folder``.
 
-    ``stream`` yields batches of inputs and targets, [rows, T] each, where `PADDING` is no target; ``measure`` returns
-    the model's bits per byte on the held-out text. Raises ``FloatingPointError`` when the numbers go out of bounds,
-    ``MemoryError``, ``OSError`` (it could not be saved), ``KeyboardInterrupt`` if it is stopped before the first step,
-    and ``BrokenPipeError``, after saving, if nobody reads what it prints any more.
+    ``stream`` yields batches of inputs and targets, [rows, T] each, where `PADDING` is not a target. ``measure``
+    returns the model's bits per byte on the held-out text. Raises ``FloatingPointError`` when the numbers go out of
+    bounds, ``MemoryError``, ``OSError`` (it could not be saved), ``KeyboardInterrupt`` if it is stopped before the
+    first step, and ``BrokenPipeError``, after saving, if nobody reads what it prints any more.
     """
     Loop(run, folder, model, loss_of, measure, plan).work(stream, stop)
 

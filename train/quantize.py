@@ -41,7 +41,7 @@ def quantize(weights: NDArray[np.float32], type: str) -> bytes:
     """Store an array [..., columns] as one of ``fabella.formats.STORED``.
 
     Raises ``ValueError`` if a weight is not finite or too large for the type, or if the type is a quantised one and the
-    columns are no multiple of 32.
+    columns are not a multiple of 32.
     """
     weights = np.asarray(weights, dtype=np.float32)
     if not np.isfinite(weights).all():

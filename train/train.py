@@ -126,7 +126,7 @@ def _rate(text: str) -> float:
 
 
 def shape(options: argparse.Namespace) -> Config:
-    """The model that the options ask for; ``ModelFileError`` if there is no such Llama."""
+    """The model that the options ask for; ``ModelFileError`` if no Llama can have that shape."""
     return Config(
         dim=options.dim,
         hidden_dim=options.hidden_dim,

@@ -15,7 +15,7 @@ enum {
     E_TOKEN = -6,      /* a token outside the vocabulary */
     E_POSITION = -7,   /* a position outside the context, or one that leaves a gap */
     E_LOGITS = -8,     /* no logit is a finite number */
-    E_RANGE = -9,      /* an int8 weight is -128, whose opposite is no int8 */
+    E_RANGE = -9,      /* an int8 weight is -128, whose opposite does not fit an int8 */
 };
 
 #endif

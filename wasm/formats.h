@@ -75,7 +75,7 @@ static inline float f32_from_f16(const char *p) {
     return sign ? -subnormal : subnormal;
 }
 
-/* One weight of a type that is no quantisation. */
+/* One weight of a row of floats. */
 static inline float read_float(int type, const char *row, int col) {
     uint16_t upper;
     float f;

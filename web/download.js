@@ -18,7 +18,7 @@ import {
 
 /** @import { Part } from "./messages.js" */
 /** @import { Problem } from "./problem.js" */
-/** @typedef {(bytes: number) => void} Count  told of every chunk that arrives */
+/** @typedef {(bytes: number) => void} Count  called with the size of every chunk that arrives */
 /** @typedef {Uint8Array<ArrayBuffer>} Chunk */
 
 const { fetch: originalFetch } = globalThis;
@@ -220,16 +220,16 @@ function asScript(file) {
 }
 
 /**
- * Bytes of a block, as in build.py, which hashes each: many times what arrives at once. Browsers give the memory of
- * large arrays back as soon as these are no more, while that of small ones stays theirs.
+ * Bytes of a block, as in build.py, which hashes each: many times what arrives at once. Browsers return the
+ * memory of large arrays at once, and keep that of small ones.
  */
 const BLOCK = 1 << 20;
 
-/** A downloaded file in blocks, which are given up from the front as a loader takes them. */
+/** A downloaded file in blocks, which are released from the front as a loader takes them. */
 export class Blocks {
   /** @type {Chunk[]} */
   #blocks = [];
-  /** Blocks that have been given up. */
+  /** Blocks that have been released. */
   #gone = 0;
   /** Bytes of the whole file. */
   size = 0;
@@ -246,24 +246,24 @@ export class Blocks {
     discard(data);
   }
 
-  /** The file's bytes, as long as none are given up. */
+  /** The file's bytes, as long as none is released. */
   #parts() {
     return this.#blocks.map((block, number) => block.subarray(0, this.size - number * BLOCK));
   }
 
-  /** The file as a Blob, as long as none of it is given up. */
+  /** The file as a Blob, as long as none of it is released. */
   toBlob() {
     return new Blob(this.#parts());
   }
 
-  /** A copy of the file in one piece, as long as none of it is given up. */
+  /** A copy of the file in one piece, as long as none of it is released. */
   toBytes() {
     const bytes = new Uint8Array(this.size);
     this.copy(0, bytes);
     return bytes;
   }
 
-  /** The SHA-256 of each block in hexadecimal digits, as long as none is given up. */
+  /** The SHA-256 of each block in hexadecimal digits, as long as none is released. */
   sha256() {
     return Promise.all(this.#parts().map(hexDigest));
   }

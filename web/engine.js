@@ -112,7 +112,7 @@ export class Engine {
   }
 
   /**
-   * Starts as many helpers as could be of use. One that does not start is done without.
+   * Starts as many helpers as could be of use. The engine works without any that does not start.
    * @param {() => Worker} start  starts helper.js
    * @param {WebAssembly.Module} module
    * @param {WebAssembly.Memory} memory
@@ -135,7 +135,7 @@ export class Engine {
         this.#helpers.push(helper);
       };
       helper.onerror = (event) => {
-        event.preventDefault(); // it is no error of the page's: there is a thread less
+        event.preventDefault(); // the page goes on, with one thread less
         this.exports.release(stack);
       };
     }

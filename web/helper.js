@@ -1,8 +1,8 @@
 /**
  * A helper thread of the engine (engine.js): another instance of run.wasm, in the same memory.
  *
- * Its first message says what to run. Each further one is the thread's number: it helps until it is not wanted any
- * more. Numbers that come meanwhile are read afterwards, when it mostly is not wanted either.
+ * Its first message says what to run. Each further one is the thread's number: it helps until that thread is not
+ * wanted any more. A number that arrives while it helps waits for its turn; by then it is mostly out of date.
  */
 
 const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));

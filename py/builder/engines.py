@@ -11,7 +11,8 @@ from pathlib import Path
 from builder.install import RELAXED_CLANG, ensure_clang, ensure_emcc
 from builder.tools import ROOT, cached, digest, run, scratch
 
-# The builds of wasm/run.c, and what each is compiled with on top of COMPILE_FLAGS. No name begins with another's.
+# The builds of wasm/run.c, and what each is compiled with on top of COMPILE_FLAGS. No name may begin with
+# another's: `cached` tells their files apart by that.
 RELAXED = ("-mrelaxed-simd", "-mbulk-memory")
 THREADS = ("-matomics", "-mbulk-memory", "-mmutable-globals")
 ENGINES = {

@@ -66,7 +66,7 @@ class PageHandler(http.server.SimpleHTTPRequestHandler):
         return file.is_file() and re.match(r"assets$|pyodide-", file.relative_to(self.directory).parts[0]) is not None
 
     def handle(self) -> None:
-        """Answer one connection; that the browser closes it when it likes is no error."""
+        """Answer one connection; the browser may close it at any time."""
         with suppress(ConnectionError):
             super().handle()
 

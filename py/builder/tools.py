@@ -64,7 +64,7 @@ def size(path: Path) -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool | None]:
-    """Hold a folder's lock until this process ends; yield whether it is to be had, None where there are no locks."""
+    """Hold a folder's lock; yield True if it was free, False if it was not, None where there are no locks."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -117,7 +117,7 @@ def check_tensors(config: Config, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_family(metadata: Mapping[str, Any]) -> None:
-    """Raise ModelFileError if the file says that its model is no Llama."""
+    """Raise ModelFileError unless the file says that its model is a Llama."""
     architecture = get(metadata, "general.architecture", str)
     if architecture != "llama":
         raise ModelFileError("general.architecture", f"is {quoted(architecture)}; only 'llama' models can be run")

@@ -22,7 +22,7 @@ from fabella.models import open_model
 from fabella.sampler import Settings, random_seed
 from fabella.session import Session
 
-LONGEST_PROMPT = 1 << 24  # bytes of standard input: more is no prompt, and it may have no end
+LONGEST_PROMPT = 1 << 24  # bytes of standard input: more is not a prompt, and a pipe may have no end
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""What a file is that is no model: people save a web page, a pointer or an archive under a model's name."""
+"""What a file is if it is not a model: people save a web page, a pointer or an archive under a model's name."""
 
 from __future__ import annotations
 

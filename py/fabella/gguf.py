@@ -255,7 +255,7 @@ class _Reader:
         return texts
 
     def _few_texts(self, count: int, field: str) -> list[str] | None:
-        """An array of texts that nothing needs: None, and its end is found, if there is no room for it."""
+        """An array of texts; None if it is too large to keep, and then it is skipped."""
         texts: list[str] = []
         if self._has_room(TEXT_TAKES * count):
             for left in range(count, 0, -1):

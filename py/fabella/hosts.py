@@ -182,7 +182,7 @@ class BrowserFile:
     Parameters
     ----------
     blocks
-        A ``Blocks`` of ``web/download.js``, with all bytes of the file. They are given up as the engine takes them.
+        A ``Blocks`` of ``web/download.js``, with all bytes of the file. They are released as the engine takes them.
     """
 
     def __init__(self, blocks: Any) -> None:

@@ -31,7 +31,7 @@ class Page:
     Raises
     ------
     FabellaError
-        If the file is no model that this engine runs, or memory runs out.
+        If this engine cannot run the file, or memory runs out.
     """
 
     def __init__(self, exports: Any, blocks: Any) -> None:

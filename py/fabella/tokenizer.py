@@ -1,7 +1,7 @@
 """SentencePiece BPE: text to tokens and back.
 
 Encoding starts from single characters and, again and again, merges the two neighbours whose union is the piece
-with the highest score, the leftmost of equals, until nothing merges. A character that is no piece falls back to
+with the highest score, the leftmost of equals, until nothing merges. A character that is not a piece falls back to
 its UTF-8 bytes. A space is written "▁" (U+2581) inside pieces, and text gets one at its front, so that a word at
 the start looks like the same word later. This gives the same tokens as the sentencepiece library with identity
 normalisation (https://github.com/google/sentencepiece), and, with `space=" "`, as llama2.c's `run`.
