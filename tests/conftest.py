@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 from builder.install import find_browser
 from builder.page import bundle
-from builder.serve import PageHandler
+from builder.serve import PageHandler, content_security_policy
 from builder.tools import ROOT, WEB
 from fabella.modelfile import Config
 
@@ -155,6 +155,11 @@ class Site:
         self.origin = f"http://127.0.0.1:{self.server.server_port}"
         self.url = self.origin + quote(subpath)
         Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def reporting_policy(self) -> str:
+        """The page's own policy, with violations reported to this host."""
+        policy = content_security_policy((self.folder / "index.html").read_text(encoding="utf-8"))
+        return f"{policy}; report-uri {SUBPATH}report"
 
     def close(self) -> None:
         """Stops the host."""

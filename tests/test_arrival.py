@@ -10,7 +10,6 @@ import json
 import math
 import re
 import shutil
-import socket
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,9 +23,23 @@ from builder.assets import part
 from builder.page import ASSETS_BLOCK
 
 from .conftest import SUBPATH, Fault, Handler, Site, Visit
+from .faults import (
+    cut_off,
+    empty,
+    flipped,
+    half,
+    hang_up,
+    missing,
+    overloaded,
+    reset,
+    too_long,
+    too_short,
+    web_page,
+    web_page_of_its_size,
+)
 from .gate import Gate, begun_with
+from .stories import PROMPT
 
-PROMPT = "Once upon a time"
 PARTS = {
     "worker-*.js": "The storyteller’s script",
     "pyodide.asm.mjs": "The Python engine’s script",
@@ -37,67 +50,6 @@ PARTS = {
     "*.gguf": "The model file",
 }
 HASHED = [pattern for pattern in PARTS if pattern != "worker-*.js"]
-
-
-# ---- Faults ----------------------------------------------------------------------------------------------------------
-
-
-def missing(handler: Handler, file: Path) -> None:
-    handler.send_error(404)
-
-
-def overloaded(handler: Handler, file: Path) -> None:
-    handler.send_error(503)
-
-
-def hang_up(handler: Handler, file: Path) -> None:
-    handler.close_connection = True
-
-
-def cut_off(handler: Handler, file: Path) -> None:
-    data = file.read_bytes()
-    handler.answer(data[: len(data) // 2], len(data))
-
-
-def reset(handler: Handler, file: Path) -> None:
-    cut_off(handler, file)
-    handler.wfile.flush()
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    handler.connection.close()
-
-
-def half(handler: Handler, file: Path) -> None:
-    """And it says that this is all."""
-    data = file.read_bytes()
-    handler.answer(data[: len(data) // 2])
-
-
-def too_short(handler: Handler, file: Path) -> None:
-    handler.answer(file.read_bytes()[:-1000])
-
-
-def too_long(handler: Handler, file: Path) -> None:
-    handler.answer(file.read_bytes() + bytes(1000), -1)
-
-
-def empty(handler: Handler, file: Path) -> None:
-    handler.answer(b"")
-
-
-def flipped(handler: Handler, file: Path) -> None:
-    """One bit near the end is another; the size is right."""
-    data = bytearray(file.read_bytes())
-    data[-9] ^= 1
-    handler.answer(bytes(data))
-
-
-def web_page(handler: Handler, file: Path) -> None:
-    """As hosts answer that send every unknown address the same page."""
-    handler.answer(b"\n<!DOCTYPE html><title>Log in</title>", type="text/html")
-
-
-def web_page_of_its_size(handler: Handler, file: Path) -> None:
-    handler.answer(b"<html>".ljust(file.stat().st_size))
 
 
 def names(site: Site, pattern: str, fault: Fault) -> dict[str, Fault]:

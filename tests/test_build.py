@@ -37,8 +37,8 @@ from fabella.llama2c import convert_llama2c
 from fabella.sampler import Settings
 from fabella.session import Session
 
+from .llama2c_files import model_bin, tokenizer_bin
 from .random_models import load
-from .test_llama2c import model_bin, tokenizer_bin
 
 SHARED = ROOT.parent / "shared"
 OLD_PAGE = b'<script type="application/json" id="assets">{"model": {}}</script> the old page'

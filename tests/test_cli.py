@@ -18,8 +18,8 @@ from fabella.architectures import expected_shapes
 from fabella.gguf import describe, write_gguf
 from fabella.modelfile import Config
 
+from .llama2c_files import model_bin
 from .random_models import tokenizer, write_random_model
-from .test_llama2c import model_bin
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Config(dim=64, hidden_dim=160, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=400, seq_len=80)

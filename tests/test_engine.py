@@ -308,7 +308,7 @@ def test_loading_takes_no_more_memory_than_the_packed_model_and_what_it_needs_to
     assert max(size for _, size in source.reads) <= LOADED_AT_ONCE
     assert python < 2 << 20
     state = 1 << 20  # activations, logits, the C library
-    assert host._memory.data_len(host._store) < packed * weights + LOADED_AT_ONCE + state
+    assert host.memory_size < packed * weights + LOADED_AT_ONCE + state
     engine.close()
 
 

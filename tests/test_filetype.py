@@ -27,8 +27,8 @@ from fabella.modelfile import Config
 from fabella.models import open_model
 from fabella.sources import BytesSource, FileSource
 
+from .llama2c_files import later_bin, model_bin, tokenizer_bin
 from .random_models import write_random_model
-from .test_llama2c import later_bin, model_bin, tokenizer_bin
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 26214400\n"
 

@@ -10,18 +10,14 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from builder.serve import content_security_policy
 from builder.tools import NODE_MODULES
-from fabella.generate import Step, generate
-from fabella.sampler import Settings
-from fabella.session import Session
+from fabella.generate import Step
 
 from .browsers import wait_for
 from .conftest import RANDOM_CONFIG, SUBPATH, Handler, Site, Visit
 from .gate import Gate
-from .random_models import load
+from .stories import PROMPT, assert_told, reference
 
-PROMPT = "Once upon a time"
 # Some of these make the shipped model tell long stories.
 PROMPTS = [
     "Once upon a time, there was a little fox",
@@ -38,18 +34,6 @@ PROMPTS = [
     "Grandma gave Anna a box. Inside was",
 ]
 AXE = NODE_MODULES / "axe-core/axe.min.js"
-
-
-def reference(model: Path, prompt: str, length: int, **settings: Any) -> list[Step]:
-    """The same story under wasmtime."""
-    engine, description = load(model)
-    return list(generate(Session(engine), description.tokenizer, prompt, Settings(**{"seed": 1, **settings}), length))
-
-
-def assert_told(visit: Visit, expected: list[Step]) -> None:
-    """The page has told this very story, token for token and letter for letter."""
-    assert [step["token"] for step in visit.steps()] == [step.token for step in expected]
-    assert visit.story.text_content() == "".join(step.text for step in expected)
 
 
 def held_back(until: Event) -> Callable[[Handler, Path], None]:
@@ -385,14 +369,14 @@ def test_everything_comes_from_below_the_page(visit: Visit, site: Site) -> None:
 
 def test_its_policy_fits_the_worker_as_well(visit: Visit, site: Site) -> None:
     """`build.py serve` sends the page's policy with every file, the page's worker is under both."""
-    site.headers["Content-Security-Policy"] = reporting_policy(site)
+    site.headers["Content-Security-Policy"] = site.reporting_policy()
     visit.open(site).tell(PROMPT, length=30)
     assert visit.complaints == []
     assert site.reports == []
 
 
 def test_a_violation_in_the_worker_would_be_noticed(visit: Visit, site: Site) -> None:
-    site.headers["Content-Security-Policy"] = reporting_policy(site).replace("'wasm-unsafe-eval'", "")
+    site.headers["Content-Security-Policy"] = site.reporting_policy().replace("'wasm-unsafe-eval'", "")
     visit.open(site, ready=False)
     expect(visit.alert).to_contain_text("Content-Security-Policy")
     wait_for(lambda: any(b"wasm-eval" in report for report in site.reports), "the report of a violation")
@@ -405,11 +389,6 @@ def test_a_violation_on_the_page_would_be_noticed(visit: Visit, site: Site) -> N
     assert visit.page.evaluate("notebook.violations") == ["script-src-elem"]
     visit.page.evaluate("notebook.violations = []")
     visit.complaints.clear()
-
-
-def reporting_policy(site: Site) -> str:
-    """The page's own policy, with violations reported to the site."""
-    return content_security_policy((site.folder / "index.html").read_text()) + f"; report-uri {SUBPATH}report"
 
 
 # ---- Looks -----------------------------------------------------------------------------------------------------------

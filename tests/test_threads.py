@@ -16,9 +16,9 @@ from builder.serve import ISOLATION
 from builder.tools import WEB
 
 from .conftest import Site, Visit
+from .faults import missing
 from .gate import Gate, begun_with
-from .test_arrival import missing
-from .test_page import PROMPT, assert_told, reference, reporting_policy
+from .stories import PROMPT, assert_told, reference
 
 # Runs web/engine.js in Node with helpers that only note what they are told. How long a step takes with which number of
 # threads is given for each time that they are chosen.
@@ -137,7 +137,7 @@ def isolated(site: Site) -> Site:
 
 
 def test_threads_where_the_host_allows_them(visit: Visit, isolated: Site, random_model: Path) -> None:
-    isolated.headers["Content-Security-Policy"] = reporting_policy(isolated)
+    isolated.headers["Content-Security-Policy"] = isolated.reporting_policy()
     visit.open(isolated)
     assert visit.page.evaluate("crossOriginIsolated")
     cores = visit.page.evaluate("navigator.hardwareConcurrency")

@@ -111,6 +111,11 @@ class WasmtimeHost(Host):
     def function(self, name: str) -> Callable[..., Any]:
         return partial(cast(Callable[..., Any], self._exports[name]), self._store)
 
+    @property
+    def memory_size(self) -> int:
+        """Bytes of the module's memory, which grows by what is needed and never shrinks."""
+        return self._memory.data_len(self._store)
+
     def read(self, pointer: int, size: int) -> bytes:
         return bytes(self._memory.read(self._store, pointer, pointer + size))
 

@@ -1,0 +1,27 @@
+"""Stories of the page beside those under wasmtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fabella.generate import Step, generate
+from fabella.sampler import Settings
+from fabella.session import Session
+
+from .conftest import Visit
+from .random_models import load
+
+PROMPT = "Once upon a time"
+
+
+def reference(model: Path, prompt: str, length: int, **settings: Any) -> list[Step]:
+    """The same story under wasmtime."""
+    engine, description = load(model)
+    return list(generate(Session(engine), description.tokenizer, prompt, Settings(**{"seed": 1, **settings}), length))
+
+
+def assert_told(visit: Visit, expected: list[Step]) -> None:
+    """The page has told this very story, token for token and letter for letter."""
+    assert [step["token"] for step in visit.steps()] == [step.token for step in expected]
+    assert visit.story.text_content() == "".join(step.text for step in expected)
