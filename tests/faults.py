@@ -6,7 +6,7 @@ import socket
 import struct
 from pathlib import Path
 
-from .conftest import Handler
+from .conftest import Fault, Handler, Site
 
 
 def missing(handler: Handler, file: Path) -> None:
@@ -72,3 +72,10 @@ def web_page(handler: Handler, file: Path) -> None:
 
 def web_page_of_its_size(handler: Handler, file: Path) -> None:
     handler.answer(b"<html>".ljust(file.stat().st_size))
+
+
+def names(site: Site, pattern: str, fault: Fault) -> dict[str, Fault]:
+    """The faults of all files that are called so."""
+    found = {path.name: fault for path in site.folder.rglob(pattern)}
+    assert found
+    return found

@@ -30,6 +30,7 @@ from .faults import (
     half,
     hang_up,
     missing,
+    names,
     overloaded,
     reset,
     too_long,
@@ -50,13 +51,6 @@ PARTS = {
     "*.gguf": "The model file",
 }
 HASHED = [pattern for pattern in PARTS if pattern != "worker-*.js"]
-
-
-def names(site: Site, pattern: str, fault: Fault) -> dict[str, Fault]:
-    """The faults of all files that are called so."""
-    found = {path.name: fault for path in site.folder.rglob(pattern)}
-    assert found
-    return found
 
 
 def assert_says(visit: Visit, *said: str) -> None:

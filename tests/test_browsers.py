@@ -208,7 +208,7 @@ try {
   worker.terminate();
 }
 """
-# Starts the page's own worker, as app.js does, and asks it for the hashes of each model.
+# Starts the page's own worker, as bridge.js does, and asks it for the hashes of each model.
 PROBE = """
 const [assets, prelude, models, sets] = given;
 const text = async ({ url }) => (await fetch(url)).text();

@@ -352,11 +352,15 @@ def test_only_files_named_by_their_content_are_kept_for_ever(dist: Path, tmp_pat
         server.shutdown()
 
 
-def test_serves_at_another_address(dist: Path) -> None:
-    with builder.serve.listen(dist, 0, "0.0.0.0") as server:
-        assert server.server_address[0] == "0.0.0.0"
+def test_serves_at_another_address(dist: Path, random_model: Path, tmp_path: Path) -> None:
     with builder.serve.listen(dist, 0) as server:
         assert server.server_address[0] == "127.0.0.1"
+    words = ["serve", "--host=0.0.0.0", "--port=0", f"--model={random_model}", f"--out={tmp_path / 'dist'}"]
+    with subprocess.Popen([sys.executable, ROOT / "build.py", *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        said = next((line for line in process.stdout if line.startswith("Serving at ")), "")
+        process.terminate()
+    assert f"http://{socket.gethostname()}:" in said
 
 
 @pytest.mark.parametrize(

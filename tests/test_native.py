@@ -13,14 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fabella import abi
 from fabella.architectures import tensor_place
 from fabella.formats import FORMATS
-from fabella.gguf import read_gguf
 from fabella.modelfile import Config
-from fabella.sources import BytesSource
 
 from .random_models import load, write_random_model
+from .records import config_bytes, joined, tensor_records
 
 CONFIG = Config(dim=64, hidden_dim=160, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=80)
 ODD = Config(dim=30, hidden_dim=49, n_layers=2, n_heads=5, n_kv_heads=1, vocab_size=33, seq_len=70)
@@ -61,26 +59,6 @@ def runner(program: Path, *under: str) -> Run:
         return done.stdout.splitlines()
 
     return run
-
-
-def config_bytes(config: Config, **changes: float) -> bytes:
-    values = {field: getattr(config, field) for field in abi.CONFIG} | changes
-    return abi.struct_of(abi.CONFIG).pack(*values.values())
-
-
-def tensor_records(path: Path) -> list[tuple[list[int], bytes]]:
-    """What the engine passes to tensor_begin and tensor_rows for each tensor of a GGUF file: the numbers, the bytes."""
-    data = path.read_bytes()
-    records = []
-    for tensor in read_gguf(BytesSource(data)).tensors.values():
-        number, layer = tensor_place(tensor.name)
-        head = [number, layer, FORMATS[tensor.type].number, tensor.rows, tensor.columns, 0, tensor.size, 0]
-        records.append((head, data[tensor.offset : tensor.offset + tensor.size]))
-    return records
-
-
-def joined(config: bytes, records: list[tuple[list[int], bytes]]) -> bytes:
-    return config + b"".join(struct.pack("<8i", *head) + data for head, data in records)
 
 
 @pytest.mark.parametrize(

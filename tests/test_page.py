@@ -15,6 +15,7 @@ from fabella.generate import Step
 
 from .browsers import wait_for
 from .conftest import RANDOM_CONFIG, SUBPATH, Handler, Site, Visit
+from .faults import missing, names
 from .gate import Gate
 from .stories import PROMPT, assert_told, reference
 
@@ -203,6 +204,27 @@ def test_a_story_that_ends_while_stop_is_on_its_way_is_stopped(visit: Visit, sit
     }""")
     expect(visit.status).to_have_text("Stopped.")
     expect(visit.page.get_by_text("You stopped the story here.")).to_be_visible()
+
+
+def test_how_a_story_ended_stays_when_the_worker_fails_later(visit: Visit, site: Site) -> None:
+    gate = Gate(visit, site)
+    visit.open(site)
+    visit.ask(PROMPT, temperature=0, length=RANDOM_CONFIG.seq_len)
+    gate.turns(2)
+    visit.page.wait_for_function("() => notebook.received.filter(({ type }) => type === 'steps').length === 2")
+    tell = "(data) => notebook.worker.dispatchEvent(new MessageEvent('message', { data }))"
+    id = visit.page.evaluate("notebook.sent.at(-1).id")
+    done = {"type": "done", "id": id, "reason": "context", "tokens": 9, "seconds": 1, "tokens_per_second": 9}
+    visit.page.evaluate(tell, done)
+    ended = visit.page.get_by_text(f"the model cannot see further than {RANDOM_CONFIG.seq_len:,} tokens")
+    expect(ended).to_be_visible()
+    site.faults = names(site, "*.gguf", missing)
+    visit.page.evaluate(
+        tell, {"type": "error", "id": None, "field": None, "message": "It is gone.", "way_out": "again"}
+    )
+    visit.again_button.click()
+    expect(visit.alert).to_contain_text("it is not there (404)")
+    expect(ended).to_be_visible()
 
 
 def test_tell_pressed_twice_tells_one_story(visit: Visit, site: Site) -> None:

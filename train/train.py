@@ -184,12 +184,12 @@ def learn(options: argparse.Namespace, run: Checkpoint, tokens: Tokens, held_out
     folder = RunFolder(options.out)
     torch.manual_seed(options.seed)
     model = Llama(run.config).to("cuda" if torch.cuda.is_available() else "cpu")
+    loss_of = make_loss(model, options.compile)
     count = sum(parameter.numel() for parameter in model.parameters())
     text = f"{len(tokens.ids):,} tokens in an epoch; {options.tokens:,} to learn from"
     print(f"{count:,} parameters; {text}; held out: {held_out}; {model.token_embd.weight.device.type}", flush=True)
     stream = batches(tokens, options.context, options.batch_tokens, options.seed, run.step)
     plan = Plan(options.tokens, options.learning_rate, options.eval_every)
-    loss_of = make_loss(model, options.compile)
     fit(run, folder, model, loss_of, stream, lambda: bits_per_byte(model, held_out), plan, stop)
     if run.tokens < options.tokens:
         print(f"Stopped and saved at step {run.step:,}. To go on: the same command with --resume.")

@@ -143,9 +143,9 @@ const text = (steps) => steps.map((step) => step.text).join("");
  * @param {Done} done
  */
 function finish({ id, settings: { seed } }, { reason, seconds, tokens_per_second: rate }) {
-  const { request, story, settings } = current();
+  const { request, story, settings, model } = current();
   const ended = request?.stopped ? "stopped" : reason; // it may end while Stop is on its way; its end is not shown then
-  const ending = { reason: ended, seconds, seed, keep: seed !== settings.seed };
+  const ending = { reason: ended, context: model?.context ?? 0, seconds, seed, keep: seed !== settings.seed };
   change({ request: null, ended, story: story?.id === id ? { ...story, rate, ending } : story });
 }
 

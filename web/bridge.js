@@ -102,14 +102,6 @@ export class Bridge {
     this.#post({ type: "stop", id });
   }
 
-  /** Ends the worker; nothing more is heard of it. */
-  close() {
-    this.#over = true;
-    clearTimeout(this.#silence);
-    this.#worker?.terminate();
-    this.#worker = undefined;
-  }
-
   /** @param {ToWorker} message */
   #post(message) {
     this.#worker?.postMessage(message);
@@ -135,10 +127,16 @@ export class Bridge {
     else asked?.resolve(message.type === "ready" ? message.model : message);
   }
 
-  /** @param {unknown} problem */
+  /**
+   * Ends the worker; nothing more is heard of it.
+   * @param {unknown} problem
+   */
   #end(problem) {
     if (this.#over) return;
-    this.close();
+    this.#over = true;
+    clearTimeout(this.#silence);
+    this.#worker?.terminate();
+    this.#worker = undefined;
     this.fail(problem);
   }
 }

@@ -1,7 +1,7 @@
 /** @import { WayOut } from "./problem.js" */
 
 /**
- * The messages between the page (app.js) and its worker (worker.js): types only, no code.
+ * The messages between the page (bridge.js) and its worker (worker.js): types only, no code.
  * A question has an `id`, which its answer carries, and whatever comes before the answer.
  *
  * @typedef {object} Part  a file of the page

@@ -32,8 +32,8 @@
  * @property {string} text  what the model has added
  * @property {number} tokens  in that
  * @property {number} rate  tokens a second
- * @property {{ reason: Reason, seconds: number, seed: string, keep: boolean } | null} ending  `keep`: the seed is not
- *     in its field
+ * @property {{ reason: Reason, context: number, seconds: number, seed: string, keep: boolean } | null} ending
+ *     `context`: the model's; `keep`: the seed is not in its field
  *
  * @typedef {object} Complaint
  * @property {string} message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,6 @@ def build_wheel() -> Path:
 
 def project_version() -> str:
     """Return the version in pyproject.toml."""
-    import tomllib  # from Python 3.11 on: an older one gets as far as main's message
-
     version: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     return version
 
@@ -57,7 +56,7 @@ def build_stdlib() -> Path:
         inside = (path.relative_to(ROOT).as_posix() for path in (source, target))
         run("node", "--input-type=module", "--eval", script, ROOT, *inside)
 
-    return cached("python-stdlib.zip", digest(ROOT / "package-lock.json", Path(stdlib.__file__)), make)
+    return cached("python-stdlib.zip", digest(ROOT / "package-lock.json", script, Path(stdlib.__file__)), make)
 
 
 def pyodide_loader() -> Path:

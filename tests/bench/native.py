@@ -9,7 +9,7 @@ from typing import Any
 
 from fabella.gguf import read_gguf
 from fabella.sources import FileSource
-from tests.test_native import config_bytes, joined, tensor_records
+from tests.records import config_bytes, joined, tensor_records
 
 from .browser import LIMIT, Failure
 from .engines import BUILT, HERE

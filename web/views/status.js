@@ -38,7 +38,7 @@ export function mountStatus(actions) {
         progress.value = parts.reduce((sum, { loaded }) => sum + loaded, 0);
         const percent = Math.floor((100 * progress.value) / progress.max);
         meter.textContent = percent < 100 ? `${percent} % of ${megabytes(progress.max)}` : "any moment now";
-      } else if (phase === "telling" && story && story.id === request?.id && story.tokens > 0) {
+      } else if (phase === "telling" && story && story.id === request?.id && !request.stopped && story.tokens > 0) {
         meter.textContent = tokens(story.tokens) + pace(story.rate);
       }
     },

@@ -65,8 +65,8 @@ export function mountStory({ keepSeed }) {
     },
   );
   watch(
-    ({ story, model }) => [story, model],
-    (story, model) => {
+    ({ story }) => [story],
+    (story) => {
       if (!story) return;
       if (story.id !== drawn.id) {
         drawn = { id: story.id, prompt: 0, text: 0 };
@@ -78,9 +78,9 @@ export function mountStory({ keepSeed }) {
       paragraphs.add(story.text.slice(drawn.text), false);
       drawn = { id: story.id, prompt: story.prompt.length, text: story.text.length };
       if (!story.ending) return;
-      const { seconds, seed } = story.ending;
+      const { context, seconds, seed } = story.ending;
       endingBox.dataset.reason = story.ending.reason;
-      [, reason.textContent] = ending(story.ending.reason, model?.context ?? 0);
+      [, reason.textContent] = ending(story.ending.reason, context);
       figures.textContent = `${tokens(story.tokens)} in ${seconds.toFixed(1)} s${pace(story.rate)}. Seed ${seed}.`;
       keep.hidden = !story.ending.keep;
       endingBox.hidden = false;
