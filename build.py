@@ -29,7 +29,7 @@ from builder.check import check
 from builder.engines import build_engines
 from builder.install import ensure_browsers, ensure_chromium, ensure_fuzzer, ensure_node_packages, ensure_python
 from builder.page import bundle
-from builder.serve import find_address, serve
+from builder.serve import find_address, listen, serve
 from builder.tools import PYTHON, ROOT, WEB, BuildError, say
 from fabella.console import run_command
 
@@ -95,7 +95,7 @@ def command() -> int:
         find_address(arguments.host, arguments.port)
     bundle(arguments.model, arguments.tokenizer, arguments.out)
     if arguments.command == "serve":
-        serve(arguments.out, arguments.port, arguments.host)
+        serve(listen(arguments.out, arguments.port, arguments.host), arguments.host)
     if arguments.command == "test":
         return test(others)
     if arguments.command == "bench":

@@ -262,12 +262,11 @@ def wasmtime_rate(model: Path) -> float:
     """Greedy tokens per second of the engine under wasmtime, called as the command line calls it."""
     from fabella.generate import generate
     from fabella.sampler import Settings
-    from fabella.session import Session
 
     engine, description = load(model)
     times = [
         time.perf_counter()
-        for step in generate(Session(engine), description.tokenizer, PROMPT, Settings(temperature=0, seed=1), 256)
+        for step in generate(engine, description.tokenizer, PROMPT, Settings(temperature=0, seed=1), 256)
         if not step.from_prompt
     ]
     return (len(times) - 1) / (times[-1] - times[0])

@@ -7,7 +7,6 @@ from typing import Any
 
 from fabella.generate import Step, generate
 from fabella.sampler import Settings
-from fabella.session import Session
 
 from .conftest import Visit
 from .random_models import load
@@ -18,7 +17,7 @@ PROMPT = "Once upon a time"
 def reference(model: Path, prompt: str, length: int, **settings: Any) -> list[Step]:
     """The same story under wasmtime."""
     engine, description = load(model)
-    return list(generate(Session(engine), description.tokenizer, prompt, Settings(**{"seed": 1, **settings}), length))
+    return list(generate(engine, description.tokenizer, prompt, Settings(**{"seed": 1, **settings}), length))
 
 
 def assert_told(visit: Visit, expected: list[Step]) -> None:

@@ -27,7 +27,6 @@ from fabella.generate import generate
 from fabella.hosts import WasmtimeHost
 from fabella.modelfile import Config
 from fabella.sampler import Settings
-from fabella.session import Session
 
 from . import probe
 from .browsers import Driven, Missing, chromium, firefox, wait_for, webkit
@@ -134,9 +133,7 @@ def test_the_page_tells_the_same_stories_as_under_wasmtime(
         driven.open(url)
         assert told(driven) == ""
         for settings in (Settings(temperature=0.0, seed=1), Settings(temperature=0.8, top_p=0.9, seed=20)):
-            expected = "".join(
-                step.text for step in generate(Session(engine), model.tokenizer, PROMPT, settings, LENGTH)
-            )
+            expected = "".join(step.text for step in generate(engine, model.tokenizer, PROMPT, settings, LENGTH))
             driven.run(TELL, {"prompt": PROMPT, "length": LENGTH, **asdict(settings)})
             assert told(driven) == expected
             assert len(expected) > 600

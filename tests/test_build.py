@@ -35,7 +35,6 @@ from builder.tools import ROOT, BuildError
 from fabella.generate import generate
 from fabella.llama2c import convert_llama2c
 from fabella.sampler import Settings
-from fabella.session import Session
 
 from .llama2c_files import model_bin, tokenizer_bin
 from .random_models import load
@@ -267,7 +266,7 @@ def test_stories260k_as_gguf_tells_the_story_in_its_readme(tmp_path: Path) -> No
     gguf = tmp_path / "stories260K.gguf"
     convert_llama2c(models / "stories260K.bin", models / "tok512.bin", gguf)
     engine, model = load(gguf)
-    steps = list(generate(Session(engine), model.tokenizer, "", Settings(temperature=0.0, seed=1), 200))
+    steps = list(generate(engine, model.tokenizer, "", Settings(temperature=0.0, seed=1), 200))
     text = "".join(step.text for step in steps).strip()
     readme = " ".join((models / "README.md").read_text().replace("> ", "").split())
     assert len(text) > 300

@@ -73,6 +73,12 @@ def test_norms_may_be_halves(type: str) -> None:
     check_tensors(CONFIG, tensors() | norms)
 
 
+def test_a_tied_model_has_no_matrix_for_the_output() -> None:
+    config = replace(CONFIG, tied=False)
+    assert expected_shapes(config).keys() - expected_shapes(CONFIG).keys() == {"output.weight"}
+    assert expected_shapes(config, tied=True) == expected_shapes(CONFIG)
+
+
 def test_parameter_count() -> None:
     layer = 16 + 2 * 16 * 16 + 2 * 8 * 16 + 16 + 3 * 16 * 24
     assert parameter_count(tensors()) == 10 * 16 + 2 * layer + 16

@@ -147,7 +147,7 @@ def test_a_repeated_token_changes_nothing(engine: Engine, count: int) -> None:
 
 def test_a_second_story_is_the_same_as_in_a_session_of_its_own(engine: Engine, tokenizer: Tokenizer) -> None:
     asked = [("w1 w2", SETTINGS), ("w1 w2 w3", SETTINGS), ("w1 w2", replace(SETTINGS, seed=3))]
-    alone = [list(generate(Session(engine), tokenizer, *story, 60)) for story in asked]
+    alone = [list(generate(engine, tokenizer, *story, 60)) for story in asked]
     session = Session(engine)
     assert [list(generate(session, tokenizer, *story, 60)) for story in asked] == alone
 

@@ -21,7 +21,6 @@ from fabella.console import run_command
 from fabella.errors import EngineError, FabellaError
 from fabella.generate import generate
 from fabella.sampler import Settings, random_seed
-from fabella.session import Session
 
 from .load import load_model
 from .model import Llama
@@ -109,7 +108,7 @@ def tell(options: argparse.Namespace) -> None:
     seed = options.seed or random_seed()
     settings = Settings(options.temperature, options.top_p, options.top_k, seed)
     model, tokenizer = load_model(options.model)
-    story = generate(Session(TorchModel(model)), tokenizer, options.prompt, settings, options.length)
+    story = generate(TorchModel(model), tokenizer, options.prompt, settings, options.length)
     sampled = 0
     try:
         for step in story:

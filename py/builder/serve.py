@@ -108,7 +108,7 @@ def find_address(host: str, port: int | None) -> socket.AddressFamily:
     return family
 
 
-def listen(directory: Path, port: int | None, host: str = "127.0.0.1") -> http.server.ThreadingHTTPServer:
+def listen(directory: Path, port: int | None, host: str = "127.0.0.1") -> PageServer:
     """Open the given port of this machine, or the first free one from 8000 on."""
     family = find_address(host, port)
     policy = content_security_policy((directory / "index.html").read_text(encoding="utf-8"))
@@ -122,9 +122,9 @@ def listen(directory: Path, port: int | None, host: str = "127.0.0.1") -> http.s
     raise BuildError(f"port {port} is taken: choose another with --port" if port else "ports 8000 to 8099 are taken")
 
 
-def serve(directory: Path, port: int | None, host: str) -> None:
-    """Serve the built page until Ctrl-C."""
-    with listen(directory, port, host) as server, suppress(KeyboardInterrupt):
+def serve(server: PageServer, host: str) -> None:
+    """Serve the built page, at this address, until Ctrl-C."""
+    with server, suppress(KeyboardInterrupt):
         name = {"127.0.0.1": "localhost", "0.0.0.0": socket.gethostname()}.get(host, host)
         say(f"Serving at http://{name}:{server.server_port}/ (Ctrl-C stops)")
         server.serve_forever()

@@ -9,10 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fabella.config import Config, Tensor
 from fabella.errors import ModelFileError
 from fabella.formats import FLOATS, FORMATS
 from fabella.metadata import for_all_layers, get, quoted
-from fabella.modelfile import Config, Tensor
 
 # Which metadata key each of Config's numbers comes from.
 KEYS = {
@@ -63,13 +63,13 @@ FOREIGN = {
 }
 
 
-def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Return every tensor's name, as ``blk.3.attn_q.weight``, and shape."""
+def expected_shapes(config: Config, tied: bool | None = None) -> dict[str, tuple[int, ...]]:
+    """Return every tensor's name, as ``blk.3.attn_q.weight``, and shape; ``tied`` as the config says, or as asked."""
     shapes: dict[str, tuple[str, ...]] = {**FIRST_TENSORS}
     for layer in range(config.n_layers):
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in LAYER_TENSORS.items()}
     shapes |= LAST_TENSORS
-    if config.tied:
+    if config.tied if tied is None else tied:
         del shapes[ABSENT_IF_TIED]
     return {f"{name}.weight": tuple(getattr(config, size) for size in shape) for name, shape in shapes.items()}
 

@@ -20,7 +20,6 @@ from fabella.generate import generate
 from fabella.hosts import WasmtimeHost
 from fabella.models import open_model
 from fabella.sampler import Settings, random_seed
-from fabella.session import Session
 
 LONGEST_PROMPT = 1 << 24  # bytes of standard input: more is not a prompt, and a pipe may have no end
 
@@ -79,7 +78,7 @@ def tell(argv: list[str] | None) -> None:
         engine = Engine(WasmtimeHost(), model, source)
     prompt = piped_prompt() if arguments.prompt is None else arguments.prompt
 
-    story = generate(Session(engine), model.tokenizer, prompt, settings, arguments.length)
+    story = generate(engine, model.tokenizer, prompt, settings, arguments.length)
     sampled, started, end = 0, 0.0, None
     try:
         for step in story:

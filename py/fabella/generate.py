@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from fabella.errors import PromptError, SettingsError
 from fabella.sampler import Sampler, Settings
-from fabella.session import Session
+from fabella.session import Model, Session
 from fabella.tokenizer import Decoder, Tokenizer
 
 Reason = Literal["end", "length", "context"]
@@ -36,14 +36,15 @@ class Step(NamedTuple):
 
 
 def generate(
-    session: Session, tokenizer: Tokenizer, prompt: str, settings: Settings, length: int | None = None
+    model: Session | Model, tokenizer: Tokenizer, prompt: str, settings: Settings, length: int | None = None
 ) -> Iterator[Step]:
     """Tells a story: yields the prompt's tokens, then the sampled ones.
 
     Parameters
     ----------
-    session
-        Of the loaded model. The story takes the place of what it holds, and needs it alone until the last step.
+    model
+        The loaded model, or a session of it, which may hold the prompt's beginning already. The story takes the place
+        of what it holds, and needs it alone until the last step.
     tokenizer
         The model's own.
     prompt
@@ -63,6 +64,7 @@ def generate(
     EngineError
         If memory runs out, the model's logits are broken, or the session was used for something else in between.
     """
+    session = model if isinstance(model, Session) else Session(model)
     context = session.model.context
     if length is not None and (type(length) is not int or length < 0):
         raise SettingsError("length", f"must be a whole number from 0 on, not {length!r}")
