@@ -28,7 +28,7 @@ from urllib.request import Request, urlopen
 
 from playwright.sync_api import Browser as PlaywrightBrowser
 
-from builder.install import FIREFOX_PACKAGES, WEBKIT_PACKAGES, find_firefox, find_webkit, install_by_hand
+from builder import install
 
 from .patience import PATIENCE
 
@@ -196,9 +196,9 @@ class Firefox(Driven):
 @contextmanager
 def firefox() -> Iterator[Firefox]:
     """The machine's Firefox, without a window and with a profile of its own."""
-    program = find_firefox()
+    program = install.find_firefox()
     if not program:
-        raise Missing(f"Firefox is not installed. {install_by_hand(FIREFOX_PACKAGES)}")
+        raise Missing(f"Firefox is not installed. {install.install_by_hand(install.FIREFOX_PACKAGES)}")
     with TemporaryDirectory(prefix="firefox-", ignore_cleanup_errors=True) as profile:
         preferences = (
             f"user_pref({json.dumps(name)}, {json.dumps(value)});" for name, value in FIREFOX_PREFERENCES.items()
@@ -263,9 +263,9 @@ def request(method: str, url: str, body: object = None) -> Any:
 @contextmanager
 def webkit() -> Iterator[WebKit]:
     """The machine's WebKitGTK, on a display of its own that nobody sees."""
-    programs = find_webkit()
+    programs = install.find_webkit()
     if not programs:
-        raise Missing(f"WebKit's driver or Xvfb is not installed. {install_by_hand(WEBKIT_PACKAGES)}")
+        raise Missing(f"WebKit's driver or Xvfb is not installed. {install.install_by_hand(install.WEBKIT_PACKAGES)}")
     driver, browser, xvfb = programs
     with TemporaryDirectory(prefix="webkit-", ignore_cleanup_errors=True) as home:
         display_log, driver_log = Path(home, "display.txt"), Path(home, "driver.txt")

@@ -471,9 +471,9 @@ def with_disk(free: int, work: Callable[[], str], monkeypatch: pytest.MonkeyPatc
         ("--vocab-size", "65537", "from 300 to 65536"),
         ("--context", "50", "multiple of 32"),
         ("--batch-tokens", "32", "does not hold one --context of 64"),
-        ("--dim", "30", "argument --heads: 4 heads do not divide a width of 30 evenly"),
-        ("--heads", "32", "argument --heads: rotary embedding needs an even count"),
-        ("--kv-heads", "3", "argument --kv-heads: 3 key/value heads do not divide 4 heads evenly"),
+        ("--dim", "30", "--heads: 4 heads do not divide a width of 30 evenly"),
+        ("--heads", "32", "--heads: .*rotary embedding needs an even count"),
+        ("--kv-heads", "3", "--kv-heads: 3 key/value heads do not divide 4 heads evenly"),
     ],
 )
 def test_options_that_cannot_be_are_said_before_the_text_is_read(
@@ -483,7 +483,7 @@ def test_options_that_cannot_be_are_said_before_the_text_is_read(
         training.parse_arguments(options(tmp_path / "no text", tmp_path / "out", option, value))
     assert exit.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(rf"argument --[a-z-]+: .*{problem}", last)
+    assert re.search(rf"argument (--[a-z-]+: .*)?{problem}", last)
 
 
 def test_a_width_that_the_usual_format_cannot_hold_is_said_before_the_training(
