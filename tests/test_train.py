@@ -732,7 +732,7 @@ def fill_the_disk(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
 def test_a_full_disk_ends_no_training_and_loses_no_checkpoint(
     text: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", -1)  # after each step
+    monkeypatch.setattr(training, "SAVE_EVERY", -1)  # after each step
     fill_the_disk(monkeypatch, writes=3)
     assert run(text, tmp_path / "new", "--tokens", "2000").tokens >= 2000
     said = capsys.readouterr().err
@@ -775,7 +775,7 @@ def test_advice_after_numbers_out_of_bounds_is_true(
     monkeypatch.setattr(loop, "learning_rate", too_high)
     assert "nothing was saved; begin again with a lower" in refusal(arguments, capsys, monkeypatch)
     assert not folder.exists()
-    monkeypatch.setattr(loop, "SAVE_EVERY", -1)
+    monkeypatch.setattr(training, "SAVE_EVERY", -1)
     said = refusal(arguments, capsys, monkeypatch)
     assert f"step 6 leads straight here: delete {folder / 'checkpoint.pt'}, and --resume" in said
     (folder / "checkpoint.pt").unlink()

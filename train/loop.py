@@ -34,7 +34,6 @@ WARM_UP_STEPS = 100
 DECAY_FROM = 0.7  # the part of the token budget after which the learning rate falls
 LARGEST_GRADIENT = 1.0  # its norm is clipped to this
 LOG_EVERY = 50  # steps between two rows of the curve
-SAVE_EVERY = 180.0  # seconds between two checkpoints
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (inputs, targets), [rows, T] each -> mean loss in nats per token
 
@@ -46,6 +45,7 @@ class Plan:
     tokens: int  # the budget, of tokens learned from
     learning_rate: float  # at its highest
     eval_every: int  # steps between two measurements
+    save_every: float  # seconds between two checkpoints
 
 
 def fit(
@@ -120,7 +120,7 @@ class Loop:
                 run.seconds += time.monotonic() - begin
                 try:
                     self.record(rate)
-                    if time.monotonic() - saved_at > SAVE_EVERY:
+                    if time.monotonic() - saved_at > plan.save_every:
                         self.save_or_go_on()
                         saved_at = time.monotonic()
                     measured = f", {self.measured:.4f} bits/byte" if self.measured else ""

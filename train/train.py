@@ -37,6 +37,7 @@ from .progress import say
 from .run import RunFolder
 from .tokenizer import SMALLEST_VOCABULARY, as_tokenizer, load_tokenizer, train_tokenizer
 
+SAVE_EVERY = 180.0  # seconds between two checkpoints
 LARGEST_SEED = 10**18 - 1
 LARGEST_RATE = 1000.0
 OPTION_OF = {  # the options that give the model its shape
@@ -189,7 +190,7 @@ def learn(options: argparse.Namespace, run: Checkpoint, tokens: Tokens, held_out
     text = f"{len(tokens.ids):,} tokens in an epoch; {options.tokens:,} to learn from"
     print(f"{count:,} parameters; {text}; held out: {held_out}; {model.token_embd.weight.device.type}", flush=True)
     stream = batches(tokens, options.context, options.batch_tokens, options.seed, run.step)
-    plan = Plan(options.tokens, options.learning_rate, options.eval_every)
+    plan = Plan(options.tokens, options.learning_rate, options.eval_every, SAVE_EVERY)
     fit(run, folder, model, loss_of, stream, lambda: bits_per_byte(model, held_out), plan, stop)
     if run.tokens < options.tokens:
         print(f"Stopped and saved at step {run.step:,}. To go on: the same command with --resume.")
