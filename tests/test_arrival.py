@@ -80,7 +80,6 @@ EXPECTED = [
 
 
 def test_whatever_does_not_arrive_whole_is_named_with_the_way_out(visit: Visit, site: Site) -> None:
-    site.headers["Cache-Control"] = "no-store"
     visit.open(site)
     for fault, pattern, said, way_out in EXPECTED:
         site.faults = names(site, pattern, fault)
@@ -295,7 +294,6 @@ def test_no_part_is_fetched_from_elsewhere_when_the_host_says_so(visit: Visit, s
         handler.send_header("Content-Length", "0")
         handler.end_headers()
 
-    site.headers["Cache-Control"] = "no-store"
     visit.open(site)
     for pattern, name in PARTS.items():
         site.faults = names(site, pattern, redirect)
@@ -330,7 +328,7 @@ def test_a_redirect_within_the_host_is_followed(visit: Visit, site: Site) -> Non
 def test_a_policy_of_the_hosts_own_is_named_where_it_forbids_the_page(
     visit: Visit, site: Site, policy: str, directive: str
 ) -> None:
-    site.headers |= {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
+    site.headers["Content-Security-Policy"] = policy
     visit.open(site, ready=False)
     assert_says(visit, f"a Content-Security-Policy that forbids what the page needs ({directive})")
     visit.complaints.clear()

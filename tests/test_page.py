@@ -171,12 +171,19 @@ def test_wrong_settings_are_refused_in_words(visit: Visit, site: Site) -> None:
 # ---- Tell and Stop ---------------------------------------------------------------------------------------------------
 
 
-def test_stop_stops_before_the_next_turn(visit: Visit, site: Site) -> None:
+def amid_a_story(visit: Visit, site: Site, turns: int) -> Gate:
+    """A long story is being told, and the page has so many turns of it; the gate holds the next."""
     gate = Gate(visit, site)
     visit.open(site)
     visit.ask(PROMPT, temperature=0, length=RANDOM_CONFIG.seq_len)
-    gate.turns(3)
-    visit.page.wait_for_function("() => notebook.received.filter(({ type }) => type === 'steps').length === 3")
+    gate.turns(turns)
+    told = "(turns) => notebook.received.filter(({ type }) => type === 'steps').length === turns"
+    visit.page.wait_for_function(told, arg=turns)
+    return gate
+
+
+def test_stop_stops_before_the_next_turn(visit: Visit, site: Site) -> None:
+    gate = amid_a_story(visit, site, turns=3)
     visit.stop_button.click()
     gate.open()
     expect(visit.tell_button).to_be_visible()
@@ -192,11 +199,7 @@ def test_stop_stops_before_the_next_turn(visit: Visit, site: Site) -> None:
 
 
 def test_a_story_that_ends_while_stop_is_on_its_way_is_stopped(visit: Visit, site: Site) -> None:
-    gate = Gate(visit, site)
-    visit.open(site)
-    visit.ask(PROMPT, temperature=0, length=RANDOM_CONFIG.seq_len)
-    gate.turns(2)
-    visit.page.wait_for_function("() => notebook.received.filter(({ type }) => type === 'steps').length === 2")
+    amid_a_story(visit, site, turns=2)
     visit.page.evaluate("""() => {
         document.querySelector("#tell").click();
         const done = { reason: "end", tokens: 9, seconds: 1, tokens_per_second: 9, id: notebook.sent.at(-1).id };
@@ -207,11 +210,7 @@ def test_a_story_that_ends_while_stop_is_on_its_way_is_stopped(visit: Visit, sit
 
 
 def test_how_a_story_ended_stays_when_the_worker_fails_later(visit: Visit, site: Site) -> None:
-    gate = Gate(visit, site)
-    visit.open(site)
-    visit.ask(PROMPT, temperature=0, length=RANDOM_CONFIG.seq_len)
-    gate.turns(2)
-    visit.page.wait_for_function("() => notebook.received.filter(({ type }) => type === 'steps').length === 2")
+    amid_a_story(visit, site, turns=2)
     tell = "(data) => notebook.worker.dispatchEvent(new MessageEvent('message', { data }))"
     id = visit.page.evaluate("notebook.sent.at(-1).id")
     done = {"type": "done", "id": id, "reason": "context", "tokens": 9, "seconds": 1, "tokens_per_second": 9}

@@ -190,7 +190,7 @@ function asWasm(response) {
  * @param {Blocks} file
  */
 export function startWorker(file) {
-  const url = asScript(file);
+  const url = file.toScriptURL();
   const worker = new Worker(url, { type: "module" });
   worker.addEventListener("message", () => URL.revokeObjectURL(url), { once: true });
   return worker;
@@ -204,7 +204,8 @@ export function startWorker(file) {
  * @returns {Promise<object>}
  */
 export async function downloadScript(part, name, count) {
-  const url = asScript(await download(part, name, count));
+  const file = await download(part, name, count);
+  const url = file.toScriptURL();
   try {
     return await import(url);
   } catch (error) {
@@ -212,11 +213,6 @@ export async function downloadScript(part, name, count) {
   } finally {
     URL.revokeObjectURL(url);
   }
-}
-
-/** @param {Blocks} file */
-function asScript(file) {
-  return URL.createObjectURL(new Blob([file.toBlob()], { type: "text/javascript" }));
 }
 
 /**
@@ -251,9 +247,9 @@ export class Blocks {
     return this.#blocks.map((block, number) => block.subarray(0, this.size - number * BLOCK));
   }
 
-  /** The file as a Blob, as long as none of it is released. */
-  toBlob() {
-    return new Blob(this.#parts());
+  /** A URL of the file as a script, as long as none of it is released; to be revoked once that is read. */
+  toScriptURL() {
+    return URL.createObjectURL(new Blob(this.#parts(), { type: "text/javascript" }));
   }
 
   /** A copy of the file in one piece, as long as none of it is released. */
