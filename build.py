@@ -7,7 +7,7 @@
     python build.py check           check the sources alone: mistakes, types, form; --fix mends what it can
     python build.py bench           bundle, then measure it beside its peers; --help says more
     python build.py setup           only install: .venv/ then has all that training and the command line need
-    python build.py --model FILE    bundle the page around another model
+    python build.py --model FILE    bundle the page around another model; --model smollm2 downloads one
 
 What is missing is installed on the way (into .venv/ and node_modules/; on Debian as root also with apt-get), and what
 has not changed since the last run is reused. The same inputs make the same dist/, byte for byte.
@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "py"))
 from builder.check import check
 from builder.engines import build_engines
 from builder.install import ensure_browsers, ensure_chromium, ensure_fuzzer, ensure_node_packages, ensure_python
+from builder.models import KNOWN, model_file
 from builder.page import bundle
 from builder.serve import find_address, listen, serve
 from builder.tools import PYTHON, ROOT, WEB, BuildError, say
@@ -38,7 +39,11 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     page = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     page.add_argument(
-        "--model", type=Path, metavar="FILE", help="GGUF, or llama2.c's .bin (default web/models/stories.gguf)"
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="GGUF, llama2.c's .bin, or the name of a model that is downloaded: "
+        f"{', '.join(KNOWN)} (default web/models/stories.gguf)",
     )
     page.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.bin, for a .bin model")
     page.add_argument("--out", type=Path, metavar="DIR", help="folder of the built page (default dist)")
@@ -93,7 +98,7 @@ def command() -> int:
         return 0
     if arguments.command == "serve":
         find_address(arguments.host, arguments.port)
-    bundle(arguments.model, arguments.tokenizer, arguments.out)
+    bundle(model_file(arguments.model), arguments.tokenizer, arguments.out)
     if arguments.command == "serve":
         serve(listen(arguments.out, arguments.port, arguments.host), arguments.host)
     if arguments.command == "test":

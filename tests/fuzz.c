@@ -1,6 +1,6 @@
 /* A libFuzzer target: any bytes as a model's tensors and as tokens.
  *
- * The first bytes choose a small Config; then come a few tensors that may be right or wrong, in any order, then all
+ * The first bytes choose a small Config of any family; then come a few tensors that may be right or wrong, in any order, then all
  * that are missing, and then tokens, forwards and rewound. A tensor's rows arrive in two parts. Nothing may crash,
  * overflow, leak or be undefined.
  */
@@ -21,8 +21,10 @@ static void right_shape(const Model *m, int tensor, int32_t *rows, int32_t *cols
 }
 
 static int load(Model *m, int tensor, int layer, Bytes *bytes) {
-    const int types[] = {TYPE_F32, TYPE_F16, TYPE_Q4_0, TYPE_Q4_1, TYPE_Q8_0, TYPE_I8, TYPE_BF16, TYPE_Q5_0, 99};
-    const int type = types[next(bytes) % 9];
+    const int types[] = {TYPE_F32,    TYPE_F16,   TYPE_BF16,  TYPE_I8,    TYPE_Q8_0, TYPE_Q5_0, TYPE_Q5_1,
+                         TYPE_Q4_0,   TYPE_Q4_1,  TYPE_Q6_K,  TYPE_Q5_K,  TYPE_Q4_K, TYPE_Q3_K, TYPE_IQ4_XS,
+                         TYPE_IQ4_NL, TYPE_MXFP4, TYPE_TQ2_0, TYPE_TQ1_0, 99};
+    const int type = types[next(bytes) % (sizeof types / sizeof *types)];
     const uint8_t group = next(bytes), shape = next(bytes), cut = next(bytes);
     int32_t rows, cols;
     right_shape(m, tensor, &rows, &cols);
@@ -60,34 +62,64 @@ static void load_floats(Model *m, int tensor, int layer) {
 
 enum { LONG = 250 }; /* tokens: two of these, and the caches grow */
 
+static Config some_config(Bytes *bytes) {
+    Config c = {.norm_eps = 1e-5f, .embedding_scale = 1, .residual_scale = 1, .logit_scale = 1};
+    const uint8_t flags = next(bytes), sizes = next(bytes);
+    c.n_heads = 1 + next(bytes) % 4;
+    c.n_kv_heads = next(bytes) % 2 ? c.n_heads : 1;
+    c.n_layers = 1 + next(bytes) % 2;
+    c.repeats = 1 + (sizes & 1);
+    c.head_size = 2 * (1 + next(bytes) % 16);
+    c.rope_size = sizes & 2 ? 2 : c.head_size;
+    c.dim = sizes & 4 ? 256 : c.n_heads * (1 + next(bytes) % 40); /* 256: the least that all formats can have */
+    c.hidden_dim = sizes & 8 ? 256 : 1 + next(bytes) % 70;
+    c.vocab_size = 1 + next(bytes) % 70;
+    c.seq_len = 600; /* the caches start with room for 256 */
+    c.tied = flags & 1;
+    c.halves = flags >> 1 & 1;
+    c.joint_norm = flags >> 2 & 1;
+    c.gelu = flags >> 3 & 1;
+    c.attention_cap = flags & 16 ? 50 : 0;
+    c.logit_cap = flags & 32 ? 30 : 0;
+    c.logit_scale = flags & 64 ? 1.5f : 1;
+    c.attention_scale = flags & 128 ? 0.3f : 0;
+    const uint8_t fault = next(bytes), field = fault % 21;
+    if (fault > 240 && field < 14) ((int32_t *)&c)[field] = (int8_t)next(bytes);
+    if (fault > 240 && field >= 14) {
+        uint32_t bits = 0;
+        for (int i = 0; i < 4; i++) bits = bits << 8 | next(bytes);
+        (&c.norm_eps)[field - 14] = f32_from_bits(bits);
+    }
+    return c;
+}
+
+/* Two tables, of which layers use either or none. */
+static void set_positions(Model *m, Bytes *bytes) {
+    double angles[16];
+    for (int table = 0; table < ROPES; table++) {
+        const uint8_t fault = next(bytes);
+        for (int i = 0; i < 16; i++) angles[i] = fault > 250 && i == 3 ? __builtin_nan("") : 1.0 / (1 + i + table);
+        if (m->config.rope_size <= 32) set_rope(m, table + (fault > 253), angles, fault > 248 ? 0 : 1);
+    }
+    for (int layer = 0; layer < m->config.n_layers; layer++)
+        set_layer(m, layer, next(bytes) % 4 - 1, next(bytes) % 2 ? next(bytes) : 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     Bytes bytes = {data, size};
-    Config config = {.rope_base = 10000, .norm_eps = 1e-5f};
-    config.n_heads = 1 + next(&bytes) % 4;
-    config.n_kv_heads = next(&bytes) % 2 ? config.n_heads : 1;
-    config.n_layers = 1 + next(&bytes) % 2;
-    config.dim = config.n_heads * 2 * (1 + next(&bytes) % 16);
-    config.hidden_dim = 1 + next(&bytes) % 70;
-    config.vocab_size = 1 + next(&bytes) % 70;
-    config.seq_len = 600; /* the caches start with room for 256 */
-    config.tied = next(&bytes) % 2;
-    const uint8_t fault = next(&bytes), field = fault % 10;
-    if (fault > 240 && field < 8) ((int32_t *)&config)[field] = (int8_t)next(&bytes);
-    if (fault > 240 && field >= 8) {
-        uint32_t bits = 0;
-        for (int i = 0; i < 4; i++) bits = bits << 8 | next(&bytes);
-        *(field == 8 ? &config.rope_base : &config.norm_eps) = f32_from_bits(bits);
-    }
+    const Config config = some_config(&bytes);
     Model *m;
     if (model_new(&config, &m)) return 0;
+    set_positions(m, &bytes);
     for (int i = next(&bytes) % 8; i > 0; i--) {
         const int tensor = next(&bytes) % (N_TENSORS + 1), layer = next(&bytes) % 3;
         load(m, tensor, layer, &bytes);
     }
     for (int layer = 0; layer < config.n_layers; layer++)
         for (int tensor = 0; tensor < N_TENSORS; tensor++)
-            if (load(m, tensor, layer, &bytes)) load_floats(m, tensor, layer);
+            if (is_needed(&TENSORS[tensor]) || next(&bytes) % 2)
+                if (load(m, tensor, layer, &bytes)) load_floats(m, tensor, layer);
     for (int round = 0, position = 0; round < 6 && (round == 0 || bytes.size); round++) {
         int32_t tokens[LONG];
         const uint8_t count = next(&bytes), where = next(&bytes);

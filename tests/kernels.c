@@ -34,17 +34,18 @@ int main(int argc, char **argv) {
     const Layout layout = layout_for(type, cols, group);
     Matrix w = {layout, rows, cols, zeroed(pad4(rows) * matrix_row_bytes(layout, cols), 1)};
     int error = OK;
+    pad_rows(&w);
     for (int row = 0; row < rows && !error; row++)
-        error = pack_row(&w, row, type, source + row * file_row_bytes(type, cols), scales, group);
+        error = pack_row(&w, row, row, type, source + row * file_row_bytes(type, cols), scales, group);
 
     float *padded = zeroed((size_t)n * stride, 4), *y = zeroed((size_t)n * pad4(rows), 4), *row = zeroed(stride, 4);
     Quantized *q = zeroed((size_t)x_size, sizeof *q);
     InputGroup *groups = zeroed((size_t)x_size, sizeof *groups);
     if (!error) {
         for (int t = 0; t < n; t++) memcpy(padded + t * stride, x + t * cols, (size_t)cols * 4);
-        Activations a = {{padded, stride}, q, groups};
-        if (layout != F32) quantize(&a, cols, n);
-        matmul(&(Product){&w, y}, 1, &a, n);
+        Activations a = {{padded, stride}, q, groups, n == 1};
+        if (!is_float(layout)) quantize(&a, cols, n);
+        matmul(&(Product){&w, y, NULL}, 1, &a, n);
 
         FILE *out = fopen(argv[2], "wb");
         if (!out) return 100;

@@ -2,8 +2,9 @@
  *
  *   maths FUNCTION INPUT OUTPUT
  *
- * INPUT and OUTPUT are doubles for exp, log and cos_sin (two for each angle), floats for exp4, and for softmax floats:
- * a count n and then scores, a multiple of four. Of softmax the scale is 1/2.
+ * INPUT and OUTPUT are doubles for exp, log and cos_sin (two for each angle), floats for exp4, and for softmax:
+ * the first that counts, the end of those that count, the cap, and then scores, a multiple of four. Of softmax the
+ * scale is 1/2. tanh4 and gelu are as exp4.
  */
 #include "../wasm/run.c"
 #include <stdio.h>
@@ -29,9 +30,16 @@ int main(int argc, char **argv) {
     } else if (!strcmp(argv[1], "exp4")) {
         for (int i = 0; i < size / 4; i += 4) f32x4_store(results + i, f32x4_exp(f32x4_load(floats + i)));
     } else if (!strcmp(argv[1], "softmax")) {
-        written = size - 4;
-        memcpy(results, floats + 1, (size_t)written);
-        softmax(results, (int)floats[0], written / 4, 0.5f);
+        written = size - 12;
+        memcpy(results, floats + 3, (size_t)written);
+        softmax(results, (int)floats[0], (int)floats[1], written / 4, 0.5f, floats[2]);
+    } else if (!strcmp(argv[1], "tanh4")) {
+        for (int i = 0; i < size / 4; i += 4) f32x4_store(results + i, f32x4_tanh(f32x4_load(floats + i)));
+    } else if (!strcmp(argv[1], "gelu")) {
+        static float ones[MOST];
+        for (int i = 0; i < size / 4; i++) ones[i] = 1;
+        memcpy(results, floats, (size_t)size);
+        gated(results, ones, size / 4, true);
     }
     file = fopen(argv[3], "wb");
     if (!file) return 2;

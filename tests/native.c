@@ -2,7 +2,7 @@
  *
  *   native MODEL TOKENS BATCH ALLOCATIONS THREADS
  *
- * MODEL: the Config, then for each tensor int32 {tensor, layer, type, rows, cols, group, bytes, scales}, its bytes and
+ * MODEL: the Config, RoPE's base (double), then for each tensor int32 {tensor, layer, type, rows, cols, group, bytes, scales}, its bytes and
  * its float scales (of type I8). The first row is loaded by itself, if there are more.
  * TOKENS: int32 token ids, computed BATCH at a time. Prints the logits' bits after each batch, then a shortlist; of
  * several THREADS (compiled with -pthread) also how many steps the helpers computed. Until they have computed some, the
@@ -44,6 +44,7 @@ static void counting_parallel(Job *run, void *context, int steps) {
 
 #define parallel counting_parallel
 #include "../wasm/run.c"
+#include "setup.h"
 #undef malloc
 
 #ifdef _REENTRANT
@@ -90,11 +91,13 @@ int main(int argc, char **argv) {
     if (argc != 6) return 2;
     char *file = read_file(argv[1], &model_size), *tokens = read_file(argv[2], &tokens_size);
     int batch = atoi(argv[3]), threads = atoi(argv[5]), n = (int)(tokens_size / 4);
-    if (model_size < sizeof(Config) || batch < 1) return 2;
+    if (model_size < SETUP || batch < 1) return 2;
     start_helpers(threads);
 
     Config config;
+    double rope_base;
     memcpy(&config, file, sizeof config);
+    memcpy(&rope_base, file + sizeof config, sizeof rope_base);
     Model *model;
     int code;
     allocations = atol(argv[4]);
@@ -102,7 +105,8 @@ int main(int argc, char **argv) {
     if (code) {
         printf("model %d\n", code);
     } else {
-        for (size_t at = sizeof config; at < model_size;) {
+        while ((code = set_plain_rope(model, rope_base)) == E_MEMORY) printf("rope %d\n", code);
+        for (size_t at = SETUP; at < model_size;) {
             int32_t head[8];
             memcpy(head, file + at, sizeof head);
             at += sizeof head;

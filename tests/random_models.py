@@ -14,12 +14,14 @@ from fabella.formats import FLOATS, FORMATS, STORED
 from fabella.gguf import describe, read_gguf, write_gguf
 from fabella.hosts import WasmtimeHost
 from fabella.modelfile import Config, ModelFile
+from fabella.sentencepiece import SentencePiece
 from fabella.sources import FileSource
-from fabella.tokenizer import Tokenizer
 from train.quantize import quantize, read_weights
 
+from .blocks import BLOCKS, random_matrix
 
-def tokenizer(size: int) -> Tokenizer:
+
+def tokenizer(size: int) -> SentencePiece:
     """A vocabulary: <unk>, <s>, </s>, the 256 bytes if there is room, then made-up words."""
     pieces = ["<unk>", "<s>", "</s>"][:size]
     types = [2, 3, 3][:size]
@@ -29,13 +31,14 @@ def tokenizer(size: int) -> Tokenizer:
     words = size - len(pieces)
     pieces += [f"▁w{number}" if number else "▁" for number in range(words)]
     types += [1] * words
-    return Tokenizer(pieces, [-float(i) for i in range(size)], types)
+    return SentencePiece(pieces, [-float(i) for i in range(size)], types)
 
 
 def write_random_model(path: Path, config: Config, *, type: str = "F32", seed: int = 0) -> Path:
     """Writes a model whose logits have a spread of about 1, as a trained one's have.
 
-    `type` is that of the matrices, while norms are F32; or "mixed": one type after the other, for norms too.
+    `type` is that of the matrices, while norms are F32; or "mixed": one after the other of those that we write, for
+    norms too; or "blocks": one after the other of all that store weights in blocks.
     """
     random = np.random.default_rng(seed)
     tensors: list[tuple[str, str, tuple[int, ...], bytes]] = []
@@ -46,6 +49,11 @@ def write_random_model(path: Path, config: Config, *, type: str = "F32", seed: i
             values = random.uniform(0.5, 1.5, shape).astype(np.float32)
             stored = FLOATS[number % len(FLOATS)] if type == "mixed" else "F32"
         else:
+            if type == "blocks":
+                fitting = [name for name in BLOCKS if shape[1] % FORMATS[name].block == 0]
+                stored = fitting[number % len(fitting)]
+                tensors.append((name, stored, shape, random_matrix(random, stored, shape)))
+                continue
             values = (random.standard_normal(shape) / math.sqrt(shape[1])).astype(np.float32)
             fitting = [name for name in STORED if shape[1] % FORMATS[name].block == 0]
             stored = fitting[number % len(fitting)] if type == "mixed" else type

@@ -1,4 +1,7 @@
-"""A model as the engine hands it to C: Config, then each tensor's numbers and bytes, for programs without a driver."""
+"""A model as the engine hands it to C: Config, RoPE's base, then each tensor's numbers and bytes.
+
+For programs without a driver, which begin with tests/setup.h.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from fabella.sources import BytesSource
 
 
 def config_bytes(config: Config, **changes: float) -> bytes:
-    """Config as it lies in C's memory."""
+    """Config as it lies in C's memory, and RoPE's base (double)."""
     values = {field: getattr(config, field) for field in abi.CONFIG} | changes
-    return abi.struct_of(abi.CONFIG).pack(*values.values())
+    return abi.struct_of(abi.CONFIG).pack(*values.values()) + struct.pack("<d", config.rope_base)
 
 
 def tensor_records(path: Path) -> list[tuple[list[int], bytes]]:

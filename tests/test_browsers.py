@@ -28,7 +28,7 @@ from fabella.hosts import WasmtimeHost
 from fabella.modelfile import Config
 from fabella.sampler import Settings
 
-from . import probe
+from . import families, probe
 from .browsers import Driven, Missing, chromium, firefox, wait_for, webkit
 from .conftest import Site
 from .gate import REST
@@ -41,6 +41,8 @@ LENGTH = 300
 SHAPE = Config(dim=96, hidden_dim=160, n_layers=3, n_heads=6, n_kv_heads=2, vocab_size=1003, seq_len=100)
 # A head's channels and the rows are no multiples of anything: for types without groups only.
 ODD_SHAPE = Config(dim=66, hidden_dim=31, n_layers=2, n_heads=3, n_kv_heads=1, vocab_size=301, seq_len=100, tied=False)
+# Groups of 256 divide the rows.
+LARGE_SHAPE = Config(dim=256, hidden_dim=512, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=303, seq_len=100)
 
 
 @pytest.fixture(params=["Chromium", "Firefox", "WebKit"])
@@ -254,6 +256,9 @@ def laboratory(built: Callable[[Path], Path], shipped_model: Path, tmp_path_fact
     for type in (*STORED, "mixed"):
         write_random_model(models / f"{type}.gguf", SHAPE, type=type)
     write_random_model(models / "odd.gguf", ODD_SHAPE)
+    write_random_model(models / "blocks.gguf", LARGE_SHAPE, type="blocks")
+    for name in ("gemma3", "llama yarn"):
+        families.write(families.make(name), models / f"{name}.gguf")
     return folder
 
 

@@ -23,6 +23,7 @@ from fabella.hosts import Host, WasmtimeHost
 from fabella.modelfile import Config
 from fabella.sources import FileSource
 
+from . import families
 from .probe import hash_of, logit_hashes
 from .random_models import write_random_model
 
@@ -31,7 +32,10 @@ STACK = 65536
 # Several groups and panels to a row and column, and some left over; the odd one suits only types without groups.
 SHAPE = Config(dim=96, hidden_dim=224, n_layers=2, n_heads=6, n_kv_heads=2, vocab_size=1003, seq_len=150)
 ODD_SHAPE = Config(dim=66, hidden_dim=45, n_layers=2, n_heads=3, n_kv_heads=1, vocab_size=301, seq_len=150, tied=False)
-MODELS = ("shipped", *STORED, "mixed", "odd")
+# Groups of 256 divide the rows of this one.
+LARGE_SHAPE = Config(dim=256, hidden_dim=512, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=303, seq_len=150)
+FAMILIES = ("gemma3", "granite", "olmo3", "phi3 partial")
+MODELS = ("shipped", *STORED, "mixed", "odd", "blocks", *FAMILIES)
 BATCHES = (1, 3, 8, 31, 64, 100)
 
 
@@ -116,6 +120,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("builds") / f"{request.param}.gguf"
     if request.param == "odd":
         return write_random_model(path, ODD_SHAPE)
+    if request.param == "blocks":
+        return write_random_model(path, LARGE_SHAPE, type="blocks")
+    if request.param in FAMILIES:
+        return families.write(families.make(request.param), path)
     return write_random_model(path, SHAPE, type=request.param)
 
 

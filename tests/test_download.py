@@ -45,6 +45,31 @@ for (const size of [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB, 5 * MIB + 12345]) {
     if (block < size) read("copy", block, 1);
   }
 }
+
+// Texts behind their lengths, at once: short and long ones, more than the first guess and across blocks.
+const encoder = new TextEncoder();
+for (const lengths of [[0], [5, 0, 32, 33, 7], Array.from({ length: 3000 }, (_, i) => (i * 7) % 900)]) {
+  const texts = lengths.map((length, i) => "abcdefgh"[i % 8].repeat(length));
+  const parts = texts.flatMap((text) => {
+    const length = new Uint8Array(8);
+    new DataView(length.buffer).setUint32(0, text.length, true);
+    return [length, encoder.encode(text)];
+  });
+  const before = MIB - 20;
+  const whole = new Uint8Array(await new Blob([new Uint8Array(before), ...parts, "rest"]).arrayBuffer());
+  const file = new Blocks();
+  file.append(whole.slice());
+  const found = file.texts(before, texts.length);
+  assert.deepEqual(new TextDecoder().decode(found.bytes).split("\\x00"), texts);
+  assert.equal(found.end, whole.length - 4);
+  assert.equal(file.texts(before, texts.length + 1), null, "there is one less");
+  assert.equal(file.texts(whole.length - 4, 1), null, "not even a length");
+  const broken = whole.slice();
+  broken[before + 7] = 1; // the length is beyond 2 ** 32
+  const other = new Blocks();
+  other.append(broken);
+  assert.equal(other.texts(before, 1), null);
+}
 console.log("all is well");
 """
 

@@ -21,6 +21,7 @@ from fabella.errors import FabellaError, ModelFileError
 from fabella.formats import FORMATS
 from fabella.gguf import ALIGNMENT, WINDOW, Typed, read_gguf, write_gguf
 from fabella.modelfile import Config, ModelFile
+from fabella.sentencepiece import SentencePiece
 from fabella.sources import BytesSource, FileSource
 
 WORDS = ["<unk>", "<s>", "</s>", "▁", "a", "▁a", "é"]
@@ -208,6 +209,7 @@ def test_numbers_of_any_width_and_one_for_each_layer() -> None:
 def test_what_a_converter_may_leave_out_of_the_vocabulary() -> None:
     """As llama.cpp takes it then: no scores are equal scores, and no types are normal pieces."""
     tokenizer = read(gguf({T + "scores": None, T + "token_type": None})).tokenizer
+    assert isinstance(tokenizer, SentencePiece)
     assert (tokenizer.scores, tokenizer.types) == ([0.0] * 7, [1] * 7)
     assert tokenizer.encode("a") == [1, 5]
 
@@ -508,8 +510,8 @@ def test_a_part_of_a_split_file_is_named_first() -> None:
         ("output_norm.weight", "shape (1, 32)", broken("output_norm.weight", dims=(32, 1))),
         ("blk.0.attn_q.weight", "multiple of the alignment", broken("blk.0.attn_q.weight", offset=4)),
         ("output_norm.weight", "too short", broken("output_norm.weight", offset=(1 << 64) - 32)),
-        ("token_embd.weight", "type Q5_1 is not", broken("token_embd.weight", type=7)),
-        ("token_embd.weight", "type Q4_K is not", broken("token_embd.weight", type=12)),
+        ("token_embd.weight", "type Q2_K is not", broken("token_embd.weight", type=10)),
+        ("token_embd.weight", "type IQ2_XXS is not", broken("token_embd.weight", type=16)),
         ("token_embd.weight", "type number 4 is not", broken("token_embd.weight", type=4)),
         ("output_norm.weight", "must be one of F32, F16, BF16", broken("output_norm.weight", type=8)),
         *(
@@ -519,8 +521,12 @@ def test_a_part_of_a_split_file_is_named_first() -> None:
         *(("output_norm.weight", "F32, F16, BF16", broken("output_norm.weight", type=type)) for type in (2, 3, 8)),
         ("token_embd.weight", "scales (token_embd.scales) are missing", broken("token_embd.weight", type=24)),
         ("token_embd.weight", "missing", broken("token_embd.weight", name="output.weight")),
-        ("blk.0.attn_q.bias", "bias terms", broken("blk.0.attn_q.weight", name="blk.0.attn_q.bias")),
-        ("rope_freqs.weight", "rotary", broken("blk.0.attn_q.weight", name="rope_freqs.weight")),
+        ("blk.0.attn_q.weight", "missing", broken("blk.0.attn_q.weight", name="blk.0.attn_q.bias")),
+        (
+            "rope_freqs.weight",
+            "must be F32 numbers of shape (4,)",
+            broken("blk.0.attn_q.weight", name="rope_freqs.weight"),
+        ),
         ("blk.0.ffn_gate_exps.weight", "experts", broken("blk.0.ffn_up.weight", name="blk.0.ffn_gate_exps.weight")),
         ("blk.2.ffn_up.weight", "not part of", broken("blk.1.ffn_up.weight", name="blk.2.ffn_up.weight")),
         ("general.alignment", "power of two", raw(alignment=48)),
@@ -573,19 +579,63 @@ BYTE_PIECE = ["<unk>", "<s>", "</s>", "▁", "a", "▁a", "<0x0>"]
         ("blk.1.attn_norm.weight", "not part", {"llama.block_count": 1}),
         ("blk.0.ffn_gate.weight", "shape", {"llama.feed_forward_length": 96}),
         ("blk.0.attn_k.weight", "shape", {"llama.attention.head_count_kv": 4}),
-        ("llama.rope.dimension_count", "only 8", {"llama.rope.dimension_count": 4}),
-        ("llama.attention.key_length", "only 8", {"llama.attention.key_length": 16}),
-        ("llama.attention.value_length", "only 8", {"llama.attention.value_length": 16}),
-        ("llama.rope.scaling.type", "'yarn'", {"llama.rope.scaling.type": "yarn"}),
-        ("llama.rope.scaling.factor", "not supported", {"llama.rope.scaling.factor": 2.0}),
-        ("llama.rope.scale_linear", "not supported", {"llama.rope.scale_linear": 2.0}),
+        ("llama.rope.dimension_count", "must be even", {"llama.rope.dimension_count": 5}),
+        ("llama.rope.dimension_count", "within the head's size", {"llama.rope.dimension_count": 10}),
+        ("llama.rope.dimension_count", "from 0", {"llama.rope.dimension_count": -2}),
+        ("llama.attention.key_length", "from 0 to", {"llama.attention.key_length": 1 << 17}),
+        (
+            "llama.attention.key_length",
+            "too wide",
+            {"llama.attention.key_length": 1 << 16, "llama.attention.head_count": 8},
+        ),
+        ("llama.attention.value_length", "only the size of the keys, 8", {"llama.attention.value_length": 16}),
+        ("llama.rope.scaling.type", "'dynamic' is not supported", {"llama.rope.scaling.type": "dynamic"}),
+        ("llama.rope.scaling.factor", "from 0.001", {"llama.rope.scaling.factor": -2.0}),
+        ("llama.rope.scaling.factor", "from 0.001", {"llama.rope.scaling.factor": math.nan}),
+        ("llama.rope.scaling.attn_factor", "from 0.001", {"llama.rope.scaling.attn_factor": 0.0}),
+        ("llama.rope.scaling.original_context_length", "above 0", {"llama.rope.scaling.original_context_length": 0}),
+        (
+            "llama.rope.scaling.yarn_beta_fast",
+            "no range",
+            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_beta_fast": 0.5},
+        ),
+        (
+            "llama.rope.scaling.yarn_beta_fast",
+            "no range",
+            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_beta_slow": Typed("f64", 1e-320)},
+        ),
+        ("rope_factors_short.weight", "missing", {"llama.rope.scaling.type": "longrope"}),
+        ("llama.attention.sliding_window", "from 0", {"llama.attention.sliding_window": -1}),
+        ("llama.attention.sliding_window_pattern", "from 0 on", {"llama.attention.sliding_window_pattern": -1}),
+        (
+            "llama.attention.sliding_window_pattern",
+            "of the 2 layers",
+            {"llama.attention.sliding_window_pattern": [True]},
+        ),
+        ("llama.attention.scale", "must be from", {"llama.attention.scale": -0.5}),
+        ("llama.embedding_scale", "must be from", {"llama.embedding_scale": 0.0}),
+        ("llama.residual_scale", "finite", {"llama.residual_scale": math.inf}),
+        ("llama.logit_scale", "must be from", {"llama.logit_scale": 0.0}),
+        ("llama.attn_logit_softcapping", "must be from", {"llama.attn_logit_softcapping": -50.0}),
+        ("llama.final_logit_softcapping", "must be of kind float", {"llama.final_logit_softcapping": "30"}),
+        ("fabella.block_repeats", "from 1 to 16", {"fabella.block_repeats": 0}),
         ("llama.expert_count", "not supported", {"llama.expert_count": 8}),
         ("llama.vocab_size", "tokenizer has 7", {"llama.vocab_size": 8}),
-        (T + "model", "'gpt2'", {T + "model": "gpt2"}),
+        (T + "model", "'bert'; only 'llama'", {T + "model": "bert"}),
+        (T + "pre", "missing", {T + "model": "gpt2"}),
+        (T + "merges", "missing", {T + "model": "gpt2", T + "pre": "gpt-2"}),
+        (T + "merges", "array of text", {T + "model": "gpt2", T + "pre": "gpt-2", T + "merges": [1, 2]}),
+        (
+            T + "merges",
+            "merge 0, '<s> </s>', does not make",
+            {T + "model": "gpt2", T + "pre": "gpt-2", T + "merges": ["<s> </s>"]},
+        ),
+        (T + "pre", "'tekken'; only", {T + "model": "gpt2", T + "pre": "tekken"}),
+        (T + "pre", "must be of kind str", {T + "model": "gpt2", T + "pre": 1}),
         (T + "model", "missing", {T + "model": None}),
         (T + "tokens", "missing", {T + "tokens": None}),
         (T + "tokens", "kind list", {T + "tokens": "abc"}),
-        (T + "tokens", "from 1", {T + "tokens": Typed("string", [])}),
+        (T + "tokens", "the vocabulary is empty", {T + "tokens": Typed("string", [])}),
         (T + "tokens", "array of text", {T + "tokens": list(range(7))}),
         (T + "scores", "array of fractions", {T + "scores": [1] * 7}),
         (T + "scores", "array of fractions", {T + "scores": ["1"] * 7}),
@@ -596,7 +646,7 @@ BYTE_PIECE = ["<unk>", "<s>", "</s>", "▁", "a", "▁a", "<0x0>"]
         (T + "scores", "there are 8", {T + "scores": [0.0] * 8}),
         (T + "scores", "finite", {T + "scores": [math.nan] * 7}),
         (T + "token_type", "there are 1", {T + "token_type": [1]}),
-        (T + "scores", "there are 6", {T + "token_type": [1, 1, 1, 1, 4, 4], T + "scores": [0.0] * 6}),
+        (T + "token_type", "there are 6", {T + "token_type": [1, 1, 1, 1, 4, 4], T + "scores": [0.0] * 6}),
         (T + "token_type", "type 9", {T + "token_type": [9] * 7}),
         (T + "bos_token_id", "0 to 6", {T + "bos_token_id": 7}),
         (T + "eos_token_id", "0 to 6", {T + "eos_token_id": (1 << 32) - 1}),
@@ -822,7 +872,7 @@ def test_header_has_a_limit() -> None:
     ("field", "metadata", "tensors"),
     [
         ("t", {}, [("t", "F32", (2,), bytes(4))]),
-        ("t", {}, [("t", "Q4_K", (256,), bytes(144))]),
+        ("t", {}, [("t", "Q2_K", (256,), bytes(84))]),
         *(("t", {}, [("t", type, (32,), bytes(size - 1))]) for type, size in BYTES_OF_32.items()),
         *(("t", {}, [("t", type, (2, 16), bytes(BYTES_OF_32[type]))]) for type in ("Q8_0", "Q4_0", "Q4_1")),
         ("t", {}, [("t", "F32", (1,), bytes(4)), ("t", "F32", (1,), bytes(4))]),

@@ -24,6 +24,7 @@ from fabella.gguf import read_gguf
 from fabella.hosts import WasmtimeHost
 from fabella.llama2c import convert_llama2c, read_llama2c, read_tokenizer
 from fabella.modelfile import Config, ModelFile
+from fabella.sentencepiece import SentencePiece
 from fabella.sources import BytesSource, FileSource
 from fabella.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN
 from train.model import Llama
@@ -99,6 +100,7 @@ def test_layout_of_later_versions(version: int, group: int, tied: bool) -> None:
 def test_tokenizer() -> None:
     tokenizer = read(model_bin()).tokenizer
     assert tokenizer.pieces == PIECES
+    assert isinstance(tokenizer, SentencePiece)
     assert tokenizer.scores == [-float(rank) for rank in range(7)]
     assert tokenizer.types == [UNKNOWN, CONTROL, CONTROL, BYTE, NORMAL, NORMAL, NORMAL]
     assert (tokenizer.bos_id, tokenizer.eos_id, sorted(tokenizer.stop_ids)) == (1, 2, [1])

@@ -95,7 +95,7 @@ def test_softmax(run: Run, n: int) -> None:
     random = np.random.default_rng(n)
     for spread in (0.0, 1.0, 100.0, 1e30, 5e38):
         scores = np.clip(random.normal(size=8) * spread, -3e38, 3e38).astype(np.float32)
-        weights = run("softmax", floats(n, *scores))
+        weights = run("softmax", floats(0, n, 0, *scores))
         exact = np.exp((scores[:n].astype(np.float64) - scores[:n].max()) / 2)
         assert weights[:n] == pytest.approx(exact / exact.sum(), rel=1e-5, abs=1e-30)
         assert (weights[n:].view(np.uint32) == 0).all()
@@ -103,9 +103,35 @@ def test_softmax(run: Run, n: int) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", range(6))
-def test_a_score_that_is_not_finite_spoils_the_softmax(run: Run, value: float, place: int) -> None:
+@pytest.mark.parametrize("cap", [0, 50])
+def test_a_score_that_is_not_finite_spoils_the_softmax(run: Run, value: float, place: int, cap: float) -> None:
     scores = floats(1, -2, 3, 0, 5, 6, 7, 8)
     scores[place] = value
-    assert np.isnan(run("softmax", floats(6, *scores))[:6]).all()
+    assert np.isnan(run("softmax", floats(0, 6, cap, *scores))[:6]).all()
     if place > 0:
-        assert np.isfinite(run("softmax", floats(place, *scores))).all(), "what is after the last does not count"
+        assert np.isfinite(run("softmax", floats(0, place, cap, *scores))).all(), "what follows the last does not count"
+    if place < 5:
+        assert np.isfinite(run("softmax", floats(place + 1, 6, cap, *scores))).all(), "nor what is before the first"
+
+
+def test_softmax_of_a_window_under_a_cap(run: Run) -> None:
+    scores = np.random.default_rng(1).normal(size=12).astype(np.float32) * 100
+    for first, end in ((0, 12), (3, 9), (5, 6), (11, 12)):
+        weights = run("softmax", floats(first, end, 50, *scores))
+        exact = np.exp(50 * np.tanh(scores[first:end].astype(np.float64) / 2 / 50))
+        assert weights[first:end] == pytest.approx(exact / exact.sum(), rel=1e-4, abs=1e-30)
+        assert (weights[:first].view(np.uint32) == 0).all()
+        assert (weights[end:].view(np.uint32) == 0).all()
+
+
+def test_tanh_of_four_floats(run: Run) -> None:
+    x = floats(*np.linspace(-20, 20, 20_000), 0, -0.0, 1e-30, -100, 100, 3e38, -3e38, 1e-4)
+    assert np.abs(run("tanh4", x) - np.tanh(x.astype(np.float64))).max() < 3e-7
+
+
+def test_gelu(run: Run) -> None:
+    x = floats(*np.linspace(-15, 15, 20_000), 0, -0.0, 1e-20, -100, 100, 1e12, -1e12, 1e-4)
+    y = x.astype(np.float64)
+    exact = y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+    assert (np.abs(run("gelu", x) - exact) <= 5e-6 + 3e-7 * np.abs(exact)).all()
+    assert np.isnan(run("gelu", floats(np.nan, 1, 1, 1))[0])

@@ -100,10 +100,11 @@ def test_each_tensor_is_needed() -> None:
         ("blk.2.attn_q.weight", "not part of"),
         ("blk.00.attn_q.weight", "not part of"),
         ("strange", "not part of"),
-        ("blk.0.attn_q.bias", "bias"),
-        ("rope_freqs.weight", "rotary"),
+        ("blk.0.attn_norm.bias", "norms that have a bias"),
+        ("blk.2.attn_q.bias", "not part of"),
+        ("rope_freqs.weight", r"shape \(2,\)"),
         ("blk.0.ffn_gate_inp.weight", "mixture-of-experts"),
-        ("blk.0.attn_q_norm.weight", "normalised queries"),
+        ("blk.0.attn_q_norm.weight", "not part of a llama model"),
     ],
 )
 def test_no_strangers(name: str, message: str) -> None:
@@ -117,8 +118,8 @@ def test_no_strangers(name: str, message: str) -> None:
     [
         (Tensor("blk.1.attn_k.weight", "F32", (16, 8), 0, 0), r"shape \(16, 8\)"),
         (
-            Tensor("blk.1.attn_k.weight", "Q6_K", (8, 16), 0, 0),
-            "must be one of F32, F16, BF16, Q8_0, Q5_0, Q4_0, Q4_1, I8",
+            Tensor("blk.1.attn_k.weight", "Q2_K", (8, 16), 0, 0),
+            "must be one of F32, F16, BF16, Q8_0, Q5_0, Q4_0, Q4_1, Q5_1",
         ),
         (Tensor("output_norm.weight", "Q8_0", (16,), 0, 0), "must be one of F32, F16, BF16"),
         (Tensor("blk.0.attn_norm.weight", "I8", (16,), 0, 0), "must be one of F32, F16, BF16"),

@@ -106,16 +106,23 @@ def test_helpers_compute_a_share_of_the_same_bits(threaded: Run, config: Config,
         *({name: value} for name in ("dim", "hidden_dim", "n_layers", "vocab_size", "seq_len") for value in (0, -1)),
         {"n_heads": 0},
         {"n_heads": 3},
-        {"n_heads": 64},
+        {"n_heads": 2**24},
+        {"head_size": 0},
+        {"rope_size": 0},
+        {"rope_size": 3},
+        {"rope_size": 18},
+        {"repeats": 0},
+        {"repeats": 2**24},
         {"n_kv_heads": 0},
         {"n_kv_heads": 3},
         {"n_kv_heads": 8},
         {"dim": 2**31 - 1},
         {"vocab_size": 2**31 - 1},
         {"seq_len": 2**30},
-        {"tied": 2},
-        {"rope_base": 0.0},
-        {"rope_base": math.nan},
+        *({name: value} for name in ("tied", "halves", "joint_norm", "gelu") for value in (-1, 2)),
+        *({name: value} for name in ("attention_scale", "residual_scale", "logit_cap") for value in (-1.0, math.nan)),
+        {"embedding_scale": math.inf},
+        {"logit_scale": 0.0},
         {"norm_eps": -1.0},
         {"norm_eps": math.inf},
     ],
@@ -203,7 +210,7 @@ def test_running_out_of_memory_is_an_error_at_every_allocation_and_leaves_all_as
             break
         assert len(errors) == 1
         refused.add(errors[0])
-    assert refused == {"model -1", "tensor -1", "forward -1"}
+    assert refused == {"model -1", "rope -1", "tensor -1", "forward -1"}
 
 
 @pytest.mark.parametrize("layout", [[], ["-DRELAXED"]], ids=["simd", "relaxed"])

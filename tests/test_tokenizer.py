@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from fabella.errors import ModelFileError
 from fabella.llama2c import read_tokenizer
+from fabella.sentencepiece import SPACE, SentencePiece
 from fabella.sources import BytesSource
-from fabella.tokenizer import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Tokenizer, _Pieces
+from fabella.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Pieces
 
 MODELS = Path(__file__).parents[1] / ".." / "shared" / "models"
 
@@ -59,7 +60,7 @@ def train(vocab_size: int = 600, **options: Any) -> sentencepiece.SentencePieceP
 
 def tokenizer_of(
     theirs: sentencepiece.SentencePieceProcessor, user_defined: Sequence[str] = (), add_space_prefix: bool = True
-) -> Tokenizer:
+) -> SentencePiece:
     """Our tokenizer with the vocabulary of theirs."""
     ids = range(theirs.vocab_size())
     pieces = [theirs.id_to_piece(id) for id in ids]
@@ -76,7 +77,7 @@ def tokenizer_of(
         return USER_DEFINED if pieces[id] in user_defined else NORMAL
 
     scores = [theirs.get_score(id) for id in ids]
-    return Tokenizer(pieces, scores, [type_of(id) for id in ids], add_space_prefix=add_space_prefix)
+    return SentencePiece(pieces, scores, [type_of(id) for id in ids], add_space_prefix=add_space_prefix)
 
 
 def with_unused(model: bytes, ids: set[int]) -> bytes:
@@ -130,7 +131,7 @@ many = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCh
 class Pair:
     """Theirs and ours with one vocabulary."""
 
-    def __init__(self, theirs: sentencepiece.SentencePieceProcessor, ours: Tokenizer) -> None:
+    def __init__(self, theirs: sentencepiece.SentencePieceProcessor, ours: SentencePiece) -> None:
         self.theirs = theirs
         self.ours = ours
 
@@ -243,7 +244,7 @@ def test_bos(plain: Pair) -> None:
     assert plain.ours.encode("") == [1]
     assert plain.ours.encode("", bos=False) == []
     assert plain.ours.encode("girl") == [1, *plain.theirs.encode("girl")]
-    without = Tokenizer(plain.ours.pieces, plain.ours.scores, plain.ours.types, add_bos=False)
+    without = SentencePiece(plain.ours.pieces, plain.ours.scores, plain.ours.types, add_bos=False)
     assert without.encode("girl") == plain.theirs.encode("girl")
 
 
@@ -329,13 +330,13 @@ def test_tokenizer_bin_prints_no_control_bytes(tok512: Pair) -> None:
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-def small(words: Sequence[str] = ("a", "b", "ab"), **changes: Any) -> Tokenizer:
+def small(words: Sequence[str] = ("a", "b", "ab"), **changes: Any) -> SentencePiece:
     arguments: dict[str, Any] = {
         "pieces": ["<unk>", "<s>", "</s>", *BYTES, *words],
         "scores": [0.0] * 259 + [-float(rank) for rank in range(len(words))],
         "types": [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(words),
     }
-    return Tokenizer(**(arguments | changes))
+    return SentencePiece(**(arguments | changes))
 
 
 def test_small() -> None:
@@ -378,8 +379,9 @@ def split_plainly(pieces: set[str], text: str) -> list[tuple[str, bool]]:
     text=st.text("ab🐉") | st.text(),
 )
 def test_the_longest_user_defined_piece_is_found_at_each_place(pieces: set[str], text: str) -> None:
-    symbols, whole = _Pieces(pieces).split(text)
-    assert list(zip(symbols, map(bool, whole), strict=True)) == split_plainly(pieces, text)
+    runs = Pieces(pieces).cut(text)
+    found = [(symbol, whole) for run, whole in runs for symbol in ([run] if whole else run)]
+    assert found == split_plainly(pieces, text)
 
 
 def test_many_user_defined_pieces_are_quick() -> None:
@@ -401,7 +403,7 @@ def test_many_user_defined_pieces_are_quick() -> None:
 def test_no_text_has_fewer_tokens_than_is_said_without_encoding(
     request: pytest.FixtureRequest, kind: str, text: str
 ) -> None:
-    tokenizer: Tokenizer = request.getfixturevalue(kind).ours
+    tokenizer: SentencePiece = request.getfixturevalue(kind).ours
     assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text, bos=False))
 
 

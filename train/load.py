@@ -7,6 +7,10 @@ from pathlib import Path
 import torch
 from sentencepiece import SentencePieceProcessor
 
+from fabella.architectures import expected_shapes
+from fabella.config import Config
+from fabella.errors import ModelFileError
+from fabella.formats import STORED
 from fabella.gguf import read_gguf
 from fabella.modelfile import ModelFile
 from fabella.sources import FileSource
@@ -36,10 +40,39 @@ def load_gguf(path: Path) -> tuple[Llama, ModelFile]:
     """
     with FileSource(path) as source:
         file = read_gguf(source)
+        check_plain(file)
         weights = {name: torch.from_numpy(read_weights(source, tensor)) for name, tensor in file.tensors.items()}
     model = Llama(file.config)
     model.load_state_dict(weights)
     return model.eval(), file
+
+
+def check_plain(file: ModelFile) -> None:
+    """Raise ``ModelFileError`` unless a model is what model.py is, a plain Llama, and its weights can be read here."""
+    c = file.config
+    plain = Config(
+        c.dim,
+        c.hidden_dim,
+        c.n_layers,
+        c.n_heads,
+        c.n_kv_heads,
+        c.vocab_size,
+        c.seq_len,
+        c.rope_base,
+        c.norm_eps,
+        c.tied,
+    )
+    if c != plain or file.tensors.keys() != expected_shapes(c).keys():
+        raise ModelFileError(
+            "general.architecture",
+            f"this is no plain Llama but one of the family {c.family} with more to it: only the "
+            "page and `python -m fabella` can run it",
+        )
+    for tensor in file.tensors.values():
+        if tensor.type not in (*STORED, "I8"):
+            raise ModelFileError(
+                tensor.name, f"is of type {tensor.type}: only {', '.join(STORED)} weights can be read in torch"
+            )
 
 
 def load_run(folder: Path) -> tuple[Checkpoint, SentencePieceProcessor]:

@@ -19,21 +19,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fabella.formats import FORMATS, GROUP, QUANTISED, Format
+from fabella.formats import GROUP, QUANTISED
 from fabella.modelfile import Tensor
 from fabella.sources import ByteSource
 
 from . import explain
 
+BITS = {"Q8_0": 8, "Q5_0": 5, "Q4_0": 4, "Q4_1": 4}  # of a weight
+WITH_MINIMUM = ("Q4_1",)
 
-def block_layout(format: Format) -> np.dtype[np.void]:
-    """The fields of a quantised format's block, in their order."""
+
+def block_layout(type: str) -> np.dtype[np.void]:
+    """The fields of a quantised type's block, in their order."""
     fields: list[tuple[Any, ...]] = [("scale", "<f2")]
-    if format.minimum:
+    if type in WITH_MINIMUM:
         fields.append(("minimum", "<f2"))
-    if format.bits == 5:
+    if BITS[type] == 5:
         fields.append(("fifth_bits", "u1", GROUP // 8))
-    fields.append(("numbers", "i1", GROUP) if format.bits == 8 else ("nibbles", "u1", GROUP // 2))
+    fields.append(("numbers", "i1", GROUP) if BITS[type] == 8 else ("nibbles", "u1", GROUP // 2))
     return np.dtype(fields)
 
 
@@ -60,27 +63,27 @@ def quantize(weights: NDArray[np.float32], type: str) -> bytes:
 
 def _blocks(groups: NDArray[np.float32], type: str) -> NDArray[np.void]:
     """Quantise weights [groups, 32]."""
-    format = FORMATS[type]
-    blocks = np.empty(len(groups), dtype=block_layout(format))
-    if format.minimum:
+    bits = BITS[type]
+    blocks = np.empty(len(groups), dtype=block_layout(type))
+    if type in WITH_MINIMUM:
         lowest, highest = groups.min(axis=1), groups.max(axis=1)
-        steps = np.float32((1 << format.bits) - 1)
+        steps = np.float32((1 << bits) - 1)
         blocks["minimum"] = _half(lowest, type)
         blocks["scale"] = _half(highest / steps - lowest / steps, type)
         above = groups - blocks["minimum"].astype(np.float32)[:, None]
         numbers = _steps(above, blocks["scale"], 0, int(steps))
-    elif format.bits == 8:
+    elif bits == 8:
         blocks["scale"] = _half(np.abs(groups).max(axis=1) / np.float32(127), type)
         blocks["numbers"] = _steps(groups, blocks["scale"], -127, 127)
         return blocks
     else:  # the weight farthest from zero, whatever its sign, becomes the lowest step
-        half = 1 << (format.bits - 1)
+        half = 1 << (bits - 1)
         extremes = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
         blocks["scale"] = _half(extremes / np.float32(-half), type)
         numbers = _steps(groups, blocks["scale"], -half, half - 1) + half
     low, high = np.split(numbers.astype(np.uint8) & 15, 2, axis=1)
     blocks["nibbles"] = low + 16 * high
-    if format.bits == 5:
+    if bits == 5:
         blocks["fifth_bits"] = np.packbits(numbers.astype(np.uint8) >> 4, axis=1, bitorder="little")
     return blocks
 
@@ -111,18 +114,18 @@ def _steps(groups: NDArray[np.float32], scales: NDArray[np.float16], low: int, h
 def dequantize(data: bytes, type: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The F32 weights that `quantize` stored, in ``shape``."""
     if type in QUANTISED:
-        format = FORMATS[type]
-        blocks = np.frombuffer(data, dtype=block_layout(format))
-        if format.bits == 8:
+        bits = BITS[type]
+        blocks = np.frombuffer(data, dtype=block_layout(type))
+        if bits == 8:
             numbers = blocks["numbers"].astype(np.float32)
         else:
             numbers = np.hstack([blocks["nibbles"] & 15, blocks["nibbles"] >> 4]).astype(np.float32)
-            if format.bits == 5:
+            if bits == 5:
                 numbers += 16 * np.unpackbits(blocks["fifth_bits"], axis=1, bitorder="little")
-            if not format.minimum:
-                numbers -= 1 << (format.bits - 1)
+            if type not in WITH_MINIMUM:
+                numbers -= 1 << (bits - 1)
         weights = blocks["scale"].astype(np.float32)[:, None] * numbers
-        if format.minimum:
+        if type in WITH_MINIMUM:
             weights += blocks["minimum"].astype(np.float32)[:, None]
         return weights.reshape(shape)
     if type == "BF16":

@@ -16,7 +16,7 @@ from pathlib import Path
 import sentencepiece
 
 from fabella import tokenizer as pieces
-from fabella.tokenizer import Tokenizer
+from fabella.sentencepiece import SentencePiece
 
 from . import explain
 from .files import replacing
@@ -162,7 +162,7 @@ def load_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
         raise ValueError(f"{path}: not a SentencePiece model") from error
 
 
-def as_tokenizer(trained: sentencepiece.SentencePieceProcessor) -> Tokenizer:
+def as_tokenizer(trained: sentencepiece.SentencePieceProcessor) -> SentencePiece:
     """The product's own tokenizer with the vocabulary of a SentencePiece model."""
     ids = range(trained.vocab_size())
 
@@ -173,7 +173,7 @@ def as_tokenizer(trained: sentencepiece.SentencePieceProcessor) -> Tokenizer:
             return pieces.CONTROL
         return pieces.BYTE if trained.is_byte(id) else pieces.NORMAL
 
-    return Tokenizer(
+    return SentencePiece(
         [trained.id_to_piece(id) for id in ids],
         [trained.get_score(id) for id in ids],
         [type_of(id) for id in ids],

@@ -1,13 +1,29 @@
 /* Number formats of model files, by GGUF's numbers: how rows of weights lie in a file, and how to read them.
  *
  *     F32, F16, BF16   a number each
- *     Q8_0             32 columns: scale (f16), 32 int8                        weight = scale * int8
- *     Q5_0             32 columns: scale (f16), 32 bits, 16 bytes              weight = scale * (nibble + 16 * bit - 16)
- *     Q4_0             32 columns: scale (f16), 16 bytes of two nibbles        weight = scale * (nibble - 8)
- *     Q4_1             32 columns: scale, minimum (f16), 16 bytes              weight = scale * nibble + minimum
  *     I8               an int8 each; the scales (f32) lie elsewhere: llama2.c's version 2
  *
- * In the 16 bytes the low nibbles are columns 0 .. 15, the high ones columns 16 .. 31.
+ * and blocks of 32 columns, in which d is a scale and m a minimum (f16), e an exponent (uint8):
+ *
+ *     Q8_0     d, 32 int8                               weight = d * int8
+ *     Q5_0     d, 32 bits, 16 bytes of nibbles          weight = d * (nibble + 16 * bit - 16)
+ *     Q5_1     d, m, 32 bits, 16 bytes of nibbles       weight = d * (nibble + 16 * bit) + m
+ *     Q4_0     d, 16 bytes of nibbles                   weight = d * (nibble - 8)
+ *     Q4_1     d, m, 16 bytes of nibbles                weight = d * nibble + m
+ *     IQ4_NL   d, 16 bytes of nibbles                   weight = d * IQ4[nibble]
+ *     MXFP4    e, 16 bytes of nibbles                   weight = 2^(e - 128) * FP4[nibble]
+ *
+ * and of 256 columns, which have d and, for their groups of 32 or 16 columns, small integers s (and t) besides:
+ *
+ *     Q6_K     128 bytes, 64 bytes, 16 s (int8), d      weight = d * s * (low 4 bits + 16 * high 2 bits - 32)
+ *     Q5_K     d, m, 8 s, 8 t, 32 bytes, 128 bytes      weight = d * s * (nibble + 16 * bit) - m * t
+ *     Q4_K     d, m, 8 s, 8 t, 128 bytes                weight = d * s * nibble - m * t
+ *     Q3_K     32 bytes, 64 bytes, 16 s (6 bits), d     weight = d * (s - 32) * (2 bits + 4 * bit - 4)
+ *     IQ4_XS   d, 8 s (6 bits), 128 bytes               weight = d * (s - 32) * IQ4[nibble]
+ *     TQ2_0    64 bytes, d                              weight = d * (2 bits - 1)
+ *     TQ1_0    52 bytes of five trits each, d           weight = d * (trit - 1)
+ *
+ * In 16 bytes of nibbles the low ones are columns 0 .. 15, the high ones columns 16 .. 31.
  */
 #ifndef FABELLA_FORMATS_H
 #define FABELLA_FORMATS_H
@@ -21,17 +37,17 @@ enum { GROUP = 32 }; /* columns that share a scale */
 
 // clang-format off
 enum {
-    TYPE_F32 = 0, TYPE_F16 = 1, TYPE_BF16 = 30,
-    TYPE_Q8_0 = 8, TYPE_Q5_0 = 6, TYPE_Q4_0 = 2, TYPE_Q4_1 = 3,
-    TYPE_I8 = 24,
+    TYPE_F32 = 0, TYPE_F16 = 1, TYPE_BF16 = 30, TYPE_I8 = 24,
+    TYPE_Q8_0 = 8, TYPE_Q5_0 = 6, TYPE_Q5_1 = 7, TYPE_Q4_0 = 2, TYPE_Q4_1 = 3, TYPE_IQ4_NL = 20, TYPE_MXFP4 = 39,
+    TYPE_Q6_K = 14, TYPE_Q5_K = 13, TYPE_Q4_K = 12, TYPE_Q3_K = 11, TYPE_IQ4_XS = 23, TYPE_TQ2_0 = 35, TYPE_TQ1_0 = 34,
 };
 // clang-format on
 
 /* What matrices are packed in; see matrix.h. */
-typedef enum { F32, Q8, Q4, Q4M } Layout;
+typedef enum { F32, BF16, Q8, Q8S, Q5, Q5M, Q4, Q4M } Layout;
 
 typedef struct {
-    int block;     /* columns that are stored together: 1, or a group */
+    int block;     /* columns that are stored together: 1, or so many groups */
     int bytes;     /* of such a block; 0 if there is no such format */
     Layout layout; /* what it is packed in */
 } Format;
@@ -40,13 +56,23 @@ typedef struct {
 static inline Format format_of(int type) {
     switch (type) {
     case TYPE_F32: return (Format){1, 4, F32};
-    case TYPE_F16:
-    case TYPE_BF16: return (Format){1, 2, F32};
+    case TYPE_F16: return (Format){1, 2, F32};
+    case TYPE_BF16: return (Format){1, 2, BF16};
     case TYPE_I8: return (Format){1, 1, Q8}; /* if its groups are ours */
-    case TYPE_Q8_0: return (Format){GROUP, 2 + GROUP, Q8};
-    case TYPE_Q5_0: return (Format){GROUP, 2 + GROUP / 8 + GROUP / 2, Q8};
-    case TYPE_Q4_0: return (Format){GROUP, 2 + GROUP / 2, Q4};
-    case TYPE_Q4_1: return (Format){GROUP, 4 + GROUP / 2, Q4M};
+    case TYPE_Q8_0: return (Format){32, 34, Q8};
+    case TYPE_Q5_0: return (Format){32, 22, Q5};
+    case TYPE_Q5_1: return (Format){32, 24, Q5M};
+    case TYPE_Q4_0: return (Format){32, 18, Q4};
+    case TYPE_Q4_1: return (Format){32, 20, Q4M};
+    case TYPE_IQ4_NL: return (Format){32, 18, Q8};
+    case TYPE_MXFP4: return (Format){32, 17, Q8};
+    case TYPE_Q6_K: return (Format){256, 210, Q8S};
+    case TYPE_Q5_K: return (Format){256, 176, Q5M};
+    case TYPE_Q4_K: return (Format){256, 144, Q4M};
+    case TYPE_Q3_K: return (Format){256, 110, Q8S};
+    case TYPE_IQ4_XS: return (Format){256, 136, Q8};
+    case TYPE_TQ2_0: return (Format){256, 66, Q8};
+    case TYPE_TQ1_0: return (Format){256, 54, Q8};
     default: return (Format){1, 0, F32};
     }
 }
@@ -84,41 +110,6 @@ static inline float read_float(int type, const char *row, int col) {
     case TYPE_BF16: memcpy(&upper, row + 2 * (size_t)col, 2); return f32_from_bits((uint32_t)upper << 16);
     default: memcpy(&f, row + 4 * (size_t)col, 4); return f;
     }
-}
-
-/* 32 columns of a row: weight = scale * values[i] + minimum; the values of Q4_0 are -8 .. 7. */
-typedef struct {
-    float scale, minimum;
-    int8_t values[GROUP];
-} Group;
-
-/* The integer of column i in 16 bytes of two nibbles. */
-static inline int nibble_of(const char *bytes, int i) { return (bytes[i % 16] >> (i < 16 ? 0 : 4)) & 15; }
-
-/* Reads group g of a row. I8 rows find their scales by themselves: the caller sets `scale` before. */
-static inline int read_group(int type, const char *row, int g, Group *group) {
-    const char *block = row + g * file_row_bytes(type, GROUP);
-    int8_t *values = group->values;
-    uint32_t bits;
-    group->minimum = 0;
-    if (type != TYPE_I8) group->scale = f32_from_f16(block), block += 2;
-    switch (type) {
-    case TYPE_Q5_0:
-        memcpy(&bits, block, sizeof bits);
-        for (int i = 0; i < GROUP; i++) values[i] = (int8_t)(nibble_of(block + 4, i) + (bits >> i & 1) * 16 - 16);
-        break;
-    case TYPE_Q4_0:
-        for (int i = 0; i < GROUP; i++) values[i] = (int8_t)(nibble_of(block, i) - 8);
-        break;
-    case TYPE_Q4_1:
-        group->minimum = f32_from_f16(block);
-        for (int i = 0; i < GROUP; i++) values[i] = (int8_t)nibble_of(block + 2, i);
-        break;
-    default: /* Q8_0 and I8 */
-        for (int i = 0; i < GROUP; i++)
-            if ((values[i] = (int8_t)block[i]) == -128) return E_RANGE;
-    }
-    return is_finite(group->scale) && is_finite(group->minimum) ? OK : E_NOT_FINITE;
 }
 
 #endif

@@ -1,24 +1,40 @@
-/* Loading: a tensor's rows as they lie in the file, packed into a matrix or a norm, some at a time. */
+/* Loading: a tensor's rows as they lie in the file, packed into a matrix or a vector, some at a time. */
 #ifndef FABELLA_LOADING_H
 #define FABELLA_LOADING_H
 
 #include "matrix.h"
 #include "memory.h"
 
+/* How RoPE's pairs lie in a file: the first half of the numbers that it turns in a head, then those that they are turned
+ * with. In memory they lie side by side. */
+typedef struct {
+    int head_size, rope_size; /* 0: as in memory */
+} Halves;
+
 /* The tensor whose rows are being packed; all zero between two tensors. */
 typedef struct {
     Matrix *matrix;  /* one of these is where the rows go, */
-    float **norm;    /* the other is NULL */
+    float **vector;  /* the other is NULL */
     int type, group; /* as in the file */
     int rows, cols, done;
+    bool needed; /* the model does not run without it */
+    Halves halves;
 } Loading;
 
-/* Makes room for a norm. Errors: E_TENSOR, E_MEMORY. */
-static int begin_norm(Loading *loading, float **norm) {
+/* Where row `i` of the file goes, or number i of a vector. */
+static int place_of(Halves halves, int i) {
+    if (halves.head_size == 0) return i;
+    const int in_head = i % halves.head_size, half = halves.rope_size / 2;
+    if (in_head >= halves.rope_size) return i;
+    return i - in_head + (in_head < half ? 2 * in_head : 2 * (in_head - half) + 1);
+}
+
+/* Makes room for a vector. Errors: E_TENSOR, E_MEMORY. */
+static int begin_vector(Loading *loading, float **vector) {
     const int type = loading->type;
-    if (*norm || (type != TYPE_F32 && type != TYPE_F16 && type != TYPE_BF16)) return E_TENSOR;
-    loading->norm = norm;
-    return (*norm = allocate_floats(1, loading->cols)) ? OK : E_MEMORY;
+    if (*vector || (type != TYPE_F32 && type != TYPE_F16 && type != TYPE_BF16)) return E_TENSOR;
+    loading->vector = vector;
+    return (*vector = allocate_floats(1, loading->cols)) ? OK : E_MEMORY;
 }
 
 /* Makes room for a matrix. Errors: E_TENSOR, E_MEMORY. */
@@ -31,14 +47,17 @@ static int begin_matrix(Loading *loading, Matrix *w) {
     char *panels = size <= SIZE_MAX / 2 ? malloc((size_t)size) : NULL;
     if (!panels) return E_MEMORY;
     *w = (Matrix){layout, rows, cols, panels};
+    pad_rows(w);
     loading->matrix = w;
     return OK;
 }
 
 static int load_row(Loading *loading, const char *data, const float *scales) {
-    if (loading->matrix) return pack_row(loading->matrix, loading->done, loading->type, data, scales, loading->group);
+    const int type = loading->type, row = place_of(loading->halves, loading->done);
+    if (loading->matrix) return pack_row(loading->matrix, row, loading->done, type, data, scales, loading->group);
     for (int i = 0; i < loading->cols; i++)
-        if (!is_finite((*loading->norm)[i] = read_float(loading->type, data, i))) return E_NOT_FINITE;
+        if (!is_finite((*loading->vector)[place_of(loading->halves, i)] = read_float(type, data, i)))
+            return E_NOT_FINITE;
     return OK;
 }
 
@@ -55,14 +74,20 @@ static int load_rows(Loading *loading, const char *data, uint32_t size, const fl
     return OK;
 }
 
+/* Bytes that the tensor takes in memory. */
+static uint64_t packed_bytes(const Loading *loading) {
+    const Matrix *w = loading->matrix;
+    return w ? pad4(w->rows) * matrix_row_bytes(w->layout, w->cols) : 4 * (uint64_t)pad4(loading->cols);
+}
+
 /* Frees a tensor that could not be loaded. */
 static void discard(Loading *loading) {
     if (loading->matrix) {
         free(loading->matrix->panels);
         loading->matrix->panels = NULL;
-    } else if (loading->norm) {
-        free(*loading->norm);
-        *loading->norm = NULL;
+    } else if (loading->vector) {
+        free(*loading->vector);
+        *loading->vector = NULL;
     }
 }
 

@@ -38,9 +38,24 @@ INLINE f32x4 f32x4_load(const float *p) {
 
 INLINE void f32x4_store(float *p, f32x4 v) { memcpy(p, &v, sizeof v); }
 
+/* Four floats of which only the upper halves of the bits are there: bfloat16. */
+INLINE f32x4 f32x4_load_upper_halves(const char *p) {
+#ifdef __wasm_simd128__
+    return (f32x4)((i32x4)wasm_u32x4_load16x4(p) << 16);
+#else
+    uint16_t halves[4];
+    memcpy(halves, p, sizeof halves);
+    i32x4 bits;
+    for (int i = 0; i < 4; i++) bits[i] = (int32_t)((uint32_t)halves[i] << 16);
+    return (f32x4)bits;
+#endif
+}
+
 INLINE f32x4 f32x4_splat(float a) { return (f32x4){a, a, a, a}; }
 
 INLINE i32x4 i32x4_splat(int32_t a) { return (i32x4){a, a, a, a}; }
+
+INLINE i32x4 i32x4_load_int8(const int8_t *p) { return (i32x4){p[0], p[1], p[2], p[3]}; }
 
 /* Buffers of floats are read and written four at a time. */
 INLINE int pad4(int n) { return (n + 3) & ~3; }
@@ -105,11 +120,14 @@ INLINE f32x4 f32x4_exp(f32x4 a) {
     return (f32x4)((i32x4)(p * power) & kept);
 }
 
+/* From e^2a, so that small results have its error, below 3e-7, and not a small one of their own. -1 for NaN. */
+INLINE f32x4 f32x4_tanh(f32x4 a) { return 1.0f - 2.0f / (f32x4_exp(a + a) + 1.0f); }
+
 /* ---- integer dot products ----------------------------------------------------------------------------------------
  *
  * A lane of a dot product is a row of the matrix, so one vector of weights holds four rows, four columns of each, a byte
- * a weight. The activations of these columns are repeated for the four rows. Weights are -127 .. 127 or, of four bits,
- * 0 .. 15; activations are -127 .. 127. The sums are exact in both builds.
+ * a weight. The activations of these columns are repeated for the four rows. Weights are -127 .. 127 or, of up to seven
+ * bits, 0 .. 127; activations are -127 .. 127. The sums are exact in both builds.
  */
 
 enum { DOT_COLS = 4 };
@@ -122,6 +140,11 @@ INLINE i8x16 weights_load(const int8_t *p) {
 
 /* The lower or upper nibble of every byte. By 16 bits, because x86 has no shift of bytes. */
 INLINE i8x16 nibbles(i8x16 bytes, bool upper) { return (i8x16)((upper ? (u16x8)bytes >> 4 : (u16x8)bytes) & 0x0f0f); }
+
+/* Bit i of every byte, as its bit 4. */
+INLINE i8x16 bits_at_4(i8x16 bytes, int i) {
+    return (i8x16)((i < 4 ? (u16x8)bytes << (4 - i) : (u16x8)bytes >> (i - 4)) & 0x1010);
+}
 
 /* 32 bits for each of the four rows. */
 INLINE i32x4 splat_32_bits(const void *p) {
@@ -153,13 +176,13 @@ INLINE i32x4 dot_i8_u7(i8x16 a, i8x16 b, i32x4 sum) {
 #endif
 }
 
-/* w * x = (w with the sign of x) * |x| */
+/* For weights of eight bits: w * x = (w with the sign of x) * |x|. And for those of 0 .. 127. */
 INLINE i32x4 dot_q8(i32x4 sum, i8x16 w, Inputs x) {
     i8x16 negative = x < 0;
     return dot_i8_u7((w ^ negative) - negative, (x ^ negative) - negative, sum);
 }
 
-INLINE i32x4 dot_q4(i32x4 sum, i8x16 w, Inputs x) { return dot_i8_u7(x, w, sum); }
+INLINE i32x4 dot_u7(i32x4 sum, i8x16 w, Inputs x) { return dot_i8_u7(x, w, sum); }
 
 #else
 
@@ -200,13 +223,19 @@ INLINE i32x4 dot_q8(i32x4 sum, i8x16 w, Inputs x) {
     return dot_i16(dot_i16(sum, (i16x8)w, x.pairs), (i16x8)w >> 8, x.odd);
 }
 
-INLINE i32x4 dot_q4(i32x4 sum, i8x16 w, Inputs x) { return dot_q8(sum, w, x); }
+INLINE i32x4 dot_u7(i32x4 sum, i8x16 w, Inputs x) { return dot_q8(sum, w, x); }
 
+#endif
+
+#ifdef __clang__
+#define NO_UNROLL _Pragma("clang loop unroll(disable)")
+#else
+#define NO_UNROLL
 #endif
 
 /* Before a loop over dot products. LLVM would unroll it, sort the sums anew and run out of registers: half the speed. */
 #if defined(__clang__) && !defined(RELAXED)
-#define KEEP_LOOP _Pragma("clang loop unroll(disable)")
+#define KEEP_LOOP NO_UNROLL
 #else
 #define KEEP_LOOP
 #endif

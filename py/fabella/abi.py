@@ -21,18 +21,18 @@ ERRORS = {
 }
 
 # Fields by the codes of Python's struct: i is an int32, f a float, d a double.
-CONFIG = {
-    "dim": "i",
-    "hidden_dim": "i",
-    "n_layers": "i",
-    "n_heads": "i",
-    "n_kv_heads": "i",
-    "vocab_size": "i",
-    "seq_len": "i",
-    "tied": "i",
-    "rope_base": "f",
-    "norm_eps": "f",
-}
+CONFIG = dict.fromkeys(
+    """
+    dim hidden_dim n_layers repeats n_heads n_kv_heads head_size rope_size vocab_size seq_len
+    tied halves joint_norm gelu
+    """.split(),
+    "i",
+) | dict.fromkeys(
+    """
+    norm_eps embedding_scale attention_scale residual_scale logit_scale attention_cap logit_cap
+    """.split(),
+    "f",
+)
 CANDIDATE = {"id": "i", "logit": "f", "probability": "d"}
 
 

@@ -1,4 +1,4 @@
-"""``python -m fabella MODEL``: tells a story in a terminal, with llama2.c's flags.
+"""``python -m fabella MODEL``: tells a story in a terminal, with llama2.c's flags. ``info MODEL`` says what a model is.
 
 The story goes to standard output, everything else to standard error.
 """
@@ -18,6 +18,7 @@ from fabella.engine import Engine
 from fabella.errors import FabellaError
 from fabella.generate import generate
 from fabella.hosts import WasmtimeHost
+from fabella.info import info
 from fabella.models import open_model
 from fabella.sampler import Settings, random_seed
 
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="fabella",
         description="Tell a story with a small language model. The engine is the very WebAssembly module of the page.",
+        epilog="fabella info MODEL says what a model file is, and what it takes to run it.",
     )
     p.add_argument("model", type=Path, help="model file: .gguf, or llama2.c's .bin together with -z")
     p.add_argument(
@@ -67,7 +69,7 @@ def piped_prompt() -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def tell(argv: list[str] | None) -> None:
+def tell(argv: list[str]) -> None:
     """Loads the model and prints one story."""
     arguments = parser().parse_args(argv)
     seed = arguments.seed or random_seed()
@@ -99,4 +101,7 @@ def tell(argv: list[str] | None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 1 after an error, 2 for a wrong argument, 130 after Ctrl-C."""
-    return run_command("fabella", lambda: tell(argv))
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["info"]:
+        return run_command("fabella", lambda: info(arguments[1:]))
+    return run_command("fabella", lambda: tell(arguments))

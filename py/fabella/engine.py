@@ -15,12 +15,13 @@ from array import array
 from collections.abc import Iterator, Sequence
 
 from fabella import abi
-from fabella.abi import E_NOT_FINITE, E_RANGE, E_TOKEN, ERRORS, struct_of
-from fabella.architectures import tensor_place
+from fabella.abi import E_CONFIG, E_NOT_FINITE, E_RANGE, E_TOKEN, ERRORS, struct_of
+from fabella.architectures import ROPE_TENSORS, key_of, tensor_place
 from fabella.errors import EngineError, ModelFileError
 from fabella.formats import FORMATS
 from fabella.hosts import Host, read_all
 from fabella.modelfile import ModelFile, Tensor
+from fabella.rope import NO_SCALING, table_of
 from fabella.sources import ByteSource
 
 TOKENS_AT_ONCE = 512  # tokens that there is room for where C reads them
@@ -68,7 +69,7 @@ class Engine:
     EngineError
         If memory runs out.
     ModelFileError
-        If a tensor holds a value that is not a finite number, or an 8-bit weight of -128.
+        If a tensor holds a value that is not a finite number, or an 8-bit weight of -128; if RoPE's angles are no such.
     """
 
     def __init__(self, host: Host, model: ModelFile, source: ByteSource) -> None:
@@ -83,6 +84,7 @@ class Engine:
         self._tokens = host.allocate(4 * TOKENS_AT_ONCE)
         try:
             self._model = self._new_model()
+            self._set_layers()
             self._load(list(model.tensors.values()), source)
         except BaseException:
             self.close()
@@ -99,12 +101,45 @@ class Engine:
         finally:
             self.host.release(config)
 
+    def _set_layers(self) -> None:
+        """Says of each layer how it sees the positions before."""
+        config, set_layer = self.config, self.host.function("set_layer")
+        if not config.rope_scaling.divisors:
+            self._set_rope("rope_base")
+        if config.local_rope_base:
+            self._set_rope("local_rope_base")
+        everywhere = (0,) * config.n_layers
+        for layer, (rope, window) in enumerate(
+            zip(config.ropes or everywhere, config.windows or everywhere, strict=True)
+        ):
+            _check(set_layer(self._model, layer, rope, window), f"making room for layer {layer}")
+
+    def _set_rope(self, field: str, divisors: Sequence[float] = ()) -> None:
+        """Computes one of RoPE's tables, which Config's `field` is the base of."""
+        is_local = field == "local_rope_base"
+        scaling = NO_SCALING if is_local else self.config.rope_scaling
+        base, key = getattr(self.config, field), key_of(self.config, field)
+        exp, log = self.host.function("exponential"), self.host.function("logarithm")
+        table = table_of(float(base), self.config.rope_size, scaling, divisors, key, exp, log)
+        angles = self.host.put(struct.pack(f"<{len(table.angles)}d", *table.angles))
+        try:
+            code = self.host.function("set_rope")(self._model, int(is_local), angles, table.magnitude)
+            if code == E_CONFIG:
+                raise ModelFileError(scaling.divisors or key, "makes angles of RoPE that are too large")
+            _check(code, "making room for the angles of RoPE")
+        finally:
+            self.host.release(angles)
+
     def _load(self, tensors: list[Tensor], source: ByteSource) -> None:
         """Has C pack all tensors, in the order in which they lie in the file."""
         buffer = self.host.allocate(max(map(_portion, tensors)))
         try:
             for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
-                self._load_tensor(tensor, source, buffer)
+                if tensor.name not in ROPE_TENSORS:
+                    self._load_tensor(tensor, source, buffer)
+                elif tensor.name == self.config.rope_scaling.divisors:
+                    divisors = array("f", read_all(source, tensor.offset, tensor.size))
+                    self._set_rope("rope_base", divisors)
         finally:
             self.host.release(buffer)
 
@@ -126,6 +161,18 @@ class Engine:
                 _check(code, f"loading {tensor.name}")
         finally:
             self.host.release(scales)
+
+    @property
+    def weights_size(self) -> int:
+        """Bytes that the weights take in memory, as they are packed."""
+        return int(self.host.function("weights_size")(self._model))
+
+    @property
+    def cache_size(self) -> int:
+        """Bytes that the KV cache takes in memory for each token."""
+        config = self.config
+        values = config.n_kv_heads * -(-config.head_size // 4) * 4
+        return config.n_layers * config.repeats * 2 * 4 * values
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         """Computes `tokens` at the next positions, many in one call, and returns the logits after the last.

@@ -29,10 +29,10 @@ from typing import Any, BinaryIO
 
 from fabella import architectures, vocabulary
 from fabella.errors import ModelFileError, short_text
-from fabella.formats import FORMATS, NAMES, STORED, UNREADABLE
+from fabella.formats import FORMATS, NAMES, UNREADABLE
 from fabella.metadata import get
 from fabella.modelfile import Config, ModelFile, Tensor
-from fabella.sources import ByteSource
+from fabella.sources import ByteSource, TextSource
 from fabella.tokenizer import Tokenizer
 
 MAGIC = b"GGUF"
@@ -72,6 +72,7 @@ VOCABULARY = {
     "tokenizer.ggml.tokens": ("text", (STRING,)),
     "tokenizer.ggml.scores": ("fractions", (6, 12)),
     "tokenizer.ggml.token_type": ("whole numbers", (0, 1, 2, 3, 4, 5, 10, 11)),
+    "tokenizer.ggml.merges": ("text", (STRING,)),
 }
 # Of what else metadata holds, numbers and short texts are kept, and longer texts and arrays as long as they take no
 # more memory than this: there may be 64 MiB of them, for nothing.
@@ -85,7 +86,7 @@ WINDOW = 1 << 17  # bytes read at a time: each read may cross from Python into t
 
 
 def read_gguf(source: ByteSource) -> ModelFile:
-    """Read and check a GGUF model: architecture "llama", FORMATS' tensors, a SentencePiece BPE tokenizer.
+    """Read and check a GGUF model: one of our families, FORMATS' tensors, a tokenizer that we have.
 
     Raises
     ------
@@ -96,18 +97,19 @@ def read_gguf(source: ByteSource) -> ModelFile:
     n_tensors, n_pairs = _read_header(reader)
     metadata = _read_metadata(reader, n_pairs)
     _refuse_parts(metadata)
+    architectures.check_family(metadata)  # the clearest words on a model that cannot be run
+    vocabulary.check_kind(metadata)
+    tokenizer = vocabulary.tokenizer_of(metadata)
     infos = _read_tensor_infos(reader, n_tensors)
-    architectures.check_family(metadata)
-    vocabulary.check_kind(metadata)  # the clearest word on a model with another one
-    config = architectures.config_of(metadata, tied=architectures.is_tied(infos))
+    config = architectures.config_of(metadata, infos)
     alignment = _alignment(metadata)
     start = _round_up(reader.position, alignment)
     located = _locate(infos, start, alignment, source.size)
-    tensors = _with_scales(located)
+    tensors = architectures.split_fused(config, _with_scales(located))
     architectures.check_tensors(config, tensors)
     _check_gaps(source, reader.position, located.values(), start, alignment)
     name = short_text(metadata.get("general.name", ""))
-    return ModelFile(name, config, tensors, vocabulary.tokenizer_of(metadata), metadata)
+    return ModelFile(name, config, tensors, tokenizer, metadata)
 
 
 # --- Reading: the bytes -------------------------------------------------------------------------------------
@@ -185,8 +187,11 @@ class _Reader:
         return length
 
     def _text(self, length: int, field: str) -> str:
+        return self._decoded(self.take(length, field), field)
+
+    def _decoded(self, data: bytes, field: str) -> str:
         try:
-            return self.take(length, field).decode()
+            return data.decode()
         except UnicodeDecodeError:
             raise ModelFileError(field, "is not valid UTF-8") from None
 
@@ -235,8 +240,14 @@ class _Reader:
         return struct.Struct(f"<{count}{SCALARS[kind][1]}")
 
     def _texts(self, count: int, field: str) -> list[str]:
-        """Many texts, one after the other: those that lie in the window whole are taken at one go."""
-        texts: list[str] = []
+        """Many texts, one after the other: all at once if the source can, or those that lie in the window whole."""
+        if count and isinstance(self.source, TextSource) and (found := self.source.texts(self.position, count)):
+            joined, end = found
+            texts = self._decoded(joined, field).split("\0")
+            if len(texts) == count:  # none of them holds a zero byte itself
+                self.skip(end - self.position, field)
+                return texts
+        texts = []
         while len(texts) < count:
             window, at = self._window, self.position - self._start
             size = len(window)
@@ -362,8 +373,8 @@ def _format_name(tensor: str, number: int) -> str:
     """The name of a tensor's format, which must be one of those that are read."""
     if number not in NAMES:
         name = UNREADABLE.get(number, f"number {number}")
-        readable = f"{', '.join(STORED[:-1])} or {STORED[-1]}"
-        raise ModelFileError(tensor, f"tensor type {name} is not supported; export the model with {readable} weights")
+        readable = ", ".join(name for name in FORMATS if name != "I8")
+        raise ModelFileError(tensor, f"tensor type {name} is not supported; take a file with {readable} weights")
     return NAMES[number]
 
 

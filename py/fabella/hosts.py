@@ -182,7 +182,7 @@ class BrowserHost(Host):
 
 
 class BrowserFile:
-    """A file that JavaScript holds (a :class:`fabella.sources.ByteSource`): its weights never pass through Python.
+    """A file that JavaScript holds (a :class:`fabella.sources.TextSource`): its weights never pass through Python.
 
     Parameters
     ----------
@@ -202,6 +202,11 @@ class BrowserFile:
         self.blocks.copy(offset, copy)
         data: bytes = copy.to_bytes()
         return data
+
+    def texts(self, offset: int, count: int) -> tuple[bytes, int] | None:
+        """Many texts at once, as a :class:`fabella.sources.TextSource` has them."""
+        found = self.blocks.texts(offset, count)
+        return found and (found.bytes.to_bytes(), found.end)
 
 
 def packaged_wasm() -> bytes:

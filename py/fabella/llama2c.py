@@ -23,14 +23,16 @@ import re
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fabella.architectures import check_tensors, expected_shapes
 from fabella.errors import ModelFileError
 from fabella.filetype import BEGINNING, TOKENIZER_BIN, what_is
 from fabella.gguf import describe, scales_name, write_gguf
 from fabella.modelfile import Config, ModelFile, Tensor
+from fabella.sentencepiece import SentencePiece
 from fabella.sources import ByteSource, FileSource
-from fabella.tokenizer import BYTE, CONTROL, LONGEST_PIECE, NORMAL, UNKNOWN, Tokenizer
+from fabella.tokenizer import BYTE, CONTROL, LONGEST_PIECE, NORMAL, UNKNOWN
 
 SIZES = struct.Struct("<7i")
 SIZE_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
@@ -131,7 +133,8 @@ def _read_header(source: ByteSource) -> _Header:
 
 
 def _config(numbers: tuple[int, ...], vocab_size: int, tied: bool) -> Config:
-    return Config(**(dict(zip(SIZE_FIELDS, numbers, strict=True)) | {"vocab_size": vocab_size}), tied=tied)
+    sizes: dict[str, Any] = dict(zip(SIZE_FIELDS, numbers, strict=True))
+    return Config(**(sizes | {"vocab_size": vocab_size}), tied=tied)
 
 
 def _locate(header: _Header, file_size: int) -> list[Tensor]:
@@ -167,7 +170,7 @@ def _locate(header: _Header, file_size: int) -> list[Tensor]:
     return tensors
 
 
-def read_tokenizer(source: ByteSource, vocab_size: int) -> Tokenizer:
+def read_tokenizer(source: ByteSource, vocab_size: int) -> SentencePiece:
     """Read a tokenizer.bin; it does not say how many tokens it holds, so the model's header must.
 
     The file has no types: token 0 is taken as unknown, 1 and 2 as BOS and EOS, "<0x0A>" and the like as bytes.
@@ -186,7 +189,7 @@ def read_tokenizer(source: ByteSource, vocab_size: int) -> Tokenizer:
         raise
 
 
-def _read_tokenizer(source: ByteSource, vocab_size: int) -> Tokenizer:
+def _read_tokenizer(source: ByteSource, vocab_size: int) -> SentencePiece:
     smallest, largest = 4 + 8 * vocab_size, 4 + (8 + LONGEST_PIECE) * vocab_size
     if not smallest <= source.size <= largest:
         raise ModelFileError(
@@ -224,7 +227,7 @@ def _read_tokenizer(source: ByteSource, vocab_size: int) -> Tokenizer:
         )
 
     try:
-        return Tokenizer(
+        return SentencePiece(
             pieces,
             scores,
             types=[_type_of(id, piece) for id, piece in enumerate(pieces)],

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from types import TracebackType
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, Protocol, Self, runtime_checkable
 
 
 class ByteSource(Protocol):
@@ -18,6 +18,19 @@ class ByteSource(Protocol):
 
     def read(self, offset: int, size: int) -> bytes:
         """Return the `size` bytes from `offset`; the caller stays within `self.size`."""
+
+
+@runtime_checkable
+class TextSource(ByteSource, Protocol):
+    """One that finds many texts at once."""
+
+    def texts(self, offset: int, count: int) -> tuple[bytes, int] | None:
+        """Return texts that lie one behind the other, each behind its length (u64).
+
+        Returns
+        -------
+        All of them with a zero byte between two, and the offset behind the last; None if the file ends before.
+        """
 
 
 class BytesSource:

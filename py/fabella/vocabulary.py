@@ -1,14 +1,19 @@
-"""The tokenizer in GGUF's metadata: its pieces, and the tokens that mean something."""
+"""The tokenizer in GGUF's metadata: which kind it is, its pieces, and the tokens that mean something."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
+from fabella import bytelevel
+from fabella.bytelevel import ByteLevel
 from fabella.errors import ModelFileError
 from fabella.metadata import get, quoted
-from fabella.tokenizer import CONTROL, NORMAL, SPACE, USER_DEFINED, Tokenizer
+from fabella.sentencepiece import SPACE, SentencePiece
+from fabella.tokenizer import CONTROL, NORMAL, USER_DEFINED, Tokenizer, find
 
+KEY = "tokenizer.ggml."
+MODEL = KEY + "model"
 NO_TOKEN = (1 << 32) - 1  # -1 as an unsigned number: how llama.cpp writes an id that there is not
 # Tokens that end a text, by what converters and llama.cpp call them, whatever else the metadata says.
 ENDS = frozenset(
@@ -19,12 +24,22 @@ ENDS = frozenset(
 )
 
 
+# What the tokenizers call their parameters, and the keys of others.
+FIELDS = {"pieces": "tokens", "types": "token_type", "split": "pre"} | {
+    f"{name}_id": f"{name}_token_id" for name in ("bos", "eos", "unknown")
+}
+
+
 def check_kind(metadata: Mapping[str, Any]) -> None:
-    """Raise ModelFileError if the file's tokenizer is of another kind."""
-    key = "tokenizer.ggml.model"
-    model = get(metadata, key, str)
-    if model != "llama":
-        raise ModelFileError(key, f"is {quoted(model)}; only 'llama' (SentencePiece BPE) is supported")
+    """Raise ModelFileError if the file's tokenizer is of a kind that we do not have."""
+    model = get(metadata, MODEL, str)
+    if model not in KINDS:
+        raise ModelFileError(
+            MODEL, f"is {quoted(model)}; only 'llama' (SentencePiece) and 'gpt2' (byte-level BPE) are supported"
+        )
+    if model == "gpt2" and _split(metadata) not in bytelevel.SPLITS:
+        names = ", ".join(sorted(bytelevel.SPLITS))
+        raise ModelFileError(KEY + "pre", f"is {quoted(_split(metadata))}; only {names} are supported")
 
 
 def tokenizer_of(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -35,39 +50,71 @@ def tokenizer_of(metadata: Mapping[str, Any]) -> Tokenizer:
     ModelFileError
         `field` is the key.
     """
-    key = "tokenizer.ggml."
-    pieces = get(metadata, key + "tokens", list)
-    types = get(metadata, key + "token_type", list, default=[NORMAL] * len(pieces))
-    bos_id = get(metadata, key + "bos_token_id", int, default=1)
-    eos_id = get(metadata, key + "eos_token_id", int, default=2)
     try:
-        return Tokenizer(
-            pieces=pieces,
-            scores=get(metadata, key + "scores", list, default=[0.0] * len(pieces)),
-            types=types,
-            bos_id=bos_id,
-            eos_id=eos_id,
-            unknown_id=get(metadata, key + "unknown_token_id", int, default=0),
-            stop_ids=frozenset((bos_id, eos_id)) | _other_ends(metadata, pieces, types),
-            add_bos=get(metadata, key + "add_bos_token", bool, default=True),
-            add_space_prefix=get(metadata, key + "add_space_prefix", bool, default=True),
-        )
+        tokenizer = KINDS[get(metadata, MODEL, str)](metadata)
+        tokenizer.stop_ids |= _other_ends(metadata, tokenizer)
+        return tokenizer
     except ModelFileError as error:
-        names = {"pieces": "tokens", "types": "token_type"} | {
-            f"{name}_id": f"{name}_token_id" for name in ("bos", "eos", "unknown")
-        }
-        field = error.field if error.field.startswith(key) else key + names.get(error.field, error.field)
+        field = error.field if error.field.startswith(KEY) else KEY + FIELDS.get(error.field, error.field)
         raise ModelFileError(field, error.problem) from None
 
 
-def _other_ends(metadata: Mapping[str, Any], pieces: Sequence[str], types: Sequence[int]) -> frozenset[int]:
+def _sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
+    pieces, types = _pieces(metadata)
+    return SentencePiece(
+        pieces=pieces,
+        scores=get(metadata, KEY + "scores", list, default=[0.0] * len(pieces)),
+        types=types,
+        bos_id=get(metadata, KEY + "bos_token_id", int, default=1),
+        eos_id=get(metadata, KEY + "eos_token_id", int, default=2),
+        unknown_id=get(metadata, KEY + "unknown_token_id", int, default=0),
+        add_bos=get(metadata, KEY + "add_bos_token", bool, default=True),
+        add_space_prefix=get(metadata, KEY + "add_space_prefix", bool, default=True),
+    )
+
+
+def _bytelevel(metadata: Mapping[str, Any]) -> Tokenizer:
+    pieces, types = _pieces(metadata)
+    split = _split(metadata)
+    eos_id = get(metadata, KEY + "eos_token_id", int)
+    return ByteLevel(
+        pieces=pieces,
+        types=types,
+        merges=get(metadata, KEY + "merges", list),
+        split=split,
+        bos_id=get(metadata, KEY + "bos_token_id", int, default=eos_id),
+        eos_id=eos_id,
+        add_bos=get(metadata, KEY + "add_bos_token", bool, default=split in bytelevel.ADD_BOS),
+        add_space_prefix=get(metadata, KEY + "add_space_prefix", bool, default=False),
+    )
+
+
+KINDS = {"llama": _sentencepiece, "gpt2": _bytelevel}
+
+
+def _pieces(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    """The pieces and their types. What ends a text is no piece that people could type, whatever a converter thought."""
+    pieces: list[str] = get(metadata, KEY + "tokens", list)
+    types: list[int] = get(metadata, KEY + "token_type", list, default=[NORMAL] * len(pieces))
+    ends = [id for id in find(USER_DEFINED, types) if id < len(pieces) and pieces[id] in ENDS]
+    if ends:
+        types = list(types)
+        for id in ends:
+            types[id] = CONTROL
+    return pieces, types
+
+
+def _split(metadata: Mapping[str, Any]) -> str:
+    """How a byte-level vocabulary's text is split."""
+    name: str = get(metadata, KEY + "pre", str)
+    return name
+
+
+def _other_ends(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
     """The tokens besides EOS that end a text: the ends of a turn and of a message, and those with an end's name."""
-    ends = {
-        id
-        for id, (piece, type) in enumerate(zip(pieces, types, strict=False))
-        if piece in ENDS and type in (CONTROL, USER_DEFINED)
-    }
-    for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):
+    pieces, types = tokenizer.pieces, tokenizer.types
+    ends = {id for id in tokenizer.special if pieces[id] in ENDS and types[id] == CONTROL}
+    for key in (KEY + "eot_token_id", KEY + "eom_token_id"):
         id = get(metadata, key, int, default=NO_TOKEN)
         if id in (-1, NO_TOKEN):
             continue
@@ -79,16 +126,34 @@ def _other_ends(metadata: Mapping[str, Any], pieces: Sequence[str], types: Seque
 
 def describe(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the metadata from which `tokenizer_of` makes the same tokenizer."""
+    ends = {
+        KEY + "bos_token_id": tokenizer.bos_id,
+        KEY + "eos_token_id": tokenizer.eos_id,
+    }
+    adds = {
+        KEY + "add_bos_token": tokenizer.add_bos,
+        KEY + "add_eos_token": False,
+    }
+    if isinstance(tokenizer, ByteLevel):
+        return {
+            MODEL: "gpt2",
+            KEY + "pre": tokenizer.split,
+            KEY + "tokens": tokenizer.pieces,
+            KEY + "token_type": tokenizer.types,
+            KEY + "merges": tokenizer.merges,
+            **ends,
+            **adds,
+            KEY + "add_space_prefix": tokenizer.add_space_prefix,
+        }
+    scored = cast(SentencePiece, tokenizer)
     return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": [piece.replace(tokenizer.space, SPACE) for piece in tokenizer.pieces],
-        "tokenizer.ggml.scores": tokenizer.scores,
-        "tokenizer.ggml.token_type": tokenizer.types,
-        "tokenizer.ggml.bos_token_id": tokenizer.bos_id,
-        "tokenizer.ggml.eos_token_id": tokenizer.eos_id,
-        "tokenizer.ggml.unknown_token_id": tokenizer.unknown_id,
-        "tokenizer.ggml.add_bos_token": tokenizer.add_bos,
-        "tokenizer.ggml.add_eos_token": False,
-        "tokenizer.ggml.add_space_prefix": tokenizer.add_space_prefix,
-        "tokenizer.ggml.remove_extra_whitespaces": False,
+        MODEL: "llama",
+        KEY + "tokens": [piece.replace(scored.space, SPACE) for piece in scored.pieces],
+        KEY + "scores": scored.scores,
+        KEY + "token_type": scored.types,
+        **ends,
+        KEY + "unknown_token_id": scored.unknown_id,
+        **adds,
+        KEY + "add_space_prefix": scored.add_space_prefix,
+        KEY + "remove_extra_whitespaces": False,
     }

@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "../../wasm/run.c"
+#include "../setup.h"
 
 static double now_ms(void) {
     struct timespec time;
@@ -50,14 +51,17 @@ int main(int argc, char **argv) {
     char *file = read_file(argv[1], &size), *prompt = read_file(argv[2], &prompt_size);
     int count = atoi(argv[3]), stories = atoi(argv[5]), n = (int)(prompt_size / 4);
     int32_t *tokens = malloc((size_t)(count + 1) * 4);
-    if (!file || !prompt || !tokens || size < sizeof(Config)) return fail("reading the files", 2);
+    if (!file || !prompt || !tokens || size < SETUP) return fail("reading the files", 2);
 
     Config config;
     Model *model;
+    double rope_base;
     memcpy(&config, file, sizeof config);
+    memcpy(&rope_base, file + sizeof config, sizeof rope_base);
     int code = model_new(&config, &model);
+    if (!code) code = set_plain_rope(model, rope_base);
     if (code) return fail("the model", code);
-    for (size_t at = sizeof config; at < size;) {
+    for (size_t at = SETUP; at < size;) {
         int32_t head[8]; /* tensor, layer, type, rows, cols, group, bytes, scales */
         memcpy(head, file + at, sizeof head);
         at += sizeof head;
