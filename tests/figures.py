@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from typing import Any
 from playwright.sync_api import BrowserContext, Page, Route, TimeoutError, sync_playwright
 
 from builder.install import find_browser
+from builder.models import file_of
 from builder.page import bundle
 from builder.serve import ISOLATION, PageHandler
 from fabella.console import run_command
@@ -33,6 +35,7 @@ from fabella.modelfile import Config
 
 from .conftest import BROWSER_ARGUMENTS
 from .random_models import load, write_random_model
+from .real_models import GEMMA3, SMOLLM2
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
@@ -284,6 +287,18 @@ def print_sizes() -> None:
     print(f"{'in all':44} {total[0]:12,} {total[1]:12,}\n")
 
 
+def print_vocabularies() -> None:
+    """Prints how long Python in the page takes over real vocabularies, of those models that are there already."""
+    for model in (SMOLLM2, GEMMA3):
+        path = file_of(model)
+        if path.is_file():
+            command = ("node", ROOT / "tests/vocabulary.mjs", path)
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
+            name = f"vocabulary of {found['tokens']:,} tokens in Pyodide"
+            print(f"{name + ', loading':56} {spread(found['load'], 'ms')}")
+            print(f"{name + ', 10,000 characters':56} {spread(found['encode'], 'ms', 1)}")
+
+
 def main() -> None:
     """Measures and prints everything."""
     about = "Measure what the README says of speed and size; takes a quarter of an hour."
@@ -332,6 +347,7 @@ def main() -> None:
     def show(name: str, rows: list[dict[str, float]], key: str, unit: str, digits: int = 0) -> None:
         print(f"{name:56} {spread([row[key] for row in rows], unit, digits)}")
 
+    print_vocabularies()
     print(f"Chromium {version}, {ROUNDS} rounds, median [lowest – highest]")
     for name, rows in (("cold", cold), ("warm", warm)):
         show(f"page open to ready, {name}", rows, "ready", "ms")

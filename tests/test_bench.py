@@ -48,12 +48,15 @@ def small_model(folder: Path, type: str) -> tuple[Path, list[int]]:
 
 def test_every_model_fits_its_type_and_leaves_room_for_its_story() -> None:
     for name, model in models.MODELS.items():
-        config = models.config_of(model)
-        assert models.PROMPT_TOKENS + model.tokens < min(config.seq_len, 512), name
-        assert model.type == "F32" or (config.dim % 32 == 0 and config.hidden_dim % 32 == 0), name
-    shape = models.SHAPES["15M"]
-    assert models.packed_bytes(shape, "F32") == 4 * (32000 * 288 + 6 * (4 * 288 * 288 + 3 * 288 * 768))
-    assert models.packed_bytes(shape, "Q8_0") == models.packed_bytes(shape, "F32") * 36 // 128
+        assert models.PROMPT_TOKENS + model.tokens < 512, name
+        if isinstance(config := model.source, Config):
+            assert models.PROMPT_TOKENS + model.tokens < config.seq_len, name
+            assert model.type == "F32" or (config.dim % 32 == 0 and config.hidden_dim % 32 == 0), name
+    size = 4 * (32000 * 288 + 6 * (4 * 288 * 288 + 3 * 288 * 768))
+    assert models.packed_bytes(models.MODELS["15M-F32"]) == size
+    assert models.packed_bytes(models.MODELS["15M-Q8_0"]) == size * 36 // 128
+    stories = models.MODELS["stories-Q8_0"]
+    assert 0 < models.packed_bytes(stories) - stories.file().stat().st_size < 200_000, "scales of 32 bits, not of 16"
 
 
 @pytest.mark.parametrize("type", ["F32", "Q8_0", "Q4_1"])
@@ -179,7 +182,7 @@ def entry(number: int, engine: str, decode: float, prefill: float, **others: Any
 
 @pytest.fixture
 def results() -> dict[str, Any]:
-    size = models.packed_bytes(models.SHAPES["15M"], "Q8_0")
+    size = models.packed_bytes(models.MODELS["15M-Q8_0"])
     runs = [
         *(entry(0, "fabella", 900, 4000), entry(0, "wllama", 100, 400, tokens="7 8 1")),
         *(entry(1, "fabella", 1100, 5000), entry(1, "wllama", 50, 500)),
@@ -202,7 +205,7 @@ def test_the_tables_say_what_was_measured(results: dict[str, Any]) -> None:
     assert "| wllama | 75.0 (50.0 – 100) |" in lines
     assert "| wllama | 15.5 × |" in lines  # 9 and 22: round by round, not median by median
     assert "| wllama | 10.0 × |" in lines
-    share = 1000 * models.packed_bytes(models.SHAPES["15M"], "Q8_0") / 20e9
+    share = 1000 * models.packed_bytes(models.MODELS["15M-Q8_0"]) / 20e9
     assert f"| share of the read roofline | {share:.0%} |" in lines
     assert "| wllama | 2 of 3 |" in lines
     assert "| Fabella | 1,234 |" in lines
@@ -220,11 +223,11 @@ def test_the_report_says_how_peers_were_run(results: dict[str, Any]) -> None:
     assert "own counters" not in report.tables(results)
     results["runs"] += [
         entry(0, "llamacpp", 100, 200),
-        *(entry(0, engine, 100, 200, model="135M-Q4_1") for engine in ("fabella", "transformers")),
+        *(entry(0, engine, 100, 200, model="SmolLM2-Q4_1") for engine in ("fabella", "transformers")),
     ]
     text = report.tables(results)
     assert "Native llama.cpp is timed by its own counters" in text
-    assert "135M-Q4_1: transformers.js and ONNX Runtime run it with 8-bit weights, not 4-bit." in text
+    assert "SmolLM2-Q4_1: transformers.js and ONNX Runtime run it with 8-bit weights, not 4-bit." in text
 
 
 def test_several_threads_have_no_share_of_the_roofline(results: dict[str, Any]) -> None:
@@ -288,5 +291,5 @@ def test_a_program_that_dies_without_a_word_is_a_failure() -> None:
 def test_engines_are_given_the_models_that_they_can_run() -> None:
     assert engines_for("15M-Q8_0", {}) == list(ENGINES)
     assert engines_for("260K-F32", {}) == ["fabella", "wllama", "plain", "llamacpp", "native"]
-    assert engines_for("135M-Q4_1", PEERS) == ["fabella"]
+    assert engines_for("SmolLM2-Q4_1", PEERS) == ["fabella"]
     assert "plain" not in engines_for("15M-Q8_0", {}, threads=2)

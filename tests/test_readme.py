@@ -15,6 +15,8 @@ from pathlib import Path
 
 from builder.tools import PYTHON, ROOT
 
+from .real_models import SMOLLM2, real_model
+
 TEXT = "Once upon a time there was a little fox. She found a tiny door in an old tree, and knocked.\n<|endoftext|>\n"
 QUICK = (
     "--tokens 2000 --vocab-size 300 --dim 32 --hidden-dim 32 --layers 1 --context 64 --batch-tokens 256 --no-compile"
@@ -61,6 +63,8 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
         "python -m train.sample": (run, " -n 20 -s 1", ""),
         "python -m train.evaluate": (run, f" {own_files['out/mine']} {own_files['my-stories.txt']}", "bits per byte"),
         "python -m fabella mine.gguf": (run, " -n 20 -s 1", "Once upon a time"),
+        "python -m fabella info": (run, "", "Family"),
+        "python build.py serve --model smollm2": (lambda _: "", "", ""),  # the next test
         "python -m fabella web/models/stories.gguf": (run, "", "Once upon a time"),
         'echo "Once upon a time" | python -m fabella mine.gguf': (run, " -n 20 -s 1", "Once upon a time"),
         "python -m fabella": (run, " --help", "usage"),
@@ -87,3 +91,10 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
             command = re.sub(rf"(?<![\w/]){re.escape(name)}(?!\w)", path, command)
         assert printed in way(command + behind), command
     assert used == set(ways)
+
+
+def test_the_page_around_the_model_that_the_readme_names(tmp_path: Path) -> None:
+    real_model(SMOLLM2)
+    said = served(f"python build.py serve --model smollm2 --out {tmp_path / 'dist'} --port 0")
+    assert "Serving at http://localhost:" in said
+    assert len(list((tmp_path / "dist/assets").glob("SmolLM2-*.gguf"))) == 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from fabella import bytelevel
-from fabella.bytelevel import ByteLevel
 from fabella.errors import ModelFileError
 from fabella.metadata import get, quoted
 from fabella.sentencepiece import SPACE, SentencePiece
@@ -37,9 +35,13 @@ def check_kind(metadata: Mapping[str, Any]) -> None:
         raise ModelFileError(
             MODEL, f"is {quoted(model)}; only 'llama' (SentencePiece) and 'gpt2' (byte-level BPE) are supported"
         )
-    if model == "gpt2" and _split(metadata) not in bytelevel.SPLITS:
-        names = ", ".join(sorted(bytelevel.SPLITS))
-        raise ModelFileError(KEY + "pre", f"is {quoted(_split(metadata))}; only {names} are supported")
+    if model == "gpt2":
+        from fabella.bytelevel import SPLITS  # which a page whose model is of the other kind need not wait for
+
+        split = get(metadata, KEY + "pre", str)
+        if split not in SPLITS:
+            names = ", ".join(sorted(SPLITS))
+            raise ModelFileError(KEY + "pre", f"is {quoted(split)}; only {names} are supported")
 
 
 def tokenizer_of(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -74,8 +76,10 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _bytelevel(metadata: Mapping[str, Any]) -> Tokenizer:
+    from fabella.bytelevel import ADD_BOS, ByteLevel
+
     pieces, types = _pieces(metadata)
-    split = _split(metadata)
+    split = get(metadata, KEY + "pre", str)
     eos_id = get(metadata, KEY + "eos_token_id", int)
     return ByteLevel(
         pieces=pieces,
@@ -84,7 +88,7 @@ def _bytelevel(metadata: Mapping[str, Any]) -> Tokenizer:
         split=split,
         bos_id=get(metadata, KEY + "bos_token_id", int, default=eos_id),
         eos_id=eos_id,
-        add_bos=get(metadata, KEY + "add_bos_token", bool, default=split in bytelevel.ADD_BOS),
+        add_bos=get(metadata, KEY + "add_bos_token", bool, default=split in ADD_BOS),
         add_space_prefix=get(metadata, KEY + "add_space_prefix", bool, default=False),
     )
 
@@ -104,12 +108,6 @@ def _pieces(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     return pieces, types
 
 
-def _split(metadata: Mapping[str, Any]) -> str:
-    """How a byte-level vocabulary's text is split."""
-    name: str = get(metadata, KEY + "pre", str)
-    return name
-
-
 def _other_ends(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
     """The tokens besides EOS that end a text: the ends of a turn and of a message, and those with an end's name."""
     pieces, types = tokenizer.pieces, tokenizer.types
@@ -126,6 +124,8 @@ def _other_ends(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[
 
 def describe(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the metadata from which `tokenizer_of` makes the same tokenizer."""
+    from fabella.bytelevel import ByteLevel
+
     ends = {
         KEY + "bos_token_id": tokenizer.bos_id,
         KEY + "eos_token_id": tokenizer.eos_id,

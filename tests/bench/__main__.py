@@ -29,7 +29,7 @@ from fabella.errors import FabellaError
 from . import native
 from .browser import Bench, Failure, opened
 from .engines import ENGINES, HERE, build_all, engines_for, install_peers, versions
-from .models import MODELS, PROMPT_TOKENS, QUICK, config_of, make_model, packed_bytes
+from .models import MODELS, PROMPT_TOKENS, QUICK, make_model, packed_bytes
 from .report import chart, tables
 
 STORIES = 3  # told at least; the first only warms up
@@ -95,7 +95,7 @@ def measure(bench: Bench, folder: Path, model: str, engine: str, threads: int = 
     }
     try:
         if engine == "roofline":
-            size = packed_bytes(config_of(MODELS[model]), MODELS[model].type)
+            size = packed_bytes(MODELS[model])
             spec = {"engine": engine, "bytes": size, "seconds": ROOFLINE_SECONDS, "threads": 1}
             answer = bench.measure(model, spec)
             return {"bytes": answer["bytes"], "gb_per_s": statistics.median(answer["gb_per_s"])}
@@ -107,7 +107,7 @@ def measure(bench: Bench, folder: Path, model: str, engine: str, threads: int = 
             answer = bench.measure(model, spec)
     except Failure as error:
         return {"error": str(error)}
-    if MODELS[model].config and "text" in answer:  # one character is one token
+    if not MODELS[model].is_real and "text" in answer:  # one character is one token
         pieces = token_numbers(folder)
         answer["tokens"] = [pieces[character] for character in answer["text"]]
     answer |= rates(answer.pop("stories"))

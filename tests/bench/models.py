@@ -1,4 +1,4 @@
-"""The benchmark's models: seeded random weights in well-known shapes, the same numbers for every engine.
+"""The benchmark's models: real ones, and seeded random weights in well-known shapes; the same numbers for every engine.
 
 Each is a folder: ``model.gguf`` for Fabella and llama.cpp, ``plain.bin`` (Config, then f32) for the yardstick REF
 (none for Q4_1), ``onnx/`` for ONNX Runtime (none for F32), and the prompt as ``prompt.json`` {"ids", "text"} and
@@ -12,13 +12,14 @@ import math
 import shutil
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from builder.models import KNOWN, fetch
 from builder.tools import CACHE, WEB, digest, scratch
 from fabella.architectures import expected_shapes
 from fabella.gguf import read_gguf, write_gguf
@@ -54,17 +55,26 @@ class Model:
 
     Attributes
     ----------
-    config
-        Its shape; None for the model that the page ships.
+    source
+        The shape of a random one, or where the file of a real one is.
     type
-        How its matrices are stored.
+        How its matrices are stored, or most of them.
     tokens
         How many are computed one by one after the prompt.
     """
 
-    config: Config | None
+    source: Config | Callable[[], Path]
     type: str
     tokens: int
+
+    @property
+    def is_real(self) -> bool:
+        return not isinstance(self.source, Config)
+
+    def file(self) -> Path:
+        """The file of a real one."""
+        assert not isinstance(self.source, Config)
+        return self.source()
 
 
 def _shape(dim: int, hidden_dim: int, n_layers: int, n_heads: int, n_kv_heads: int, vocab_size: int, seq_len: int,
@@ -77,41 +87,36 @@ SHAPES = {
     "15M": _shape(288, 768, 6, 6, 6, 32000, 256),
     "42M": _shape(512, 1376, 8, 8, 8, 32000, 1024),
     "110M": _shape(768, 2048, 12, 12, 12, 32000, 1024),
-    "135M": _shape(576, 1536, 30, 9, 3, 49152, 8192, rope_base=100000.0),  # SmolLM2's
 }
 
 MODELS = {
     "260K-F32": Model(SHAPES["260K"], "F32", 380),
-    "stories-Q8_0": Model(None, "Q8_0", 120),
+    "stories-Q8_0": Model(lambda: WEB / "models/stories.gguf", "Q8_0", 120),
     "15M-F32": Model(SHAPES["15M"], "F32", 120),
     "15M-Q8_0": Model(SHAPES["15M"], "Q8_0", 120),
     "42M-Q8_0": Model(SHAPES["42M"], "Q8_0", 120),
     "110M-Q8_0": Model(SHAPES["110M"], "Q8_0", 48),
-    "135M-Q4_1": Model(SHAPES["135M"], "Q4_1", 48),
+    "SmolLM2-Q4_1": Model(lambda: fetch(KNOWN["smollm2"]), "Q4_1", 48),
 }
 QUICK = ("260K-F32", "15M-Q8_0")
 
 
-def config_of(model: Model) -> Config:
-    """The model's shape; the shipped one's is read from its file."""
-    if model.config:
-        return model.config
-    with FileSource(WEB / "models/stories.gguf") as source:
-        return read_gguf(source).config
-
-
-def packed_bytes(config: Config, type: str) -> int:
+def packed_bytes(model: Model) -> int:
     """Bytes of packed weights that one token reads: all matrices; the embedding is the output matrix too."""
-    matrices = [shape for shape in expected_shapes(config).values() if len(shape) == 2]
-    return int(sum(math.prod(shape) for shape in matrices) * PACKED_BYTES[type])
+    if isinstance(model.source, Config):
+        shapes = [(shape, model.type) for shape in expected_shapes(model.source).values()]
+    else:
+        with FileSource(model.file()) as source:
+            shapes = [(tensor.shape, tensor.type) for tensor in read_gguf(source).tensors.values()]
+    return int(sum(math.prod(shape) * PACKED_BYTES[type] for shape, type in shapes if len(shape) == 2))
 
 
 def make_model(name: str) -> Path:
     """The folder of a model, made unless an earlier run has."""
     model = MODELS[name]
     sources = [Path(__file__), Path(__file__).with_name("onnx_llama.py")]
-    shipped = [] if model.config else [WEB / "models/stories.gguf"]
-    folder = CACHE / f"bench-{name}-{digest(repr(model), *sources, *shipped)}"
+    which = digest(model.file()) if model.is_real else repr(model)
+    folder = CACHE / f"bench-{name}-{digest(which, str(model.tokens), *sources)}"
     if not folder.exists():
         for old in CACHE.glob(f"bench-{name}-*"):
             shutil.rmtree(old)
@@ -124,14 +129,14 @@ def make_model(name: str) -> Path:
 def _write_all(model: Model, folder: Path) -> None:
     folder.mkdir()
     gguf = folder / "model.gguf"
-    if model.config:
-        write_random_gguf(gguf, model.config, model.type)
+    if isinstance(model.source, Config):
+        write_random_gguf(gguf, model.source, model.type)
     else:
-        shutil.copyfile(WEB / "models/stories.gguf", gguf)
+        shutil.copyfile(model.file(), gguf)
     with FileSource(gguf) as source:
         read = read_gguf(source)
         weights = {name: read_weights(source, tensor) for name, tensor in read.tensors.items()}
-    ids, text = prompt(read.config, read.tokenizer) if model.config else story_prompt(read.tokenizer)
+    ids, text = story_prompt(read.tokenizer) if model.is_real else prompt(read.config, read.tokenizer)
     (folder / "prompt.json").write_text(json.dumps({"ids": ids, "text": text}), encoding="utf-8")
     (folder / "prompt.bin").write_bytes(np.array(ids, "<i4").tobytes())
     if model.type != "Q4_1":
