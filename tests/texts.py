@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 
 from hypothesis import strategies as st
 
@@ -32,11 +31,6 @@ CORPUS = [
 SCRIPTS = "".join(sorted(set("".join(CORPUS))))
 SPACES = " \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2003\u2028\u2029\u202f\u205f\u3000\u200b\ufeff"
 APOSTROPHES = ["'s", "'S", "'ſ", "'t", "'re", "'VE", "'m", "'ll", "'LL", "'d", "’s", "''"]
-
-
-def is_known(character: str) -> bool:
-    """Whether this Python's Unicode has the character: what it has not, a library's may have as a letter."""
-    return unicodedata.category(character) not in ("Cn", "Cs")
 
 
 def hostile_text() -> st.SearchStrategy[str]:

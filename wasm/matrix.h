@@ -175,17 +175,20 @@ static int pack_row(Matrix *w, int row, int from, int type, const char *source, 
     const int first = panel_start(w, row);
     const Panel panel = matrix_panel(w, first);
     const uint64_t before = (uint64_t)from * w->cols; /* weights of the rows before */
-    for (int c = 0; is_float(w->layout) && c < w->cols; c++) {
-        if (type == TYPE_I8 && (int8_t)source[c] == -128) return E_RANGE;
-        const float f = type == TYPE_I8 ? scales[(before + c) / file_group] * (float)(int8_t)source[c]
-                                        : read_float(type, source, c);
-        if (!is_finite(f)) return E_NOT_FINITE;
-        if (w->layout == F32)
-            memcpy(float_place(panel, F32, row - first, c), &f, 4);
-        else
-            memcpy(float_place(panel, BF16, row - first, c), source + 2 * (size_t)c, 2);
+    if (is_float(w->layout)) {
+        for (int c = 0; c < w->cols; c++) {
+            if (type == TYPE_I8 && (int8_t)source[c] == -128) return E_RANGE;
+            const float f = type == TYPE_I8 ? scales[(before + c) / file_group] * (float)(int8_t)source[c]
+                                            : read_float(type, source, c);
+            if (!is_finite(f)) return E_NOT_FINITE;
+            if (w->layout == F32)
+                memcpy(float_place(panel, F32, row - first, c), &f, 4);
+            else
+                memcpy(float_place(panel, BF16, row - first, c), source + 2 * (size_t)c, 2);
+        }
+        return OK;
     }
-    for (int g = 0; !is_float(w->layout) && g < w->cols / GROUP; g++) {
+    for (int g = 0; g < w->cols / GROUP; g++) {
         Group group;
         if (type == TYPE_I8) group.scale = scales[(before + g * GROUP) / file_group];
         int error = read_group(type, source, g, &group);
@@ -373,10 +376,7 @@ INLINE void nibble_dots(const Layout layout, const int8_t *w, const int8_t *fift
 
 /* What the stored integers of a group are too large by, times the activations. */
 INLINE int excess(const Layout layout, const InputGroup *group) {
-    return layout == Q8   ? EVEN_OFFSET * group->even_sum
-           : layout == Q5 ? Q5_OFFSET * group->sum
-           : layout == Q4 ? Q4_OFFSET * group->sum
-                          : 0;
+    return layout == Q8 ? EVEN_OFFSET * group->even_sum : offset_of(layout, 0) * group->sum;
 }
 
 /* dot[v, t] = the integer products of group g. `w` is its first byte of the kernel's rows. */

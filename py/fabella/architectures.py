@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,7 +88,7 @@ FOREIGN = {
 
 @dataclass(frozen=True)
 class Family:
-    """In what a family differs from the plain Llama. ``{}`` stands for its name in metadata keys."""
+    """In what a family differs from the plain Llama."""
 
     has: tuple[str, ...] = ()  # tensors of a layer that Llama has not
     lacks: tuple[str, ...] = ()  # those that it lacks
@@ -128,7 +128,7 @@ FAMILIES = {
     ),
 }
 
-# Which metadata key each of Config's numbers comes from.
+# Which metadata key each of Config's numbers comes from; ``{}`` stands for the family's name.
 KEYS = {
     "dim": "{}.embedding_length",
     "hidden_dim": "{}.feed_forward_length",
@@ -192,7 +192,7 @@ def parameter_count(tensors: Mapping[str, Tensor]) -> int:
     return sum(math.prod(tensor.shape) for name, tensor in tensors.items() if name not in ROPE_TENSORS)
 
 
-def is_tied(tensors: Mapping[str, Any]) -> bool:
+def is_tied(tensors: Container[str]) -> bool:
     """Whether the token embedding is the classifier too: then there is no tensor for it."""
     return f"{ABSENT_IF_TIED}.weight" not in tensors
 
@@ -206,8 +206,9 @@ def split_fused(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tens
         If a fused one has not as many rows as its parts; `field` is its name.
     """
     result = dict(tensors)
+    fused = re.compile(rf"(blk\.\d+)\.({'|'.join(FUSED)})\.(weight|bias)")
     for name, tensor in tensors.items():
-        found = re.fullmatch(rf"(blk\.\d+)\.({'|'.join(FUSED)})\.(weight|bias)", name)
+        found = fused.fullmatch(name)
         if not found:
             continue
         block, kind, suffix = found.groups()
@@ -327,7 +328,7 @@ def config_of(metadata: Mapping[str, Any], tensors: Iterable[str]) -> Config:
             seq_len=seq_len,
             rope_base=rope_base,
             norm_eps=number("norm_eps", float),
-            tied=is_tied(dict.fromkeys(names)),
+            tied=is_tied(names),
             family=name,
             repeats=number("repeats", int, default=1),
             key_length=key_length,

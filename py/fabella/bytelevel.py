@@ -9,15 +9,23 @@ leftmost of equals, until none stands in it. This gives the same tokens as the l
 
 from __future__ import annotations
 
-import heapq
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import cache, cached_property
-from itertools import pairwise
+from functools import cache, cached_property, lru_cache
 
 from fabella.errors import ModelFileError
-from fabella.tokenizer import CONTROL, UNKNOWN, USER_DEFINED, Decoder, Pieces, Tokenizer, well_formed
+from fabella.tokenizer import (
+    CONTROL,
+    REMEMBERED,
+    UNKNOWN,
+    USER_DEFINED,
+    Decoder,
+    Pieces,
+    Tokenizer,
+    merge,
+    well_formed,
+)
 
 # ---- Splitting -------------------------------------------------------------------------------------------------------
 
@@ -86,9 +94,6 @@ _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 CHARACTERS = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(256 + i) for i, byte in enumerate(_OTHERS)}
 BYTES = {character: byte for byte, character in CHARACTERS.items()}
 
-SHORT = 24  # characters of a word up to which merging needs no heap
-REMEMBERED = 10_000  # words whose tokens are remembered
-
 
 class ByteLevel(Tokenizer):
     """A vocabulary with a list of merges.
@@ -142,7 +147,7 @@ class ByteLevel(Tokenizer):
         self._check_merges(merges)
         own = [self.pieces[id] for id in self.special if self.types[id] == USER_DEFINED and self.pieces[id]]
         self._own = Pieces(own)
-        self._known: dict[str, list[int]] = {}
+        self._word_ids = lru_cache(REMEMBERED)(self._encode_word)
         self._missing = bytes(byte for byte, character in CHARACTERS.items() if character not in self._ids)
 
     def _places(self) -> dict[str, int]:
@@ -175,10 +180,10 @@ class ByteLevel(Tokenizer):
         in_order = unions == "\0".join(self.pieces[first : first + count])
         if in_order and text.count(" ") == count == text.count("\0") + 1:
             return
-        for number, merge in enumerate(merges):
-            left, _space, right = merge.partition(" ")
+        for number, pair in enumerate(merges):
+            left, _space, right = pair.partition(" ")
             if not (left and right) or " " in right or left + right not in self._ids:
-                raise ModelFileError("merges", f"merge {number}, {merge!r}, does not make a piece of two")
+                raise ModelFileError("merges", f"merge {number}, {pair!r}, does not make a piece of two")
 
     @property
     def merges(self) -> list[str]:
@@ -198,68 +203,17 @@ class ByteLevel(Tokenizer):
             if self._composed:
                 part = unicodedata.normalize("NFC", part)
             for word in self._find(part):
-                known = self._known.get(word)
-                if known is None:
-                    known = self._remember(word)
-                ids += known
-        return ids
-
-    def _remember(self, word: str) -> list[int]:
-        if len(self._known) >= REMEMBERED:
-            self._known.clear()
-        ids = self._known[word] = self._encode_word(word)
+                ids += self._word_ids(word)
         return ids
 
     def _encode_word(self, word: str) -> list[int]:
         written = word.encode().decode("latin-1").translate(CHARACTERS)
         if self._whole_words and written in self._ids:
             return [self._ids[written]]
-        symbols = self._merge(written) if len(written) <= SHORT else self._merge_long(written)
+        symbols, ranks = list(written), self._ranks
+        merged = merge(symbols, lambda left, right: ranks.get(f"{symbols[left]} {symbols[right]}"))
         # A byte that is no piece is left out, as in the library tokenizers; few vocabularies lack any that texts have.
-        return [self._ids[symbol] for symbol in symbols if symbol in self._ids]
-
-    def _merge(self, word: str) -> list[str]:
-        ranks, symbols = self._ranks, list(word)
-        never = len(ranks)
-        while len(symbols) > 1:
-            found = [ranks.get(f"{left} {right}", never) for left, right in pairwise(symbols)]
-            best = min(found)
-            if best == never:
-                break
-            at = found.index(best)
-            symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
-        return symbols
-
-    def _merge_long(self, word: str) -> list[str]:
-        """The same by a linked list and a heap of possible merges, so that each merge costs O(log n)."""
-        ranks, symbols = self._ranks, list(word)
-        count = len(symbols)
-        before = list(range(-1, count - 1))
-        after = [*range(1, count), -1]
-        heap: list[tuple[int, int, int, int]] = []  # (rank, left, right, length of the union)
-
-        def consider(left: int, right: int) -> None:
-            if left < 0 or right < 0:
-                return
-            rank = ranks.get(f"{symbols[left]} {symbols[right]}")
-            if rank is not None:
-                heapq.heappush(heap, (rank, left, right, len(symbols[left]) + len(symbols[right])))
-
-        for left in range(count - 1):
-            consider(left, left + 1)
-        while heap:
-            _, left, right, length = heapq.heappop(heap)
-            # Skip a merge whose parts have meanwhile merged with others: they have grown, or are empty.
-            if not symbols[left] or not symbols[right] or len(symbols[left]) + len(symbols[right]) != length:
-                continue
-            symbols[left] += symbols[right]
-            symbols[right] = ""
-            after[left] = after[right]
-            if after[right] >= 0:
-                before[after[right]] = left
-            consider(before[left], left)
-            consider(left, after[left])
-        return [symbol for symbol in symbols if symbol]
+        return [self._ids[symbol] for symbol in merged if symbol in self._ids]
 
     def fewest_tokens(self, text: str) -> int:
         """Return how many tokens a text has at the least: none spells more bytes than the longest piece has."""

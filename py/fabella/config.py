@@ -20,7 +20,7 @@ LARGEST = {
     "repeats": 1 << 4,
 }
 # From and to which the others may be.
-NUMBERS = {
+RANGES = {
     "rope_base": (1.0, 1e12),
     "local_rope_base": (0.0, 1e12),
     "norm_eps": (0.0, 1.0),
@@ -117,7 +117,7 @@ class Config:
             raise ModelFileError(
                 "n_heads", f"a head has {self.head_size} numbers, but rotary embedding needs an even count"
             )
-        for field, (low, high) in NUMBERS.items():
+        for field, (low, high) in RANGES.items():
             value = getattr(self, field)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
                 raise ModelFileError(field, f"must be a finite number, not {value!r}")

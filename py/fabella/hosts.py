@@ -206,7 +206,7 @@ class BrowserFile:
     def texts(self, offset: int, count: int) -> tuple[bytes, int] | None:
         """Many texts at once, as a :class:`fabella.sources.TextSource` has them."""
         found = self.blocks.texts(offset, count)
-        return found and (found.bytes.to_bytes(), found.end)
+        return (found.bytes.to_bytes(), found.end) if found else None
 
 
 def packaged_wasm() -> bytes:

@@ -9,18 +9,18 @@ normalisation (https://github.com/google/sentencepiece), and, with `space=" "`, 
 
 from __future__ import annotations
 
-import heapq
 import math
 import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from operator import add, itemgetter
+from functools import cached_property, lru_cache
+from operator import itemgetter
 
 from fabella.errors import ModelFileError
 from fabella.tokenizer import (
     BYTE,
     CONTROL,
     NORMAL,
+    REMEMBERED,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
@@ -28,6 +28,7 @@ from fabella.tokenizer import (
     Pieces,
     Tokenizer,
     check_id,
+    merge,
     well_formed,
 )
 
@@ -35,8 +36,6 @@ SPACE = "▁"
 UNKNOWN_TEXT = " ⁇ "  # what an unknown token prints, as in sentencepiece
 
 IN_USE = (UNUSED, NORMAL, USER_DEFINED)  # what text is made of; of two equal pieces, the later kind counts
-
-REMEMBERED = 10_000  # words whose pieces are remembered
 
 # What C's isprint() and isspace() both deny among the ASCII characters.
 CONTROL_BYTES = frozenset(range(32)) - frozenset(b"\t\n\v\f\r") | {127}
@@ -100,7 +99,7 @@ class SentencePiece(Tokenizer):
         own = (self.pieces[id] for id in self.special if self.types[id] == USER_DEFINED)
         self._whole = Pieces(filter(None, own))
         self._has_unused = UNUSED in self.types
-        self._known: dict[str, list[str]] = {}
+        self._word_symbols = lru_cache(REMEMBERED)(self._merge)
 
     # --- Text to tokens ---
 
@@ -148,16 +147,7 @@ class SentencePiece(Tokenizer):
                 yield run
                 continue
             for word in self._between_words.split(run):
-                known = self._known.get(word)
-                if known is None:
-                    known = self._remember(word)
-                yield from known
-
-    def _remember(self, word: str) -> list[str]:
-        if len(self._known) >= REMEMBERED:
-            self._known.clear()
-        symbols = self._known[word] = self._merge(word)
-        return symbols
+                yield from self._word_symbols(word)
 
     @cached_property
     def _between_words(self) -> re.Pattern[str]:
@@ -167,50 +157,27 @@ class SentencePiece(Tokenizer):
         return re.compile(f"(?<=[^{re.escape(self.space + joined)}])(?={re.escape(self.space)})")
 
     def _merge(self, text: str) -> list[str]:
-        """Split a text into characters and user-defined pieces, and merge the characters by score.
-
-        The symbols form a linked list and a heap holds the possible merges, so that each merge costs O(log n).
-        """
+        """Split a text into characters and user-defined pieces, and merge the characters by score."""
         symbols: list[str] = []
         frozen = bytearray()  # 1 for each that is kept whole
         for run, is_piece in self._whole.cut(text):
             symbols += [run] if is_piece else run
             frozen += b"\1" if is_piece else bytes(len(run))
         ids, scores, types = self._ids, self.scores, self.types
-        count = len(symbols)
-        before = list(range(-1, count - 1))
-        after = [*range(1, count), -1]
         made_of: dict[str, tuple[str, str]] = {}  # how an unused piece came about
 
-        heap: list[tuple[float, int, int, int]] = []  # (-score, left, right, length of the union)
-
-        def consider(left: int, right: int) -> None:
-            if left < 0 or right < 0 or frozen[left] or frozen[right]:
-                return
+        def rank(left: int, right: int) -> float | None:
+            if frozen[left] or frozen[right]:
+                return None
             union = symbols[left] + symbols[right]
             id = ids.get(union)
-            if id is not None:
-                heapq.heappush(heap, (-scores[id], left, right, len(union)))
-                if types[id] == UNUSED:
-                    made_of[union] = symbols[left], symbols[right]
+            if id is None:
+                return None
+            if types[id] == UNUSED:
+                made_of[union] = symbols[left], symbols[right]
+            return -scores[id]
 
-        for left, union in enumerate(map(add, symbols, symbols[1:])):
-            if union in ids:
-                consider(left, left + 1)
-        while heap:
-            _, left, right, length = heapq.heappop(heap)
-            # Skip a merge whose parts have meanwhile merged with others: they have grown, or are empty.
-            if not symbols[left] or not symbols[right] or len(symbols[left]) + len(symbols[right]) != length:
-                continue
-            symbols[left] += symbols[right]
-            symbols[right] = ""
-            after[left] = after[right]
-            if after[right] >= 0:
-                before[after[right]] = left
-            consider(before[left], left)
-            consider(left, after[left])
-
-        merged = [symbol for symbol in symbols if symbol]
+        merged = merge(symbols, rank)
         return _split_unused(merged, made_of) if made_of else merged
 
     # --- Tokens to text ---

@@ -6,11 +6,12 @@ Which kind a file needs is decided in vocabulary.py; sentencepiece.py and bytele
 from __future__ import annotations
 
 import codecs
+import heapq
 import re
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 from fabella.errors import ModelFileError
@@ -24,6 +25,7 @@ UNUSED = 5  # merged through, but split up again in the result
 BYTE = 6  # "<0x0A>": one byte of UTF-8
 TYPES = (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE)
 
+REMEMBERED = 10_000  # words that a tokenizer need not merge again
 LONGEST_PIECE = 1024  # bytes; real vocabularies stay below 200
 
 
@@ -195,6 +197,44 @@ class Pieces:
                 return piece
             number = self._shorter[number]
         return ""
+
+
+def merge(symbols: list[str], rank: Callable[[int, int], float | None]) -> list[str]:
+    """Merge neighbours, again and again those of the lowest rank, the leftmost of equals, until none has one.
+
+    The symbols form a linked list and a heap holds the possible merges, so that each merge costs O(log n).
+
+    Parameters
+    ----------
+    symbols
+        What is to be merged; a merge's left one becomes the union, the right one "".
+    rank
+        The rank of the union of two symbols, by their places; None: they do not merge.
+    """
+    count = len(symbols)
+    before = list(range(-1, count - 1))
+    after = [*range(1, count), -1]
+    heap: list[tuple[float, int, int, int]] = []  # (rank, left, right, length of the union)
+
+    def consider(left: int, right: int) -> None:
+        if left >= 0 and right >= 0 and (found := rank(left, right)) is not None:
+            heapq.heappush(heap, (found, left, right, len(symbols[left]) + len(symbols[right])))
+
+    for left in range(count - 1):
+        consider(left, left + 1)
+    while heap:
+        _, left, right, length = heapq.heappop(heap)
+        # Skip a merge whose parts have meanwhile merged with others: they have grown, or are empty.
+        if not symbols[left] or not symbols[right] or len(symbols[left]) + len(symbols[right]) != length:
+            continue
+        symbols[left] += symbols[right]
+        symbols[right] = ""
+        after[left] = after[right]
+        if after[right] >= 0:
+            before[after[right]] = left
+        consider(before[left], left)
+        consider(left, after[left])
+    return [symbol for symbol in symbols if symbol]
 
 
 def well_formed(text: str) -> str:
