@@ -465,9 +465,9 @@ def test_logits_that_are_no_numbers_are_left_out(engine: Engine) -> None:
     logits = with_logits(engine, values)
     order = [int(token) for token in np.argsort(-values, kind="stable") if finite[token]]
     assert [token for token, _ in logits.shortlist(1003)] == order
-    assert [token for token, _ in logits.candidates(1003, 0.7)] == order
+    assert [token for token, _, _ in logits.candidates(1003, 0.7)] == order
     expected = np.exp(values[order].astype(np.float64) / 0.7)
-    probabilities = [probability for _, probability in logits.candidates(1003, 0.7)]
+    probabilities = [probability for _, _, probability in logits.candidates(1003, 0.7)]
     assert probabilities == pytest.approx(expected / expected.sum(), rel=1e-6)
     assert all(finite[logits.draw(1.0, coin)] for coin in np.linspace(0, 0.9999, 50))
 
@@ -488,7 +488,7 @@ def test_probabilities_and_draw_are_those_of_the_whole_vocabulary(engine: Engine
     weights = np.exp(scaled - scaled.max())
     expected = weights / weights.sum()
     for k in (10, 50, 1003):
-        for token, probability in logits.candidates(k, temperature):
+        for token, _, probability in logits.candidates(k, temperature):
             assert probability == pytest.approx(expected[token], rel=2e-6)
     running = np.cumsum(expected)
     for coin in np.linspace(0, 0.99, 200):

@@ -81,7 +81,7 @@ def test_the_native_build_computes_the_bits_of_the_wasm(
             assert lines.pop(0) == " ".join(f"{bits:08x}" for bits in ours)
         assert lines.pop(0).split()[2:] == [str(token) for token, _ in logits.shortlist(5)]
         probabilities = lines.pop(0).split()[2:]
-        assert [float.fromhex(p) for p in probabilities] == [p for _, p in logits.candidates(5, 0.7)], "to the bit"
+        assert [float.fromhex(p) for p in probabilities] == [p for _, _, p in logits.candidates(5, 0.7)], "to the bit"
         draws = [logits.draw(0.7, coin) for coin in (0, 0.5, 0.99999)]
         assert lines.pop(0).split()[1:] == [str(token) for token in draws]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from builder.tools import ROOT
 from fabella.errors import EngineError, FabellaError, SettingsError
-from fabella.sampler import SHORTLIST, Sampler, Settings, Xorshift, draw, random_seed
+from fabella.sampler import SHORTLIST, Candidate, Sampler, Settings, Xorshift, draw, random_seed
 
 NAN, INF = math.nan, math.inf
 
@@ -25,6 +26,7 @@ class ListLogits:
     """Logits in a list, with the definitions of `fabella.sampler.Logits` taken literally."""
 
     def __init__(self, logits: Sequence[float]) -> None:
+        self.logits = list(logits)
         self.vocab_size = len(logits)
         self.finite = [(token, logit) for token, logit in enumerate(logits) if math.isfinite(logit)]
         self.ranked = sorted(self.finite, key=lambda pair: (-pair[1], pair[0]))
@@ -34,9 +36,20 @@ class ListLogits:
         self.asked.append(k)
         return self.ranked[:k]
 
-    def candidates(self, k: int, temperature: float) -> list[tuple[int, float]]:
+    def candidates(self, k: int, temperature: float) -> list[Candidate]:
         total = self.total(temperature)
-        return [(token, self.weight(logit, temperature) / total) for token, logit in self.shortlist(k)]
+        return [(token, logit, self.weight(logit, temperature) / total) for token, logit in self.shortlist(k)]
+
+    def mean(self, temperature: float) -> float:
+        total = self.total(temperature)
+        return math.fsum(self.weight(logit, temperature) / total * logit for _, logit in self.finite)
+
+    def of(self, tokens: Sequence[int]) -> list[float]:
+        return [self.logits[token] for token in tokens]
+
+    @contextmanager
+    def replaced(self, logits: Mapping[int, float]) -> Iterator[ListLogits]:
+        yield ListLogits([logits.get(token, logit) for token, logit in enumerate(self.logits)])
 
     def weight(self, logit: float, temperature: float) -> float:
         return math.exp((logit - self.ranked[0][1]) / temperature)
@@ -191,14 +204,15 @@ def test_a_trace_tells_what_each_step_keeps_and_changes_nothing() -> None:
         for candidates, distribution in zip(
             kept, (expected(LOGITS, 0.8, top_k=6), expected(LOGITS, 0.8, top_k=6, top_p=0.7)), strict=True
         ):
-            assert dict(candidates) == pytest.approx(distribution)
-            assert list(dict(candidates).values()) == sorted(dict(candidates).values(), reverse=True)
-        assert token in dict(kept[-1])
+            probabilities = {token: probability for token, _, probability in candidates}
+            assert probabilities == pytest.approx(distribution)
+            assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
+        assert token in probabilities
 
 
 def test_draw() -> None:
     """A coin that equals the running sum goes to the next; one beyond the sum, by rounding, to the last."""
-    candidates = [(3, 0.5), (1, 0.25), (2, 0.125)]
+    candidates = [(3, 1.0, 0.5), (1, 0.0, 0.25), (2, -1.0, 0.125)]
     assert [draw(candidates, coin) for coin in (0.0, 0.499, 0.5, 0.749, 0.75, 0.875, 0.999)] == [3, 3, 1, 1, 2, 2, 2]
 
 
@@ -262,14 +276,14 @@ def test_extremes(temperature: float, scale: float) -> None:
             assert set(counts) <= {0, 3}
 
 
-@pytest.mark.parametrize("module", ["sampler", "engine", "session", "generate"])
+@pytest.mark.parametrize("module", ["sampler", "engine", "session", "generate", "chat", "constraint", "stops"])
 def test_what_decides_a_token_asks_no_library_for_an_exponential(module: str) -> None:
     """Libraries differ in the last bit from one machine to the next (so do their powers, of floats)."""
     tree = ast.parse((ROOT / f"py/fabella/{module}.py").read_text(encoding="utf-8"))
     used = {
         node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "math"
     }
-    assert used <= {"isfinite", "fsum"}  # whose results are exact
+    assert used <= {"isfinite", "fsum", "inf"}  # whose results are exact
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     assert not imported & {"math", "cmath"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fabella.engine import Engine, Logits
 from fabella.errors import EngineError
-from fabella.generate import Step, generate, go_on
+from fabella.generate import Ending, Step, generate, go_on
 from fabella.modelfile import Config
 from fabella.sampler import Sampler, Settings
 from fabella.session import PREFILL_TOKENS, Session, common_length
@@ -159,21 +159,21 @@ def test_going_on_from_any_token_tells_the_same_again(engine: Engine, tokenizer:
     read(session, tokenizer.encode("w1 w2"))
     begun, states, story = len(session.tokens), [], []
     states.append(sampler.random.state)
-    for step in go_on(session, tokenizer, sampler, 50):
+    for step in go_on(session, tokenizer, sampler, Ending(50)):
         story.append(step)
         states.append(sampler.random.state)
     tokens = list(session.tokens)
     for at in (0, 1, 17, len(story) - 1):
         read(session, tokens[: begun + at])
         sampler.random.state = states[at]
-        assert list(go_on(session, tokenizer, sampler, 50)) == story[at:]
+        assert list(go_on(session, tokenizer, sampler, Ending(50))) == story[at:]
 
 
 def test_forced_tokens_are_taken_in_place_of_the_sampled_ones(engine: Engine, tokenizer: Tokenizer) -> None:
     def told(forced: list[int]) -> list[Step]:
         session = Session(engine)
         read(session, tokenizer.encode("w1 w2"))
-        return list(go_on(session, tokenizer, Sampler(SETTINGS), 50, forced))
+        return list(go_on(session, tokenizer, Sampler(SETTINGS), Ending(50), forced))
 
     story = told([])
     tokens = [step.token for step in story]

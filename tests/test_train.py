@@ -1059,7 +1059,7 @@ def test_torch_logits_answer_like_the_engine() -> None:
     assert logits.shortlist(3) == [(1, 3.0), (3, 3.0), (5, 2.0)]
     assert len(logits.shortlist(10)) == 4
     total = sum(np.exp(value / 0.5) for value in (1, 3, 3, 2))
-    tokens, probabilities = zip(*logits.candidates(3, 0.5), strict=True)
+    tokens, _, probabilities = zip(*logits.candidates(3, 0.5), strict=True)
     assert tokens == (1, 3, 5)
     assert probabilities == pytest.approx([np.exp(value / 0.5) / total for value in (3, 3, 2)])
     weights = np.exp(np.array([1.0, 3.0, 3.0, 2.0]))

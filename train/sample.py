@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from fabella.console import run_command
 from fabella.errors import EngineError, FabellaError
 from fabella.generate import generate
-from fabella.sampler import Settings, random_seed
+from fabella.sampler import Candidate, Settings, random_seed
 
 from .load import load_model
 from .model import Llama
@@ -42,17 +43,35 @@ class TorchLogits:
         best = self.ids[order]
         return list(zip(best.tolist(), self.logits[best].tolist(), strict=True))
 
-    def candidates(self, k: int, temperature: float) -> list[tuple[int, float]]:
-        """The same tokens with their probabilities."""
+    def candidates(self, k: int, temperature: float) -> list[Candidate]:
+        """The same with their probabilities."""
         probabilities = torch.softmax(self.logits.double()[self.ids] / temperature, dim=0)
         order = torch.sort(self.logits[self.ids], descending=True, stable=True).indices[:k]
-        return list(zip(self.ids[order].tolist(), probabilities[order].tolist(), strict=True))
+        best = self.ids[order]
+        return list(zip(best.tolist(), self.logits[best].tolist(), probabilities[order].tolist(), strict=True))
 
     def draw(self, temperature: float, coin: float) -> int:
         """The first token, in the order of ids, at which the running sum of probabilities exceeds ``coin``."""
         running = torch.softmax(self.logits[self.ids].double() / temperature, dim=0).cumsum(dim=0)
         place = int(torch.searchsorted(running, coin, right=True))
         return int(self.ids[min(place, len(self.ids) - 1)])
+
+    def mean(self, temperature: float) -> float:
+        """The mean of the logits, each with its token's probability."""
+        logits = self.logits.double()[self.ids]
+        return float(torch.softmax(logits / temperature, dim=0) @ logits)
+
+    def of(self, tokens: Sequence[int]) -> list[float]:
+        """The logits of these tokens."""
+        values: list[float] = self.logits[list(tokens)].tolist()
+        return values
+
+    @contextmanager
+    def replaced(self, logits: Mapping[int, float]) -> Iterator[TorchLogits]:
+        """These logits, but for some tokens others."""
+        changed = self.logits.clone()
+        changed[list(logits)] = torch.tensor(list(logits.values()))
+        yield TorchLogits(changed)
 
 
 class TorchModel:

@@ -47,6 +47,16 @@ static void make_heap(Candidate *heap, int n) {
     for (int i = n / 2 - 1; i >= 0; i--) sift_down(heap, n, i);
 }
 
+enum { SKIPPED = 16 };
+
+/* True if there may be a larger one among the next SKIPPED logits; `id` is a multiple of four. */
+static bool any_above(const Logits *logits, int id, float logit) {
+    const float *values = logits->values + id;
+    if (id + SKIPPED > logits->vocab_size) return true;
+    return i32x4_any((f32x4_load(values) > logit) | (f32x4_load(values + 4) > logit) |
+                     (f32x4_load(values + 8) > logit) | (f32x4_load(values + 12) > logit));
+}
+
 /* The k best candidates, best first; of equals the smaller id first. Returns how many there are at logits_candidates:
  * fewer than k only if there are no more; E_LOGITS if there is none. */
 EXPORT int shortlist(Logits *logits, int k) {
@@ -56,9 +66,9 @@ EXPORT int shortlist(Logits *logits, int k) {
     if (k <= 0) return 0;
     if (k > logits->vocab_size) k = logits->vocab_size;
     for (int id = 0; id < logits->vocab_size; id++) {
-        /* Once there are k, most tokens are no better than the worst of them: skip four at a time. */
-        if (n == k && id % 4 == 0 && !i32x4_any(f32x4_load(values + id) > heap[0].logit)) {
-            id += 3;
+        /* Once there are k, most tokens are no better than the worst of them. */
+        if (n == k && id % 4 == 0 && !any_above(logits, id, heap[0].logit)) {
+            id += SKIPPED - 1;
             continue;
         }
         Candidate next = {.id = id, .logit = values[id]};
@@ -86,65 +96,145 @@ EXPORT float *logits_values(Logits *logits) { return logits->values; }
 /* As many as shortlist or forward_token returned; valid until the next call of either. */
 EXPORT Candidate *logits_candidates(Logits *logits) { return logits->candidates; }
 
+/* ---- Softmax -------------------------------------------------------------------------------------------------------
+ *
+ * A token's weight is e^((logit - largest) / temperature), so that the likeliest one's is 1. Its probability is its
+ * share of the sum over the vocabulary, for which weights are added a block at a time, first within each lane.
+ */
+
+typedef struct {
+    float largest; /* of the finite logits */
+    float scale;   /* log2(e) / temperature */
+    double sum;    /* 0 without any finite logit */
+} Softmax;
+
+enum { BLOCK = 64 }; /* tokens */
+
 /* The largest finite logit; -inf without any. */
 static float largest_logit(const Logits *logits) {
-    f32x4 largest = f32x4_splat(-__builtin_inff());
+    const f32x4 none = f32x4_splat(-__builtin_inff());
+    f32x4 largest = none;
     for (int id = 0; id < logits->vocab_size; id += 4) {
         f32x4 logit = f32x4_load(logits->values + id);
-        largest = f32x4_select((logit > largest) & f32x4_finite(logit), logit, largest);
+        largest = f32x4_max(largest, f32x4_select(f32x4_finite(logit), logit, none));
     }
     return f32x4_largest(largest);
 }
 
-/* e^((values[id .. id + 3] - largest) / temperature); 0 where there is no finite logit. */
-static f32x4 four_weights(const Logits *logits, int id, float largest, float inverse_temperature) {
-    f32x4 logit = f32x4_load(logits->values + id);
-    return (f32x4)((i32x4)f32x4_exp((logit - largest) * inverse_temperature) & f32x4_finite(logit));
+/* The weights of the tokens id .. id + 3; 0 where there is no finite logit. */
+static f32x4 four_weights(const Logits *logits, const Softmax *softmax, int id) {
+    return f32x4_exp2_of_negative((f32x4_load(logits->values + id) - softmax->largest) * softmax->scale);
 }
 
-/* The sum of e^((logit - largest) / temperature) over the vocabulary; 0 without any finite logit. */
-static double sum_of_weights(const Logits *logits, double temperature, float *largest) {
-    double sum = 0;
-    *largest = largest_logit(logits);
-    if (!(temperature > 0) || !is_finite(*largest)) return 0;
-    for (int id = 0; id < logits->vocab_size; id += 4) {
-        f32x4 weight = four_weights(logits, id, *largest, (float)(1 / temperature));
-        for (int lane = 0; lane < 4; lane++) sum += weight[lane];
-    }
-    return sum;
+static int block_end(const Logits *logits, int begin) {
+    return begin + BLOCK < logits->vocab_size ? begin + BLOCK : logits->vocab_size;
+}
+
+static float block_weight(const Logits *logits, const Softmax *softmax, int begin) {
+    f32x4 sum = {0};
+    for (int id = begin; id < block_end(logits, begin); id += 4) sum += four_weights(logits, softmax, id);
+    return f32x4_sum(sum);
+}
+
+/* `largest` is the largest finite logit. */
+static Softmax softmax_of(const Logits *logits, float largest, double temperature) {
+    Softmax softmax = {.largest = largest, .scale = (float)(LOG2_E / temperature)};
+    if (!(temperature > 0) || !is_finite(softmax.largest)) return softmax;
+    for (int id = 0; id < logits->vocab_size; id += BLOCK) softmax.sum += block_weight(logits, &softmax, id);
+    return softmax;
 }
 
 /* Gives the candidates their probabilities, softmax(logits / temperature) over the whole vocabulary, so that the host
  * needs no exp of its own, which is not the same on all machines. E_LOGITS without any finite logit. */
 EXPORT int probabilities(Logits *logits, double temperature) {
-    float largest = 0;
-    double sum = sum_of_weights(logits, temperature, &largest);
-    if (sum == 0) return E_LOGITS;
+    float largest = logits->n_candidates ? logits->candidates[0].logit : largest_logit(logits);
+    Softmax softmax = softmax_of(logits, largest, temperature);
+    if (softmax.sum == 0) return E_LOGITS;
     for (int i = 0; i < logits->n_candidates; i++) {
         Candidate *candidate = &logits->candidates[i];
-        double exponent = ((double)candidate->logit - largest) / temperature;
-        candidate->probability = exponent < -700 ? 0 : exp_double(exponent) / sum;
+        double exponent = ((double)candidate->logit - softmax.largest) / temperature;
+        candidate->probability = exponent < -700 ? 0 : exp_double(exponent) / softmax.sum;
     }
     return OK;
+}
+
+/* Of the block from `begin` on, the first token up to which the weights add up to more than `weight`; or its last. */
+static int token_at(const Logits *logits, const Softmax *softmax, int begin, double weight) {
+    int last = begin;
+    for (int id = begin; id < block_end(logits, begin); id += 4) {
+        f32x4 four = four_weights(logits, softmax, id);
+        for (int lane = 0; lane < 4; lane++) {
+            if (four[lane] == 0) continue;
+            last = id + lane;
+            if (weight < four[lane]) return last;
+            weight -= four[lane];
+        }
+    }
+    return last;
 }
 
 /* The first token, in the order of ids, up to which the probabilities add up to more than `coin` (0 <= coin < 1);
  * E_LOGITS without any. */
 EXPORT int draw(const Logits *logits, double temperature, double coin) {
-    float largest = 0;
-    double sum = sum_of_weights(logits, temperature, &largest), remaining = coin * sum;
-    int last = E_LOGITS;
-    if (sum == 0) return E_LOGITS;
-    for (int id = 0; id < logits->vocab_size; id += 4) {
-        f32x4 weight = four_weights(logits, id, largest, (float)(1 / temperature));
-        for (int lane = 0; lane < 4; lane++) {
-            if (weight[lane] == 0) continue;
-            last = id + lane;
-            if (remaining < weight[lane]) return last;
-            remaining -= weight[lane];
-        }
+    Softmax softmax = softmax_of(logits, largest_logit(logits), temperature);
+    double remaining = coin * softmax.sum;
+    int found = 0;
+    if (softmax.sum == 0) return E_LOGITS;
+    for (int begin = 0; begin < logits->vocab_size; begin += BLOCK) {
+        float block = block_weight(logits, &softmax, begin);
+        if (block == 0) continue;
+        found = begin;
+        if (remaining < block) break;
+        remaining -= block;
     }
-    return last;
+    return token_at(logits, &softmax, found, remaining);
+}
+
+/* The mean of the logits, each with its token's probability; NaN without any finite logit. */
+EXPORT double mean_logit(const Logits *logits, double temperature) {
+    Softmax softmax = softmax_of(logits, largest_logit(logits), temperature);
+    double sum = 0;
+    for (int id = 0; id < logits->vocab_size; id += 4) {
+        f32x4 weight = four_weights(logits, &softmax, id);
+        for (int lane = 0; lane < 4; lane++)
+            if (weight[lane] != 0) sum += (double)weight[lane] * logits->values[id + lane];
+    }
+    return sum / softmax.sum;
+}
+
+/* The natural logarithm of a token's probability at temperature 1: finite, or -inf, or NaN without any finite logit. */
+EXPORT double log_probability(const Logits *logits, int id) {
+    if (id < 0 || id >= logits->vocab_size || !is_finite(logits->values[id])) return -__builtin_inf();
+    Softmax softmax = softmax_of(logits, largest_logit(logits), 1);
+    return (double)logits->values[id] - softmax.largest - log_double(softmax.sum);
+}
+
+/* ---- Other logits for some tokens ---------------------------------------------------------------------------------- */
+
+static bool are_tokens(const Logits *logits, const int32_t *ids, int n) {
+    for (int i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= logits->vocab_size) return false;
+    return true;
+}
+
+/* values[n] = the logits of the tokens ids[n]. E_TOKEN if one is none. */
+EXPORT int read_logits(const Logits *logits, const int32_t *ids, float *values, int n) {
+    if (!are_tokens(logits, ids, n)) return E_TOKEN;
+    for (int i = 0; i < n; i++) values[i] = logits->values[ids[i]];
+    return OK;
+}
+
+/* Exchanges the logits of the tokens ids[n], no two the same, for values[n]: twice, and all is as before. Candidates
+ * found before are those of other logits. E_TOKEN if one is no token. */
+EXPORT int exchange_logits(Logits *logits, const int32_t *ids, float *values, int n) {
+    if (!are_tokens(logits, ids, n)) return E_TOKEN;
+    for (int i = 0; i < n; i++) {
+        float logit = logits->values[ids[i]];
+        logits->values[ids[i]] = values[i];
+        values[i] = logit;
+    }
+    logits->n_candidates = 0;
+    return OK;
 }
 
 #endif

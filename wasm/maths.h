@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#define LOG2_E 1.44269504088896338700
 #define LN2_HIGH 6.93147180369123816490e-01 /* its last 21 bits are zero, so small multiples are exact */
 #define LN2_LOW 1.90821492927058770002e-10
 #define HALF_PI_HIGH 1.57079632673412561417e+00 /* the first 33 bits of pi/2 */
@@ -26,7 +27,7 @@ static int nearest(double a) { return (int)(a < 0 ? a - 0.5 : a + 0.5); }
 
 /* e^a for |a| <= 700. */
 static double exp_double(double a) {
-    int n = nearest(a * 1.44269504088896338700);
+    int n = nearest(a * LOG2_E);
     double r = (a - n * LN2_HIGH) - n * LN2_LOW; /* |r| <= 0.347 */
     double term = 1, sum = 1;
     for (int i = 1; i <= 14; i++) sum += term *= r / i;

@@ -121,6 +121,20 @@ INLINE f32x4 f32x4_exp(f32x4 a) {
 }
 
 /* From e^2a, so that small results have its error, below 3e-7, and not a small one of their own. -1 for NaN. */
+/* 2^a for -126 <= a <= 0, and 0 for all else, NaN among it: a weight beside the largest, which is 1. A polynomial of
+ * degree 5, relative error below 2e-7; half of f32x4_exp's work. */
+INLINE f32x4 f32x4_exp2_of_negative(f32x4 a) {
+    i32x4 kept = f32x4_abs(a + 63.0f) <= 63.0f;
+    f32x4 n = a + ROUND_MAGIC; /* its lowest bits are the nearest integer's */
+    f32x4 r = a - (n - ROUND_MAGIC);
+    f32x4 p = r * 1.32647261e-3f + 9.67151299e-3f;
+    p = p * r + 5.55073358e-2f;
+    p = p * r + 0.240222424f;
+    p = p * r + 0.693147004f;
+    p = p * r + 1.0f;
+    return (f32x4)(((i32x4)p + ((i32x4)n << 23)) & kept);
+}
+
 INLINE f32x4 f32x4_tanh(f32x4 a) { return 1.0f - 2.0f / (f32x4_exp(a + a) + 1.0f); }
 
 /* ---- integer dot products ----------------------------------------------------------------------------------------

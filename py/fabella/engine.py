@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from fabella import abi
 from fabella.abi import E_CONFIG, E_NOT_FINITE, E_RANGE, E_TOKEN, ERRORS, struct_of
@@ -34,6 +35,10 @@ def _check(code: int, doing: str) -> int:
     if code < 0:
         raise EngineError(f"{doing}: {ERRORS.get(code, f'error {code}')}")
     return code
+
+
+def _closed(*_: int) -> int:
+    raise EngineError("this model is closed")
 
 
 def _portion(tensor: Tensor) -> int:
@@ -216,7 +221,9 @@ class Engine:
         self.position = position
 
     def close(self) -> None:
-        """Gives the model's memory back. The engine cannot be used afterwards."""
+        """Gives the model's memory back. The engine computes nothing any more afterwards."""
+        self._forward = self._forward_token = _closed
+        self.position = 0
         self.host.function("model_free")(self._model)
         self.host.release(self._tokens)
 
@@ -224,7 +231,8 @@ class Engine:
 class Logits:
     """The logits after the engine's last token, of which there are always only these: they stay in C's memory.
 
-    A logit that is not a finite number is left out of everything here.
+    A logit that is not a finite number is left out of everything here. What is probable is said for a temperature: the
+    softmax is that of the logits divided by it.
 
     Parameters
     ----------
@@ -252,22 +260,52 @@ class Logits:
         self._shortlist = host.function("shortlist")
         self._probabilities = host.function("probabilities")
         self._draw = host.function("draw")
+        self._mean = host.function("mean_logit")
+        self._log_probability = host.function("log_probability")
         self._candidates = host.function("logits_candidates")(pointer) & 0xFFFFFFFF
         self._read_ready = host.reader(self._candidates, CANDIDATE.size * min(READY, vocab_size))
+        self._asked, self._replaced = Some(host, pointer), Some(host, pointer)
 
     def shortlist(self, k: int) -> list[tuple[int, float]]:
         """The `k` best candidates as (token, logit), best first; of equals the smaller token first."""
         return [(token, logit) for token, logit, _ in self._read(self._find(k))]
 
-    def candidates(self, k: int, temperature: float) -> list[tuple[int, float]]:
-        """The `k` best candidates as (token, probability); the probabilities of all tokens add up to 1."""
+    def candidates(self, k: int, temperature: float) -> list[tuple[int, float, float]]:
+        """The `k` best candidates as (token, logit, probability); the probabilities of all tokens add up to 1."""
         count = self._find(k)
         _check(self._probabilities(self._pointer, float(temperature)), "choosing a token")
-        return [(token, probability) for token, _, probability in self._read(count)]
+        return list(self._read(count))
 
     def draw(self, temperature: float, coin: float) -> int:
         """The first token, in the order of ids, up to which the probabilities add up to more than `coin`."""
         return _check(self._draw(self._pointer, float(temperature), float(coin)), "choosing a token")
+
+    def mean(self, temperature: float) -> float:
+        """The mean of the logits, each with its token's probability; NaN if no logit is finite."""
+        return float(self._mean(self._pointer, float(temperature)))
+
+    def log_probability(self, token: int) -> float:
+        """The natural logarithm of a token's probability at temperature 1; -inf of what is no token."""
+        return float(self._log_probability(self._pointer, token))
+
+    def of(self, tokens: Sequence[int]) -> list[float]:
+        """The logits of these tokens. Raises EngineError if one is none."""
+        return self._asked.read(tokens)
+
+    @contextmanager
+    def replaced(self, logits: Mapping[int, float]) -> Iterator[Logits]:
+        """These logits, but for some tokens these others, within a `with` statement, of which one is open at a time.
+
+        Raises EngineError if a token is outside the vocabulary.
+        """
+        exchange = self._replaced.exchange(logits)
+        exchange()
+        self.ready = 0
+        try:
+            yield self
+        finally:
+            exchange()
+            self.ready = 0
 
     def to_array(self) -> array[float]:
         """A copy of all logits, (vocab_size), float32."""
@@ -284,3 +322,51 @@ class Logits:
         if count <= READY:
             return CANDIDATE.iter_unpack(self._read_ready()[: CANDIDATE.size * count])
         return CANDIDATE.iter_unpack(self._host.read(self._candidates, CANDIDATE.size * count))
+
+
+class Some:
+    """Some of the logits: C's memory has room for their tokens, and behind these for their values.
+
+    Parameters
+    ----------
+    host, pointer
+        As for `Logits`.
+    """
+
+    def __init__(self, host: Host, pointer: int) -> None:
+        self._host, self._pointer = host, pointer
+        self._read_logits = host.function("read_logits")
+        self._exchange = host.function("exchange_logits")
+        self._place = self._room = 0
+
+    def _make_room(self, count: int) -> None:
+        if count <= self._room:
+            return
+        self._host.release(self._place)
+        self._room = max(64, 2 * count)
+        self._place = self._host.allocate(8 * self._room)
+        self._values = self._place + 4 * self._room
+        self._write = self._host.writer(self._place, 8 * self._room)
+        self._read = self._host.reader(self._values, 4 * self._room)
+
+    def _put(self, tokens: Iterable[int], values: Iterable[float] = ()) -> None:
+        try:
+            data = array("i", tokens).tobytes()
+        except OverflowError:
+            raise EngineError(ERRORS[E_TOKEN]) from None
+        self._write(data.ljust(4 * self._room) + array("f", values).tobytes().ljust(4 * self._room))
+
+    def read(self, tokens: Sequence[int]) -> list[float]:
+        """The logits of these tokens."""
+        count = len(tokens)
+        self._make_room(count)
+        self._put(tokens)
+        _check(self._read_logits(self._pointer, self._place, self._values, count), "reading logits")
+        return array("f", self._read()).tolist()[:count]
+
+    def exchange(self, logits: Mapping[int, float]) -> Callable[[], int]:
+        """A function that exchanges the logits of some tokens for these; called again, it puts them back."""
+        count = len(logits)
+        self._make_room(count)
+        self._put(logits, logits.values())
+        return lambda: _check(self._exchange(self._pointer, self._place, self._values, count), "exchanging logits")

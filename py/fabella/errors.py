@@ -38,3 +38,15 @@ class PromptError(FabellaError):
 
 class EngineError(FabellaError):
     """The engine (run.wasm) reported a failure, or computed something that cannot be sampled from."""
+
+
+class ConstraintError(FabellaError):
+    """A constraint on the text cannot be made, or leaves no token to go on with."""
+
+
+class TemplateError(FabellaError):
+    """A model's chat template is missing, wrong or does too much."""
+
+
+class ConversationError(FabellaError):
+    """Something cannot be done with a conversation as it is, or a list of messages is none."""

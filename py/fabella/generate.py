@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from fabella.errors import PromptError, SettingsError
-from fabella.sampler import Sampler, Settings
+from fabella.sampler import Allowed, Sampler, Settings
 from fabella.session import Model, Session
+from fabella.stops import Stops
 from fabella.tokenizer import Decoder, Tokenizer
 
-Reason = Literal["end", "length", "context"]
+Reason = Literal["end", "length", "context", "stop"]
+
+# Whether a text may go on: it is asked of the text sampled so far and of what a token would add, or None for its end.
+Constraint = Callable[[str, str | None], bool]
 
 
 class Step(NamedTuple):
@@ -25,18 +30,50 @@ class Step(NamedTuple):
     from_prompt
         True if it was given, False if it was sampled.
     end
-        None, or in the last step why the story ends: the model said so, the length asked for is reached, or the
-        context is full.
+        None, or in the last step why the story ends: the model said so, the length asked for is reached, the context is
+        full, or a stop string has come.
+    dropped
+        How many of the oldest tokens the model has forgotten before this one, because the context was full.
     """
 
     token: int
     text: str
     from_prompt: bool
     end: Reason | None = None
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """When a text ends, besides when the model says so, and what may be in it.
+
+    Raises
+    ------
+    SettingsError
+        `field` is the name of what is wrong.
+    """
+
+    length: int | None = None  # tokens at most; None or 0: as many as the context holds
+    stop: Sequence[str] = ()  # texts before the first of which it ends
+    constraint: Constraint | None = None  # what may be in it
+    shift: bool = False  # whether, the context full, the oldest half of it is forgotten instead of ending
+
+    def __post_init__(self) -> None:
+        if self.length is not None and (type(self.length) is not int or self.length < 0):
+            raise SettingsError("length", f"must be a whole number from 0 on, not {self.length!r}")
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise SettingsError("stop", "must be a list of texts, none of them empty")
+        if self.constraint is not None and not callable(self.constraint):
+            raise SettingsError("constraint", "must be a function of the text so far and of what would come next")
 
 
 def generate(
-    model: Session | Model, tokenizer: Tokenizer, prompt: str, settings: Settings, length: int | None = None
+    model: Session | Model,
+    tokenizer: Tokenizer,
+    prompt: str,
+    settings: Settings,
+    length: int | None = None,
+    ending: Ending | None = None,
 ) -> Iterator[Step]:
     """Tells a story: yields the prompt's tokens, then the sampled ones.
 
@@ -50,10 +87,12 @@ def generate(
     prompt
         How the story begins. May be empty.
     settings
-        Temperature, top-p, top-k and seed. The same settings tell the same story on every machine.
+        Temperature, top-p, top-k, seed and so on. The same settings tell the same story on every machine.
     length
         How many positions to compute, the prompt's included, as llama2.c's ``-n``; at most, and with None or 0, the
-        context.
+        context. Short for ``Ending(length)``.
+    ending
+        The same, and when else the story ends.
 
     Raises
     ------
@@ -63,12 +102,13 @@ def generate(
         If the length is below 0, or a token is to be drawn without a seed (0).
     EngineError
         If memory runs out, the model's logits are broken, or the session was used for something else in between.
+    ConstraintError
+        If the constraint forbids whatever could come next.
     """
     session = model if isinstance(model, Session) else Session(model)
+    ending = ending or Ending(length)
     context = session.model.context
-    if length is not None and (type(length) is not int or length < 0):
-        raise SettingsError("length", f"must be a whole number from 0 on, not {length!r}")
-    limit = min(length or context, context)
+    limit = min(ending.length or context, context)
     limited_by = "the model's context" if limit == context else "the length asked for"
     fewest = tokenizer.fewest_tokens(prompt)
     if fewest > limit:  # a novel is refused before it is encoded
@@ -76,21 +116,23 @@ def generate(
     tokens = tokenizer.encode(prompt) or [tokenizer.bos_id]  # there must be something to go on from
     if len(tokens) > limit:
         raise PromptError(f"the prompt is {len(tokens)} tokens long, but {limited_by} is {limit}: shorten it")
-    return _tell(session, tokenizer, tokens, Sampler(settings), limit)
+    return _tell(session, tokenizer, tokens, Sampler(settings, tokenizer.stop_ids), ending)
 
 
-def _tell(session: Session, tokenizer: Tokenizer, tokens: list[int], sampler: Sampler, limit: int) -> Iterator[Step]:
+def _tell(
+    session: Session, tokenizer: Tokenizer, tokens: list[int], sampler: Sampler, ending: Ending
+) -> Iterator[Step]:
     decoder = tokenizer.decoder()
     for part in session.read(tokens):
         for token in part:
             text = decoder.push(token)
             if token != tokenizer.bos_id:
                 yield Step(token, text, from_prompt=True)
-    yield from _go_on(session, tokenizer, decoder, sampler, limit, ())
+    yield from _Text(session, tokenizer, decoder, sampler, ending).go_on(())
 
 
 def go_on(
-    session: Session, tokenizer: Tokenizer, sampler: Sampler, limit: int, forced: Iterable[int] = ()
+    session: Session, tokenizer: Tokenizer, sampler: Sampler, ending: Ending, forced: Iterable[int] = ()
 ) -> Iterator[Step]:
     """Goes on after the session's last token: yields what is sampled, until the end.
 
@@ -100,38 +142,82 @@ def go_on(
         As for `generate`; the session has tokens.
     sampler
         Its random numbers go on as well: with the state that it had at a token, what followed that token follows again.
-    limit
-        How many tokens the session may hold.
+    ending
+        When it ends; its length counts the tokens that the session has.
     forced
         Tokens to take in the place of the first ones sampled. Each uses up its random number, so that those after it
         are drawn as they would have been.
 
     Raises
     ------
-    EngineError, SettingsError
+    EngineError, SettingsError, ConstraintError
         As `generate`.
     """
     decoder = tokenizer.decoder()
     for token in session.tokens:
         decoder.push(token)
-    return _go_on(session, tokenizer, decoder, sampler, limit, forced)
+    return _Text(session, tokenizer, decoder, sampler, ending).go_on(forced)
 
 
-def _go_on(
-    session: Session, tokenizer: Tokenizer, decoder: Decoder, sampler: Sampler, limit: int, forced: Iterable[int]
-) -> Iterator[Step]:
-    wanted = iter(forced)
-    while True:
-        token = next(wanted, sampler.sample(session.logits))
-        if token in tokenizer.stop_ids:
-            yield Step(token, decoder.flush(), from_prompt=False, end="end")
-            return
-        text = decoder.push(token)
-        if len(session.tokens) == limit:
-            end: Reason = "context" if limit == session.model.context else "length"
-            yield Step(token, text + decoder.flush(), from_prompt=False, end=end)
-            return
-        mark = session.mark
-        yield Step(token, text, from_prompt=False)
-        session.check(mark)
-        session.forward(token)
+@dataclass
+class _Text:
+    """A text that a model goes on with."""
+
+    session: Session
+    tokenizer: Tokenizer
+    decoder: Decoder  # which has seen all of the session's tokens
+    sampler: Sampler
+    ending: Ending
+    forgotten: int = 0  # tokens
+    sampled: str = field(default="", init=False)  # the text of the tokens sampled so far
+
+    def go_on(self, forced: Iterable[int]) -> Iterator[Step]:
+        session, decoder, stop_ids = self.session, self.decoder, self.tokenizer.stop_ids
+        stops, wanted = Stops(self.ending.stop), iter(forced)
+        allowed: Allowed | None = self._allowed if self.ending.constraint else None
+        while True:
+            token = next(wanted, self.sampler.sample(session.logits, session.tokens, allowed))
+            text = "" if token in stop_ids else decoder.push(token)
+            end = "end" if token in stop_ids else self._reason()
+            if end:
+                text += decoder.flush()
+            self.sampled += text
+            text = stops.push(text)
+            if stops.found:
+                end = "stop"
+            if end:
+                yield Step(token, text + stops.flush(), from_prompt=False, end=end)
+                return
+            mark = session.mark
+            yield Step(token, text, from_prompt=False)
+            session.check(mark)
+            if len(session.tokens) == session.model.context:
+                yield from self._shift()
+            session.forward(token)
+
+    def _reason(self) -> Reason | None:
+        """Why no further token can be computed, if none can."""
+        count, context = len(self.session.tokens), self.session.model.context
+        if count == context and (context < 2 or not self.ending.shift):
+            return "context"
+        return "length" if count + self.forgotten == self.ending.length else None
+
+    def _shift(self) -> Iterator[Step]:
+        """Forgets the oldest half of the session's tokens, but for the token that begins every text."""
+        tokens = self.session.tokens
+        begin = tokens[:1] if tokens[0] == self.tokenizer.bos_id else []
+        kept = begin + tokens[len(tokens) // 2 + len(begin) :]
+        dropped = len(tokens) - len(kept)
+        self.forgotten += dropped
+        for part in self.session.read(kept):
+            yield Step(part[-1], "", from_prompt=True, dropped=dropped)
+            dropped = 0
+
+    def _allowed(self, token: int) -> bool:
+        """Whether the constraint lets this token come next. One that adds no text does not bring the text on."""
+        constraint = self.ending.constraint
+        assert constraint
+        if token in self.tokenizer.stop_ids:
+            return constraint(self.sampled, None)
+        added = self.decoder.peek(token)
+        return added != "" and constraint(self.sampled, added)

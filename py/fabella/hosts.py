@@ -6,6 +6,7 @@ written against :class:`Host` and cannot tell which one it has.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -48,6 +49,10 @@ class Host(ABC):
     @abstractmethod
     def write(self, pointer: int, data: bytes) -> None:
         """Copies `data` to `pointer`."""
+
+    def writer(self, pointer: int, size: int) -> Callable[[bytes], None]:
+        """A function that copies `size` bytes to `pointer`: for a place that is written again and again."""
+        return partial(self.write, pointer)
 
     def allocate(self, size: int) -> int:
         """Takes `size` bytes of the module's memory.
@@ -174,6 +179,21 @@ class BrowserHost(Host):
     def write(self, pointer: int, data: bytes) -> None:
         self._bytes(pointer, len(data)).assign(data)
 
+    def writer(self, pointer: int, size: int) -> Callable[[bytes], None]:
+        from pyodide.ffi import JsException
+
+        assign: Callable[[bytes], None] = self._bytes(pointer, size).assign
+
+        def write(data: bytes) -> None:
+            nonlocal assign
+            try:
+                assign(data)
+            except (JsException, ValueError):  # the memory has grown, which detached the view: its size is 0
+                assign = self._bytes(pointer, size).assign
+                assign(data)
+
+        return write
+
     def fill(self, pointer: int, source: ByteSource, offset: int, size: int) -> None:
         if isinstance(source, BrowserFile):
             source.blocks.take(offset, self._bytes(pointer, size))
@@ -207,6 +227,24 @@ class BrowserFile:
         """Many texts at once, as a :class:`fabella.sources.TextSource` has them."""
         found = self.blocks.texts(offset, count)
         return (found.bytes.to_bytes(), found.end) if found else None
+
+
+def new_host() -> Host:
+    """``run.wasm`` of this package, wherever Python runs: in Pyodide the browser runs it, elsewhere wasmtime."""
+    return _in_pyodide(packaged_wasm()) if sys.platform == "emscripten" else WasmtimeHost()
+
+
+def _in_pyodide(wasm: bytes) -> Host:
+    from js import Boolean, Object, Uint8Array, WebAssembly
+    from pyodide.ffi import to_js
+
+    code = Uint8Array.new(len(wasm))
+    code.assign(wasm)
+    grown = Boolean  # what run.wasm calls when its memory grows: a function of JavaScript's that does nothing
+    imports = to_js({"env": {"emscripten_notify_memory_growth": grown}}, dict_converter=Object.fromEntries)
+    exports = WebAssembly.Instance.new(WebAssembly.Module.new(code), imports).exports
+    exports._initialize()
+    return BrowserHost(exports)
 
 
 def packaged_wasm() -> bytes:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fabella.errors import FabellaError, ModelFileError
 from fabella.filetype import incomplete
 from fabella.gguf import MAGIC, read_gguf
 from fabella.llama2c import is_llama2c, read_llama2c
 from fabella.modelfile import ModelFile
-from fabella.sources import FileSource
+from fabella.sources import BytesSource, FileSource
+
+File = str | os.PathLike[str] | bytes | BinaryIO  # where it is, its bytes, or it itself, opened
 
 
 @contextmanager
-def open_model(path: Path, tokenizer: Path | None = None, option: str = "-z") -> Iterator[tuple[ModelFile, FileSource]]:
+def open_model(
+    file: File, tokenizer: File | None = None, option: str = "-z"
+) -> Iterator[tuple[ModelFile, FileSource | BytesSource]]:
     """Open and check a model: GGUF, or llama2.c's .bin together with its tokenizer.
 
     Parameters
     ----------
-    path
+    file
         The model file.
     tokenizer
         tokenizer.bin for llama2.c's; None for GGUF, which has its own.
@@ -40,15 +46,27 @@ def open_model(path: Path, tokenizer: Path | None = None, option: str = "-z") ->
     """
     try:
         with ExitStack() as files:
-            source = files.enter_context(FileSource(path))
-            vocabulary = files.enter_context(FileSource(tokenizer)) if tokenizer else None
+            source = _open(file, files)
+            vocabulary = _open(tokenizer, files) if tokenizer else None
             yield _read(source, vocabulary, option), source
     except ModelFileError as error:
-        part = incomplete(path.name)
-        raise FabellaError(f"{path}: {error}" + (f"; by its name this is {part}" if part else "")) from error
+        path = Path(file) if isinstance(file, (str, os.PathLike)) else None
+        part = incomplete(path.name) if path else ""
+        raise FabellaError(
+            f"{path or 'the model'}: {error}" + (f"; by its name this is {part}" if part else "")
+        ) from error
 
 
-def _read(source: FileSource, vocabulary: FileSource | None, option: str) -> ModelFile:
+def _open(file: File, files: ExitStack) -> FileSource | BytesSource:
+    if isinstance(file, (str, os.PathLike)):
+        return files.enter_context(FileSource(file))
+    data = file if isinstance(file, (bytes, bytearray, memoryview)) else file.read()
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise FabellaError("a model's file must be opened to read bytes, in mode 'rb'")
+    return BytesSource(bytes(data))
+
+
+def _read(source: FileSource | BytesSource, vocabulary: FileSource | BytesSource | None, option: str) -> ModelFile:
     if source.read(0, len(MAGIC)) == MAGIC:
         if vocabulary:
             raise ModelFileError("tokenizer", f"a GGUF file has its own; leave {option} out")

@@ -86,12 +86,27 @@ class Tokenizer(ABC):
         """
         ids = [self.bos_id] if bos and self.add_bos else []
         text = well_formed(text)
-        for part, is_control in self._controls.cut(text) if special else [(text, False)]:
-            if is_control:
-                ids.append(self._control_ids[part])
+        return ids + self.encode_parts(self.cut(text) if special else [text])
+
+    def cut(self, text: str) -> Iterator[str | int]:
+        """Yield the control tokens whose pieces are in a text, and what lies between them."""
+        for part, is_control in self._controls.cut(text):
+            yield self._control_ids[part] if is_control else part
+
+    def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+        """Return the tokens of a text that is cut; nothing in its parts is special."""
+        ids = []
+        for part in parts:
+            if isinstance(part, int):
+                ids.append(part)
             elif part:
                 ids += self._encode(part)
         return ids
+
+    @property
+    def controls(self) -> Iterable[str]:
+        """The pieces of the control tokens."""
+        return self._control_ids
 
     @cached_property
     def _control_ids(self) -> dict[str, int]:
@@ -138,6 +153,15 @@ class Decoder(ABC):
 
     @abstractmethod
     def _push(self, piece: str, type: int) -> str: ...
+
+    def peek(self, id: int) -> str:
+        """Return the text that this token would add, were it the last; nothing changes."""
+        attributes, utf8 = vars(self).copy(), self._utf8.getstate()
+        try:
+            return self.push(id) + self.flush()
+        finally:
+            vars(self).update(attributes)
+            self._utf8.setstate(utf8)
 
     def flush(self) -> str:
         """Return what is left at the end: U+FFFD for the bytes of an unfinished character, else nothing."""

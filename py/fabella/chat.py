@@ -1,0 +1,318 @@
+"""A conversation: turns, written down by the model's own template, of which the model computes what is new.
+
+It is no mechanism of its own. For each answer the turns become one list of tokens, which the session reads (what it has
+computed already stays), and which the loop goes on with. The text is the truth: whoever has a conversation's text, has
+the same tokens, and so the same answers, however it came about.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from fabella.errors import ConversationError, PromptError, SettingsError, TemplateError
+from fabella.generate import Ending, Reason, Step, go_on
+from fabella.modelfile import ModelFile
+from fabella.sampler import Sampler, Settings
+from fabella.session import Session
+from fabella.template import ChatTemplate, Message
+from fabella.tokenizer import Tokenizer, well_formed
+
+TEMPLATE = "tokenizer.chat_template"  # the key in GGUF's metadata
+ROOM = 4  # an answer whose length nobody limits has this part of the context, at least
+
+
+@dataclass
+class Turn:
+    """What one side said.
+
+    Attributes
+    ----------
+    role
+        Who.
+    text
+        What.
+    end
+        Of an answer: why it ended, None if it was stopped or is not done.
+    tokens
+        Of an answer that was sampled here: its tokens.
+    """
+
+    role: Literal["user", "assistant"]
+    text: str
+    end: Reason | None = None
+    tokens: tuple[int, ...] = ()
+
+
+def template_of(model: ModelFile) -> ChatTemplate:
+    """Return a model's chat template.
+
+    Raises
+    ------
+    TemplateError
+        If it has none, or one that is none.
+    """
+    source = model.metadata.get(TEMPLATE)
+    if source is None:
+        raise TemplateError("this model has no chat template: it is not made for conversations, it goes on with a text")
+    tokenizer = model.tokenizer
+    bos, eos = (tokenizer.pieces[id] for id in (tokenizer.bos_id, tokenizer.eos_id))
+    return ChatTemplate(source, bos, eos, tokenizer.controls)
+
+
+class Conversation:
+    """Turns of a user and a model.
+
+    Parameters
+    ----------
+    session
+        The model's. Others may use it between two answers, which then take longer.
+    tokenizer, template
+        The model's own.
+    system
+        What the model is told before the first turn; None: whatever the template says.
+
+    Attributes
+    ----------
+    turns : list of Turn
+        From the first to the last: the user's and the model's, by turns.
+    dropped : int
+        How many of the first ones the model no longer sees, because the context is full.
+    """
+
+    def __init__(
+        self, session: Session, tokenizer: Tokenizer, template: ChatTemplate, system: str | None = None
+    ) -> None:
+        self.turns: list[Turn] = []
+        self.dropped = 0
+        self._session = session
+        self._tokenizer = tokenizer
+        self._template = template
+        self.system = system
+
+    @property
+    def system(self) -> str | None:
+        """What the model is told before the first turn."""
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        if text is not None and not isinstance(text, str):
+            raise PromptError("the system prompt must be a text")
+        self._system = text
+        self._is_folded = bool(text) and not self._is_written(text or "")
+
+    def _is_written(self, system: str) -> bool:
+        """Whether the template writes a system prompt down. Where it does not, the first turn begins with it."""
+        messages = [_message("system", system), _message("user", "Hello")]
+        try:
+            return system.strip() in self._template.plain(self._template.render(messages))
+        except TemplateError:
+            return False
+
+    # ---- Going on ----------------------------------------------------------------------------------------------------
+
+    def say(self, text: str, settings: Settings, ending: Ending | None = None) -> Iterator[Step]:
+        """Say something; yield the answer.
+
+        Parameters
+        ----------
+        text
+            What the user says.
+        settings
+            How the answer's tokens are picked.
+        ending
+            When the answer ends; its length is that of the answer.
+
+        Yields
+        ------
+        A step for each part of the conversation that is computed (`from_prompt`, without a text; the first says how
+        many turns the model no longer sees, if more have gone), then one for each token of the answer. Whoever asks
+        for no more has stopped the answer, which stays as it is.
+
+        Raises
+        ------
+        ConversationError
+            If the last turn has no answer.
+        PromptError
+            If the text is too long for the context, whatever else goes.
+        EngineError, SettingsError, ConstraintError, TemplateError
+            As elsewhere.
+        """
+        if not isinstance(text, str):
+            raise PromptError("what is said must be a text")
+        if self.turns and self.turns[-1].role == "user":
+            raise ConversationError("the last turn has no answer yet: regenerate that, or undo the turn")
+        return self._answered([*self.turns, Turn("user", text)], settings, ending)
+
+    def regenerate(self, settings: Settings, ending: Ending | None = None) -> Iterator[Step]:
+        """Answer the last turn of the user, anew if it is answered. Yields and raises as `say`."""
+        turns = self.turns if self.turns and self.turns[-1].role == "user" else self.turns[:-1]
+        if not turns:
+            raise ConversationError("nothing was said yet that could be answered")
+        return self._answered(turns, settings, ending)
+
+    def edit(self, number: int, text: str, settings: Settings, ending: Ending | None = None) -> Iterator[Step]:
+        """Say something else in a turn of the user, `turns[number]`; what came after it is gone. Yields as `say`."""
+        if not 0 <= number < len(self.turns) or self.turns[number].role != "user":
+            raise ConversationError(f"turn {number} is none of the user's")
+        if not isinstance(text, str):
+            raise PromptError("what is said must be a text")
+        return self._answered([*self.turns[:number], Turn("user", text)], settings, ending)
+
+    def go_on(self, settings: Settings, ending: Ending | None = None) -> Iterator[Step]:
+        """Go on with the last answer, as if it had not been cut. Yields and raises as `say`.
+
+        With the settings with which it was begun it becomes what it would have been.
+        """
+        if not self.turns or self.turns[-1].role == "user":
+            raise ConversationError("there is no answer to go on with")
+        answer = replace(self.turns[-1])
+        if answer.end == "end":
+            raise ConversationError("the answer has come to its end: there is nothing to go on with")
+        if answer.end == "stop":
+            answer.tokens = ()  # they say more than its text
+        return self._answered(self.turns[:-1], settings, ending, answer)
+
+    def undo(self) -> str:
+        """Take the last turn of the user back, and its answer; return what it said."""
+        begins = self._begins(self.turns)
+        if not begins:
+            raise ConversationError("there is nothing to undo")
+        text = self.turns[begins[-1]].text
+        self._set_turns(self.turns[: begins[-1]])
+        return text
+
+    def _answered(
+        self, turns: list[Turn], settings: Settings, ending: Ending | None, answer: Turn | None = None
+    ) -> Iterator[Step]:
+        """The steps of an answer to these turns, which become the conversation's."""
+        answer = answer or Turn("assistant", "")
+        ending = ending or Ending()
+        if ending.shift:
+            raise SettingsError("shift", "is for stories: of a conversation whole turns go when the context is full")
+        context = self._session.model.context
+        room = min(ending.length or context // ROOM, context // ROOM)
+        before = self.dropped if len(turns) > self.dropped else 0
+        tokens, dropped = self._fitting(turns, answer, room, before)
+        limit = len(tokens) + ending.length if ending.length else None
+        sampler = Sampler(settings, self._tokenizer.stop_ids)
+        for _ in answer.tokens if settings.temperature else ():
+            sampler.random.coin()
+        self._set_turns([*turns, answer], dropped)
+        return self._steps(tokens, answer, sampler, replace(ending, length=limit), dropped - before)
+
+    def _steps(self, tokens: list[int], answer: Turn, sampler: Sampler, ending: Ending, dropped: int) -> Iterator[Step]:
+        for part in self._session.read(tokens):
+            yield Step(part[-1], "", from_prompt=True, dropped=dropped)
+            dropped = 0
+        if answer.tokens:
+            decoder = self._tokenizer.decoder()
+            texts = [decoder.push(token) for token in tokens]
+            answer.text = "".join(texts[-len(answer.tokens) :])  # but for half a character at its end
+        answer.end = None
+        for step in go_on(self._session, self._tokenizer, sampler, ending):
+            answer.text += step.text
+            answer.end = step.end
+            answer.tokens += (step.token,)
+            yield step
+
+    # ---- Tokens ------------------------------------------------------------------------------------------------------
+
+    def tokens(self) -> list[int]:
+        """Return the tokens of what the model sees of the conversation, up to where the next answer begins."""
+        return self._encoded(self._written(self.turns[self.dropped :]))
+
+    def _written(self, turns: Sequence[Turn]) -> str:
+        """These turns as the template writes them, up to where an answer begins."""
+        messages = [_message(turn.role, turn.text) for turn in turns]
+        if self._is_folded and messages:
+            messages[0] = _message("user", f"{self._system}\n\n{turns[0].text}")
+        elif self._system is not None:
+            messages.insert(0, _message("system", self._system))
+        return self._template.render(messages)
+
+    def _encoded(self, text: str) -> list[int]:
+        parts = self._tokenizer.cut(text)
+        plain = self._template.plain
+        return self._tokenizer.encode_parts(part if isinstance(part, int) else plain(part) for part in parts)
+
+    def _fitting(self, turns: Sequence[Turn], answer: Turn, room: int, dropped: int) -> tuple[list[int], int]:
+        """The tokens of as many of the last turns as leave room for an answer, and how many turns have to go for that.
+
+        If turns have to go, half of the context is emptied: or else the next turn would have the same happen again,
+        and each time almost everything would have to be computed anew.
+        """
+        context = self._session.model.context
+
+        def tokens_from(first: int) -> list[int]:
+            written = self._written(turns[first:])
+            if answer.tokens:
+                return [*self._encoded(written), *answer.tokens]
+            return self._encoded(written + self._template.disguised(well_formed(answer.text)))
+
+        tokens = tokens_from(dropped)
+        if len(tokens) + room <= context:
+            return tokens, dropped
+        begins = [begin for begin in self._begins(turns) if begin > dropped]
+        enough = context - max(room, context // 2)
+        place = bisect_left(begins, True, key=lambda begin: len(tokens_from(begin)) <= enough)
+        if begins:
+            dropped = begins[min(place, len(begins) - 1)]
+            tokens = tokens_from(dropped)
+        if len(tokens) >= context:
+            raise PromptError(
+                f"this needs {len(tokens)} tokens, the system prompt and the last turn alone, but the model's context "
+                f"is {context}: shorten it"
+            )
+        return tokens, dropped
+
+    @staticmethod
+    def _begins(turns: Sequence[Turn]) -> list[int]:
+        """Where the user speaks."""
+        return [number for number, turn in enumerate(turns) if turn.role == "user"]
+
+    def _set_turns(self, turns: list[Turn], dropped: int | None = None) -> None:
+        if dropped is None:
+            dropped = self.dropped if len(turns) > self.dropped else 0
+        self.turns, self.dropped = turns, dropped
+
+    # ---- Messages ----------------------------------------------------------------------------------------------------
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """All of it in the form that others exchange, too: ``{"role", "content"}``, the system prompt first."""
+        system = [] if self._system is None else [_message("system", self._system)]
+        return system + [_message(turn.role, turn.text) for turn in self.turns]
+
+    def load(self, messages: Sequence[Message]) -> None:
+        """Go on from these messages. Raises ConversationError, and changes nothing, unless they are a conversation."""
+        system, turns = _read(messages)
+        self.system = system
+        self._set_turns(turns, 0)
+
+
+def _message(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": well_formed(text)}
+
+
+def _read(messages: Any) -> tuple[str | None, list[Turn]]:
+    """The system prompt and the turns of messages from elsewhere."""
+    if not isinstance(messages, (list, tuple)):
+        raise ConversationError("a conversation is a list of messages")
+    system: str | None = None
+    turns: list[Turn] = []
+    for number, message in enumerate(messages, 1):
+        role, text = (message.get(key) if isinstance(message, dict) else None for key in ("role", "content"))
+        if not isinstance(role, str) or not isinstance(text, str):
+            raise ConversationError(f'message {number} must be {{"role": text, "content": text}}')
+        expected = "user" if len(turns) % 2 == 0 else "assistant"
+        if role == "system" and number == 1:
+            system = text
+        elif role == expected:
+            turns.append(Turn("user" if role == "user" else "assistant", text))
+        else:
+            raise ConversationError(f"message {number} is by {role!r}, but must be by {expected!r}")
+    return system, turns

@@ -1,0 +1,259 @@
+"""The door for programs: a model that tells, chats and measures. The same in CPython and wherever Pyodide runs.
+
+An example::
+
+    import fabella
+
+    with fabella.load("SmolLM2-135M-Instruct.Q4_1.gguf") as model:
+        chat = model.chat(system="You answer in one sentence.")
+        for piece in chat.say("Why is the sky blue?", temperature=0, length=100):
+            print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+
+from fabella.engine import Engine
+from fabella.errors import PromptError
+from fabella.generate import Constraint, Ending, Step, generate
+from fabella.hosts import new_host
+from fabella.modelfile import ModelFile
+from fabella.models import File, open_model
+from fabella.sampler import Settings, random_seed
+from fabella.session import Session
+from fabella.tokenizer import Tokenizer, well_formed
+
+if TYPE_CHECKING:
+    from fabella.chat import Conversation, Turn
+
+
+class Options(TypedDict, total=False):
+    """When a text ends, what may be in it, and how its tokens are picked.
+
+    `length` is how many tokens there may be; without it, as many as the context holds. `stop` is a text, or a list of
+    texts, before the first of which it ends, `constraint` says what may come (:mod:`fabella.constraint`). The others
+    are those of :class:`fabella.sampler.Settings`, with the same defaults; without a seed each text is another.
+    """
+
+    length: int | None
+    stop: str | Sequence[str]
+    constraint: Constraint | None
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_window: int
+    logit_bias: Mapping[int, float]
+
+
+def load(model: File, tokenizer: File | None = None) -> Model:
+    """Load a model.
+
+    Parameters
+    ----------
+    model
+        A GGUF file, or llama2.c's .bin: its path, its bytes, or an open file.
+    tokenizer
+        For a .bin its tokenizer.bin, in one of the same forms.
+
+    Raises
+    ------
+    FabellaError
+        If it is no model that we run; the message says why.
+    EngineError
+        If memory runs out.
+    OSError
+        If a file cannot be read.
+    """
+    with open_model(model, tokenizer, "the tokenizer") as (file, source):
+        return Model(file, Engine(new_host(), file, source))
+
+
+class Model:
+    """A loaded model. It does one thing at a time: who begins a story or an answer ends the one before.
+
+    Parameters
+    ----------
+    file
+        What its file says.
+    engine
+        The engine that has it loaded.
+
+    Attributes
+    ----------
+    name : str
+        What the model calls itself.
+    context : int
+        How many tokens it can see.
+    tokenizer : Tokenizer
+        Its own.
+    """
+
+    def __init__(self, file: ModelFile, engine: Engine) -> None:
+        self.name = file.name
+        self.context = engine.context
+        self.tokenizer: Tokenizer = file.tokenizer
+        self._file = file
+        self._engine = engine
+        self._session = Session(engine)
+
+    def __repr__(self) -> str:
+        return f"<fabella.Model {self.name!r}, {len(self.tokenizer)} tokens, context {self.context}>"
+
+    def tell(self, prompt: str = "", *, shift: bool = False, **options: Unpack[Options]) -> Iterator[str]:
+        """Tell a story; yield its text piece by piece, the prompt's first.
+
+        Parameters
+        ----------
+        prompt
+            How it begins.
+        shift
+            Whether to go on when the context is full, and forget the oldest half of it.
+        **options
+            See `Options`; the length is that of the whole story.
+
+        Raises
+        ------
+        PromptError, SettingsError
+            At once, if the prompt is too long or an option is wrong.
+        EngineError, ConstraintError
+            On the way, if memory runs out, another story was begun, or the constraint lets nothing come.
+        """
+        settings, ending = _parts(options, shift)
+        return _pieces(generate(self._session, self.tokenizer, prompt, settings, ending=ending))
+
+    def chat(self, system: str | None = None) -> Chat:
+        """Begin a conversation, with this system prompt or with what the model's template says.
+
+        Raises
+        ------
+        TemplateError
+            If the model has no chat template, or one that does not work.
+        """
+        from fabella.chat import Conversation, template_of
+
+        return Chat(Conversation(self._session, self.tokenizer, template_of(self._file), system))
+
+    def logits(self, text: str) -> array[float]:
+        """Return the logits after a text, (vocab_size), float32. Raises PromptError if it is too long."""
+        tokens = self.tokenize(text) or [self.tokenizer.bos_id]
+        if len(tokens) > self.context:
+            raise PromptError(f"the text is {len(tokens)} tokens long, but the model's context is {self.context}")
+        for _ in self._session.read(tokens):
+            pass
+        return self._engine.logits.to_array()
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the tokens of a text, with the one before it that the model wants."""
+        return self.tokenizer.encode(text)
+
+    def detokenize(self, tokens: Iterable[int]) -> str:
+        """Return the text of tokens. Raises IndexError if the vocabulary has not got one."""
+        return self.tokenizer.decode(tokens)
+
+    def perplexity(self, text: str) -> float:
+        """Return how much a text surprises the model, in bits per byte: the lower, the better it knows such texts.
+
+        The text is told from the token on that begins every text; -log2 of the probability of each of its tokens is
+        added up, and divided by its bytes. Of a text longer than the context each token is foretold from those before
+        it, from half of the context at least. (train/evaluate.py measures the same, of each document's beginning.)
+
+        Raises PromptError if there is no text.
+        """
+        tokens = self.tokenizer.encode(text, bos=False)
+        size = len(well_formed(text).encode())
+        if not size:
+            raise PromptError("there is no text to measure")
+        session, begin, nats = self._session, self.tokenizer.bos_id, 0.0
+        for _ in session.read([begin]):
+            pass
+        for token in tokens:
+            if len(session.tokens) == self.context:
+                for _ in session.read([begin, *session.tokens[self.context // 2 + 1 :]]):
+                    pass
+            nats -= self._engine.logits.log_probability(token)
+            session.forward(token)
+        return nats / math.log(2) / size
+
+    def close(self) -> None:
+        """Give its memory back; afterwards it computes nothing any more."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Chat:
+    """A conversation with a model. What each method raises is said in :class:`fabella.chat.Conversation`.
+
+    Each answer comes piece by piece; whoever asks for no more pieces has stopped it, and it stays as it is. The options
+    are `Options`; the length is that of the answer.
+    """
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+
+    def say(self, text: str, **options: Unpack[Options]) -> Iterator[str]:
+        """Say something; yield the answer."""
+        return _pieces(self._conversation.say(text, *_parts(options)))
+
+    def regenerate(self, **options: Unpack[Options]) -> Iterator[str]:
+        """Have the last answer given anew."""
+        return _pieces(self._conversation.regenerate(*_parts(options)))
+
+    def edit(self, number: int, text: str, **options: Unpack[Options]) -> Iterator[str]:
+        """Say something else in `turns[number]`, forget what came after it, and yield the answer."""
+        return _pieces(self._conversation.edit(number, text, *_parts(options)))
+
+    def go_on(self, **options: Unpack[Options]) -> Iterator[str]:
+        """Go on with an answer that was cut; yield what is new."""
+        return _pieces(self._conversation.go_on(*_parts(options)))
+
+    def undo(self) -> str:
+        """Take the last turn and its answer back; return what was said."""
+        return self._conversation.undo()
+
+    @property
+    def turns(self) -> Sequence[Turn]:
+        """What was said, by turns: each with its `role`, `text` and, of an answer, why it ended (`end`)."""
+        return tuple(self._conversation.turns)
+
+    @property
+    def dropped(self) -> int:
+        """How many of the first turns the model no longer sees, because the context is full."""
+        return self._conversation.dropped
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """All of it as others exchange it, ``{"role", "content"}``; may be set to go on from there."""
+        return self._conversation.messages
+
+    @messages.setter
+    def messages(self, messages: Sequence[Mapping[str, str]]) -> None:
+        self._conversation.load(messages)
+
+
+def _parts(options: Options, shift: bool = False) -> tuple[Settings, Ending]:
+    sampling: dict[str, Any] = dict(options)
+    length, constraint, stop = (sampling.pop(name, None) for name in ("length", "constraint", "stop"))
+    ending = Ending(length, (stop,) if isinstance(stop, str) else tuple(stop or ()), constraint, shift)
+    return Settings(**sampling | {"seed": sampling.get("seed") or random_seed()}), ending
+
+
+def _pieces(steps: Iterator[Step]) -> Iterator[str]:
+    return (step.text for step in steps if step.text)
