@@ -1,4 +1,4 @@
-"""Chat templates that would never end, fill the memory or reach out of their sandbox. Each must be refused, and soon."""
+"""Chat templates that would never end, fill the memory or reach out of their sandbox: each must be refused."""
 
 ROUNDS = "{% for i in range(99999) %}"
 TWICE = "{% set ns = namespace(x='a') %}{% for i in range(60) %}"
@@ -39,7 +39,6 @@ BOMBS = {
     "zeros": "{{ '1'.zfill(999999999) }}",
     "tabs": "{{ '\\t'.expandtabs(999999999) }}",
     "JSON that is indented": "{{ [1] | tojson(indent=999999999) }}",
-    "lines that are indented": "{{ 'a\\nb' | indent(999999999) | length }}",
     "a date of great width": "{{ strftime_now('%999999999d') }}",
     "a number that is rounded": "{{ 1 | round(999999999) }}",
     "bytes": "{{ 'a'.encode().zfill(999999999) }}",
@@ -55,13 +54,14 @@ BOMBS = {
     + "{% if a is eq('x' * 9) %}{% endif %}{% endfor %}",
     "long texts that are sliced": "{% set a = 'x' * 900000 %}" + ROUNDS + "{% set b = a[1:] %}{% endfor %}",
     "long texts that are stripped": "{% set a = ' ' * 900000 %}" + ROUNDS + "{% set b = a.strip() %}{% endfor %}",
-    "long texts that are turned into numbers": "{{ ('9' * 900000) | int }}",
     "long lists that are selected from": "{% set a = range(99999) | list %}"
     + ROUNDS
     + "{% set b = a | select('equalto', -1) | list %}{% endfor %}",
     "a macro that calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "two macros that call each other": "{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "a macro that calls itself twice": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+    "two macros that call each other": "{% macro f() %}{{ g() }}{% endmacro %}"
+    "{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "a macro that calls itself twice": "{% macro f(n) %}"
+    "{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
     "a call block that calls itself": "{% macro f() %}{% call f() %}{% endcall %}{% endmacro %}{{ f() }}",
     "parentheses": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "brackets": "{{ " + "[" * 5000 + "]" * 5000 + " }}",
@@ -75,8 +75,6 @@ BOMBS = {
     "a joiner": "{{ joiner.__init__.__globals__ }}",
     "the classes of Python": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "the classes of Python, through a filter": "{{ '' | attr('__class__') }}",
-    "the classes of Python, by map": "{{ [''] | map(attribute='__class__') | list }}",
-    "the globals of a function": "{{ raise_exception.__globals__ }}",
     "the environment": "{{ self._TemplateReference__context.environment }}",
     "another template": "{% include '/etc/passwd' %}",
     "a module": "{% import 'os' as os %}",

@@ -34,11 +34,13 @@ def tokenizer(size: int) -> SentencePiece:
     return SentencePiece(pieces, [-float(i) for i in range(size)], types)
 
 
-def write_random_model(path: Path, config: Config, *, type: str = "F32", seed: int = 0) -> Path:
+def write_random_model(
+    path: Path, config: Config, *, type: str = "F32", seed: int = 0, template: str | None = None
+) -> Path:
     """Writes a model whose logits have a spread of about 1, as a trained one's have.
 
     `type` is that of the matrices, while norms are F32; or "mixed": one after the other of those that we write, for
-    norms too; or "blocks": one after the other of all that store weights in blocks.
+    norms too; or "blocks": one after the other of all that store weights in blocks. `template` is for chats.
     """
     random = np.random.default_rng(seed)
     tensors: list[tuple[str, str, tuple[int, ...], bytes]] = []
@@ -58,7 +60,7 @@ def write_random_model(path: Path, config: Config, *, type: str = "F32", seed: i
             fitting = [name for name in STORED if shape[1] % FORMATS[name].block == 0]
             stored = fitting[number % len(fitting)] if type == "mixed" else type
         tensors.append((name, stored, shape, quantize(values, stored)))
-    about = {"general.name": f"random {seed}"}
+    about = {"general.name": f"random {seed}"} | ({"tokenizer.chat_template": template} if template else {})
     write_gguf(path, describe(config, tokenizer(config.vocab_size), about), tensors)
     return path
 

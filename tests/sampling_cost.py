@@ -9,6 +9,7 @@ import json
 import random
 import struct
 import time
+from typing import Any
 
 from fabella.engine import READY, Logits
 from fabella.hosts import new_host
@@ -28,8 +29,8 @@ host = new_host()
 pointers = host.put(struct.pack(f"<{VOCABULARY}f", *values)), host.allocate(16 * VOCABULARY)
 logits = Logits(host, host.put(struct.pack("<IiIi", pointers[0], VOCABULARY, pointers[1], 0)), VOCABULARY)
 
-PAGE = {"temperature": 0.8, "top_p": 0.9}
-STEPS = {
+PAGE: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9}
+STEPS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
     "temperature alone": {"temperature": 0.8, "top_p": 1},
     "top-k 40": {"temperature": 0.8, "top_p": 1, "top_k": 40},

@@ -22,6 +22,7 @@ import builder.install
 import builder.page
 import builder.serve
 import builder.tools
+from builder.tools import ROOT
 from fabella.formats import STORED
 from fabella.generate import generate
 from fabella.hosts import WasmtimeHost
@@ -241,14 +242,14 @@ def laboratory(built: Callable[[Path], Path], shipped_model: Path, tmp_path_fact
     """The built page with a Python that answers, and in models/ the shipped model and random ones of each type."""
     folder = tmp_path_factory.mktemp("laboratory") / "page"
     shutil.copytree(built(shipped_model), folder)
-    wheel = folder / published(folder)["python"]["wheel"]["url"]
-    with zipfile.ZipFile(wheel) as original:
-        texts = {name: original.read(name) for name in original.namelist()}
+    program = folder / published(folder)["python"]["program"]["url"]
     asked = Path(probe.__file__).read_text(encoding="utf-8").replace("from __future__ import annotations", "")
-    texts["fabella/page.py"] += f"{asked}{LABORATORY}".encode()
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for name, text in texts.items():
-            archive.writestr(name, text)
+    page = (ROOT / "py/fabella/page.py").read_text(encoding="utf-8")
+    with zipfile.ZipFile(program) as original:
+        modules = {name: original.read(name) for name in original.namelist() if name != "fabella/page.pyc"}
+    with zipfile.ZipFile(program, "w") as archive:
+        for name, data in (modules | {"fabella/page.py": f"{page}{asked}{LABORATORY}".encode()}).items():
+            archive.writestr(name, data)
     (folder / "blank.html").write_text("<!doctype html><link rel='icon' href='data:,'>", encoding="utf-8")
     models = folder / "models"
     models.mkdir()
@@ -274,9 +275,8 @@ def published(folder: Path) -> dict[str, Any]:
     found = re.search(f"{builder.page.ASSETS_BLOCK}(.*?)</script>", (folder / "index.html").read_text(encoding="utf-8"))
     assert found
     assets: dict[str, Any] = json.loads(found[1])
-    assets["python"]["wheel"] = builder.assets.part(
-        folder, assets["python"]["wheel"]["url"]
-    )  # as the laboratory has it
+    python = assets["python"]
+    python["program"] = builder.assets.part(folder, python["program"]["url"])  # as the laboratory has it
     return assets
 
 

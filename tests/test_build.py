@@ -17,6 +17,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -34,12 +35,14 @@ import builder.tools
 from builder.tools import ROOT, BuildError
 from fabella.generate import generate
 from fabella.llama2c import convert_llama2c
+from fabella.modelfile import Config
 from fabella.sampler import Settings
 
 from .llama2c_files import model_bin, tokenizer_bin
-from .random_models import load
+from .random_models import load, write_random_model
 
 SHARED = ROOT.parent / "shared"
+SMALL = Config(dim=32, hidden_dim=32, n_layers=1, n_heads=1, n_kv_heads=1, vocab_size=300, seq_len=64)
 OLD_PAGE = b'<script type="application/json" id="assets">{"model": {}}</script> the old page'
 
 
@@ -94,8 +97,7 @@ def test_has_exactly_the_files_that_the_page_needs(dist: Path, random_model: Pat
         *(rf"pyodide-{version}/{name}" for name in builder.python.PYODIDE_FILES),
         *(rf"assets/{name}-\w+\.js" for name in ("app", "worker", "helper")),
         *(rf"assets/run-{name}-\w+\.wasm" for name in builder.engines.ENGINES),
-        *(r"assets/favicon-\w+\.svg", r"assets/python-stdlib-\w+\.zip"),
-        r"assets/fabella-[\d.]+-0\w+-py3-none-any\.whl",
+        *(r"assets/favicon-\w+\.svg", r"assets/python-stdlib-\w+\.zip", r"assets/fabella-\w+\.zip"),
         r"assets/random-\w+\.gguf",
     ]
     names = set(contents(dist))
@@ -116,7 +118,7 @@ def test_names_every_part_by_its_content(dist: Path, random_model: Path) -> None
         assert engine["url"] == f"assets/run-{name}-{builder.tools.digest(dist / engine['url'])}.wasm"
     lock = json.loads((builder.tools.NODE_MODULES / "pyodide/pyodide-lock.json").read_text())
     assert python.pop("info") == lock["info"]
-    assert python.keys() == {"script", "wasm", "stdlib", "wheel"}
+    assert python.keys() == {"script", "wasm", "stdlib", "program"}
     for part in (parts["worker"], parts["helper"], model, *engines.values(), *python.values()):
         data = (dist / part["url"]).read_bytes()
         assert part["bytes"] == len(data)
@@ -147,20 +149,38 @@ def test_no_file_of_ours_names_another_origin(dist: Path) -> None:
 
 def test_names_the_licences_of_what_it_contains(dist: Path) -> None:
     text = (dist / "LICENSES.txt").read_text()
-    version = json.loads((builder.tools.NODE_MODULES / "pyodide/package.json").read_text())["version"]
-    assert f"Pyodide {version}" in text
+    pyodide = json.loads((builder.tools.NODE_MODULES / "pyodide/package.json").read_text())["version"]
+    assert f"Pyodide {pyodide}" in text
     (holder,) = re.findall(r"Copyright .*", (builder.tools.NODE_MODULES / "@noble/hashes/LICENSE").read_text())
     assert holder in text
     for licence in (
         "MIT License",
         "Mozilla Public License Version 2.0",
         "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2",
+        f"Jinja {version('jinja2')}",
+        f"MarkupSafe {version('markupsafe')}",
     ):
         assert licence in text
 
 
+def test_the_page_has_those_of_our_modules_that_tell_stories(dist: Path, tmp_path: Path) -> None:
+    """And for a model with a chat template those besides that chats need, and Jinja, in a file of their own."""
+    (program,) = (dist / "assets").glob("fabella-*.zip")
+    ours = set(zipfile.ZipFile(program).namelist())
+    assert {"fabella/__init__.pyc", "fabella/page.pyc", "fabella/bytelevel.pyc"} <= ours
+    assert not {f"fabella/{name}.pyc" for name in ("chat", "template", "cli", "model", "terminal")} & ours
+    chats = write_random_model(tmp_path / "chats.gguf", SMALL, template="{{ messages[0].content }}")
+    run_build("--model", chats, "--out", tmp_path / "dist")
+    assert assets(tmp_path / "dist")["python"].keys() == {"info", "script", "wasm", "stdlib", "program", "chat"}
+    (chat,) = (tmp_path / "dist/assets").glob("chat-*.zip")
+    names = set(zipfile.ZipFile(chat).namelist())
+    assert {"fabella/chat.pyc", "fabella/template.pyc", "jinja2/sandbox.pyc", "markupsafe/_native.pyc"} <= names
+    assert not names & ours
+    assert chat.stat().st_size < 340_000
+
+
 def test_stdlib_is_bytecode_that_python_takes_as_it_is(dist: Path) -> None:
-    (path,) = (dist / "assets").glob("*.zip")
+    (path,) = (dist / "assets").glob("python-stdlib-*.zip")
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         assert {"json/__init__.pyc", "asyncio/__init__.pyc", "random.pyc", "encodings/cp437.pyc"} <= names
@@ -176,8 +196,20 @@ def test_stdlib_is_bytecode_that_python_takes_as_it_is(dist: Path) -> None:
 # ---- The wheel -------------------------------------------------------------------------------------------------------
 
 
-def test_the_wheel_holds_the_package_and_the_engine(dist: Path) -> None:
-    (wheel,) = (dist / "assets").glob("*.whl")
+def make_wheel(folder: Path) -> Path:
+    """As the README says."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_wheel_holds_the_package_and_the_engine(wheel: Path, dist: Path) -> None:
     sources = {f"fabella/{path.name}" for path in (ROOT / "py/fabella").glob("*.py")}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -188,20 +220,12 @@ def test_the_wheel_holds_the_package_and_the_engine(dist: Path) -> None:
         metadata = archive.read("fabella-0.1.0.dist-info/METADATA").decode()
     assert "License-Expression: MIT" in metadata
     assert re.search(r"Requires-Dist: wasmtime.*; sys_platform != .emscripten.", metadata)
-
-
-def test_the_wheel_does_not_depend_on_the_environment(
-    dist: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(builder.tools, "CACHE", tmp_path)
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    (published,) = (dist / "assets").glob("*.whl")
-    assert builder.python.build_wheel().read_bytes() == published.read_bytes()
+    assert "Requires-Dist: jinja2" in metadata
 
 
 @pytest.mark.parametrize("source", ["wheel", "repository"])
-def test_pip_installs_it(dist: Path, random_model: Path, tmp_path: Path, source: str) -> None:
-    what = next((dist / "assets").glob("*.whl")) if source == "wheel" else ROOT
+def test_pip_installs_it(wheel: Path, random_model: Path, tmp_path: Path, source: str) -> None:
+    what = wheel if source == "wheel" else ROOT
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-index", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", str(tmp_path), str(what)], check=True)
     command = [sys.executable, "-m", "fabella", str(random_model), "-i", "Hello", "-t", "0", "-n", "20"]

@@ -524,3 +524,71 @@ def test_to_array_has_the_logits_type(engine: Engine) -> None:
     assert isinstance(copy, array)
     assert copy.typecode == "f"
     assert np.array_equal(np.asarray(copy), values)
+
+
+# ---- What else is asked of the logits ----
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.8, 1.0, 20.0])
+def test_the_mean_and_the_logarithm_of_a_probability(engine: Engine, temperature: float) -> None:
+    values = random_logits(3)
+    values[[5, 900]] = np.nan, -np.inf
+    logits = with_logits(engine, values)
+    finite = values[np.isfinite(values)].astype(np.float64)
+    weights = np.exp((finite - finite.max()) / temperature)
+    assert logits.mean(temperature) == pytest.approx(float(weights @ finite / weights.sum()), abs=1e-5)
+    total = np.log(np.exp(finite - finite.max()).sum()) + finite.max()
+    for token in (0, 1, 77, 1002):
+        assert logits.log_probability(token) == pytest.approx(float(values[token]) - total, abs=1e-6)
+    for token in (5, 900, -1, 1003):
+        assert logits.log_probability(token) == -np.inf
+
+
+def test_changed_logits_are_put_back_to_the_bit(engine: Engine) -> None:
+    values = random_logits(4)
+    logits = with_logits(engine, values)
+    before = logits.candidates(40, 0.9)
+    top = [token for token, _, _ in before]
+    for tokens in ([top[0]], top[:5], [], list(range(1003)), [1002, 0, top[3]]):
+        changed = values.copy()
+        changed[tokens] = changed[tokens] / 2 - 1
+        with logits.changed(tokens, lambda given: [logit / 2 - 1 for logit in given]) as others:
+            assert others.shortlist(1003) == with_order(changed)
+            assert others.draw(0.5, 0.3) == with_logits_of(engine, changed)
+        assert logits.candidates(40, 0.9) == before
+        assert bits(logits) == values.tobytes()
+    for wrong in ([1003], [-1], [1 << 40]):
+        with pytest.raises(EngineError, match="outside the vocabulary"), logits.changed(wrong, list):
+            pass
+    assert bits(logits) == values.tobytes()
+
+
+def test_changed_logits_are_put_back_after_an_error(engine: Engine) -> None:
+    values = random_logits(5)
+    logits = with_logits(engine, values)
+    with pytest.raises(KeyboardInterrupt), logits.changed([1, 2], lambda given: [0.0, 1.0]):
+        raise KeyboardInterrupt
+    assert bits(logits) == values.tobytes()
+
+
+def with_order(values: np.ndarray) -> list[tuple[int, float]]:
+    """All tokens, those with the highest logits first."""
+    order = np.argsort(-values, kind="stable")
+    return [(int(token), float(values[token])) for token in order]
+
+
+def with_logits_of(engine: Engine, values: np.ndarray) -> int:
+    """What is drawn from such logits, which take the place of the engine's and are gone again."""
+    kept = engine.logits.to_array().tobytes()
+    drawn = with_logits(engine, values).draw(0.5, 0.3)
+    engine.host.write(engine.logits.values, kept)
+    return drawn
+
+
+def test_a_closed_engine_computes_nothing(tmp_path: Path) -> None:
+    engine, _ = load(write_random_model(tmp_path / "model.gguf", BASE))
+    engine.forward(1)
+    engine.close()
+    for compute in (lambda: engine.forward(1), lambda: engine.prefill([1, 2])):
+        with pytest.raises(EngineError, match="closed"):
+            compute()

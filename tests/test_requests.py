@@ -66,7 +66,14 @@ def told(opened: page.Page) -> str:
         ("seed", {"seed": "9" * 20}),
         ("seed", {"seed": "9" * 10_000}),
         ("seed", {"seed": 1}),
-        ("min_p", {"min_p": 0.1}),
+        ("logit_bias", {"logit_bias": {}}),
+        ("min_p", {"min_p": 2}),
+        ("min_p", {"min_p": None}),
+        ("penalty_window", {"penalty_window": 0}),
+        ("stop", {"stop": "a"}),
+        ("stop", {"stop": [""]}),
+        ("stop", {"stop": [1]}),
+        ("stop", {"stop": 1}),
     ],
 )
 def test_settings_that_are_none(open_page: Any, model: Path, field: str, settings: dict[str, Any]) -> None:

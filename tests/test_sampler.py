@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from builder.tools import ROOT
-from fabella.errors import EngineError, FabellaError, SettingsError
-from fabella.sampler import SHORTLIST, Candidate, Sampler, Settings, Xorshift, draw, random_seed
+from fabella.errors import ConstraintError, EngineError, FabellaError, SettingsError
+from fabella.sampler import REALS, SHORTLIST, WHOLES, Candidate, Change, Sampler, Settings, Xorshift, draw, random_seed
 
 NAN, INF = math.nan, math.inf
 
@@ -44,12 +44,12 @@ class ListLogits:
         total = self.total(temperature)
         return math.fsum(self.weight(logit, temperature) / total * logit for _, logit in self.finite)
 
-    def of(self, tokens: Sequence[int]) -> list[float]:
-        return [self.logits[token] for token in tokens]
-
     @contextmanager
-    def replaced(self, logits: Mapping[int, float]) -> Iterator[ListLogits]:
-        yield ListLogits([logits.get(token, logit) for token, logit in enumerate(self.logits)])
+    def changed(self, tokens: Sequence[int], change: Change) -> Iterator[ListLogits]:
+        changed = list(self.logits)
+        for token, logit in zip(tokens, change([self.logits[token] for token in tokens]), strict=True):
+            changed[token] = logit
+        yield ListLogits(changed)
 
     def weight(self, logit: float, temperature: float) -> float:
         return math.exp((logit - self.ranked[0][1]) / temperature)
@@ -74,16 +74,36 @@ def sample_many(logits: Sequence[float], count: int = 10_000, **settings: Any) -
     return Counter(sampler.sample(kept) for _ in range(count))
 
 
-def expected(logits: Sequence[float], temperature: float, top_k: int = 0, top_p: float = 0.0) -> dict[int, float]:
-    """The distribution by definition: softmax, the k best, the fewest best that hold more than p, each scaled to 1."""
+def expected(
+    logits: Sequence[float],
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+) -> dict[int, float]:
+    """The distribution by definition: softmax, then what each step keeps, scaled to 1."""
     weights = {token: math.exp(logit / temperature) for token, logit in enumerate(logits) if math.isfinite(logit)}
-    ranked = sorted(weights, key=lambda token: (-weights[token], token))[: top_k or len(logits)]
+    ranked = sorted(weights, key=lambda token: (-weights[token], token))
+    if 0 < typical_p < 1:
+        everything = sum(weights.values())
+        surprise = {token: -math.log(weight / everything) for token, weight in weights.items()}
+        entropy = sum(weights[token] / everything * surprise[token] for token in weights)
+        usual = sorted(ranked, key=lambda token: abs(surprise[token] - entropy))
+        ranked = [token for token in ranked if token in head(usual, weights, typical_p)]
+    ranked = ranked[: top_k or len(logits)]
     if 0 < top_p < 1:
-        total = sum(weights[token] for token in ranked)
-        size = next(n for n in range(1, len(ranked) + 1) if sum(weights[t] for t in ranked[:n]) > top_p * total)
-        ranked = ranked[:size]
+        ranked = head(ranked, weights, top_p)
+    ranked = [token for token in ranked if weights[token] >= min_p * weights[ranked[0]]]
     total = sum(weights[token] for token in ranked)
     return {token: weights[token] / total for token in ranked}
+
+
+def head(ranked: Sequence[int], weights: dict[int, float], p: float) -> list[int]:
+    """The fewest first ones that hold more than p of the weight that all of them have (or, of all, all)."""
+    total = sum(weights[token] for token in ranked)
+    sizes = (n for n in range(1, len(ranked) + 1) if sum(weights[t] for t in ranked[:n]) > p * total)
+    return list(ranked[: next(sizes, len(ranked))])
 
 
 def assert_follows(counts: Counter[int], distribution: dict[int, float]) -> None:
@@ -133,6 +153,43 @@ def test_all_together(top_k: int, top_p: float) -> None:
     """Top-p looks at what top-k left, scaled to 1."""
     counts = sample_many(LOGITS, temperature=0.8, top_k=top_k, top_p=top_p)
     assert_follows(counts, expected(LOGITS, 0.8, top_k=top_k, top_p=top_p))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize("min_p", [0.01, 0.2, 0.4, 0.9, 1.0])
+def test_min_p(temperature: float, min_p: float) -> None:
+    counts = sample_many(LOGITS, temperature=temperature, top_p=1.0, min_p=min_p)
+    assert_follows(counts, expected(LOGITS, temperature, min_p=min_p))
+
+
+# None of them equally far from their mean, where a rounding would decide which is kept.
+UNEVEN = [0.31, 2.0, -1.02, 1.13, 2.47, 0.04, -3.05, 1.56, 0.97, -0.58, 1.29, 0.2]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("typical_p", [0.01, 0.2, 0.5, 0.8, 0.95])
+def test_typical(temperature: float, typical_p: float) -> None:
+    counts = sample_many(UNEVEN, temperature=temperature, top_p=1.0, typical_p=typical_p)
+    distribution = expected(UNEVEN, temperature, typical_p=typical_p)
+    assert_follows(counts, distribution)
+
+
+def test_typical_may_leave_the_likeliest_out() -> None:
+    """Where it is certain, the likeliest is usual; where many share what is left, they are."""
+    certain = [10.0] + [0.0] * 10
+    assert set(sample_many(certain, 500, top_p=1.0, typical_p=0.5)) == {0}
+    open_ = [3.0] + [0.0] * 100
+    assert 0 not in sample_many(open_, 500, top_p=1.0, typical_p=0.5)
+
+
+@pytest.mark.parametrize("top_k", [0, 6])
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+@pytest.mark.parametrize("min_p", [0.0, 0.15])
+@pytest.mark.parametrize("typical_p", [1.0, 0.9])
+def test_combinations(top_k: int, top_p: float, min_p: float, typical_p: float) -> None:
+    """Typical first, of the whole distribution; then top-k, top-p of what that left, and min-p."""
+    steps: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p}
+    assert_follows(sample_many(UNEVEN, temperature=0.9, **steps), expected(UNEVEN, 0.9, **steps))
 
 
 def test_the_test_can_fail() -> None:
@@ -210,6 +267,139 @@ def test_a_trace_tells_what_each_step_keeps_and_changes_nothing() -> None:
         assert token in probabilities
 
 
+# ---- Penalties and bias ----
+
+SAID = [3, 1, 1, 4, 7, 1, 4, 6, 0, 3]
+
+
+def penalised(logits: Sequence[float], said: Sequence[int], settings: Settings) -> list[float]:
+    """The penalties as their papers and interfaces define them, told plainly."""
+    changed = list(logits)
+    for token in range(len(logits)):
+        changed[token] += settings.logit_bias.get(token, 0.0)
+        count = list(said)[-settings.penalty_window :].count(token)
+        if count:
+            repetition = settings.repetition_penalty
+            changed[token] = changed[token] / repetition if changed[token] > 0 else changed[token] * repetition
+            changed[token] -= settings.presence_penalty + settings.frequency_penalty * count
+    return changed
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 0.8},
+        {"presence_penalty": 0.7},
+        {"frequency_penalty": 0.4},
+        {"presence_penalty": -0.5, "frequency_penalty": 0.2},
+        {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2, "penalty_window": 4},
+        {"repetition_penalty": 1.2, "penalty_window": 1},
+        {"logit_bias": {1: -3.0, 9: 2.5}},
+        {"logit_bias": {1: -math.inf}},
+        {"logit_bias": {3: 1.0, 9: 2.5}, "repetition_penalty": 1.3, "frequency_penalty": 0.1},
+    ],
+)
+def test_penalties_and_bias(knobs: dict[str, Any]) -> None:
+    settings = Settings(temperature=0.9, top_p=0.85, seed=5, **knobs)
+    changed = penalised(LOGITS, SAID, settings)
+    sampler, plain = Sampler(settings), Sampler(Settings(temperature=0.9, top_p=0.85, seed=5))
+    counts: Counter[int] = Counter()
+    for _ in range(10_000):
+        token = sampler.sample(ListLogits(LOGITS), SAID)
+        assert token == plain.sample(ListLogits(changed))
+        counts[token] += 1
+    assert_follows(counts, expected(changed, 0.9, top_p=0.85))
+    greedy = Sampler(Settings(temperature=0, **knobs)).sample(ListLogits(LOGITS), SAID)
+    assert greedy == max(range(len(changed)), key=lambda token: (changed[token], -token))
+
+
+def test_what_ends_a_text_is_no_repetition() -> None:
+    settings = Settings(temperature=0, repetition_penalty=2.0, presence_penalty=5.0)
+    assert Sampler(settings).sample(ListLogits([0.0, 3.0, 2.0]), [1, 2]) == 0
+    assert Sampler(settings, spared=[1]).sample(ListLogits([0.0, 3.0, 2.0]), [1, 2]) == 1
+
+
+def test_a_window_sees_the_last_tokens_only() -> None:
+    settings = Settings(temperature=0, repetition_penalty=10.0, penalty_window=2)
+    assert Sampler(settings).sample(ListLogits([3.0, 2.0, 1.0]), [0, 1, 2]) == 0
+    assert Sampler(settings).sample(ListLogits([3.0, 2.0, 1.0]), [1, 0, 2]) == 1
+    assert Sampler(settings).sample(ListLogits([3.0, 2.0, 1.0]), []) == 0
+
+
+def test_a_bias_for_what_is_no_token() -> None:
+    with pytest.raises(SettingsError, match="there is no token 12, only 12"):
+        Sampler(Settings(seed=1, logit_bias={12: 1.0})).sample(ListLogits(LOGITS))
+
+
+# ---- Constraints ----
+
+
+@pytest.mark.parametrize("knobs", [{"top_p": 1.0}, {"top_p": 0.8}, {"top_k": 5, "top_p": 1.0}, {"min_p": 0.2}])
+def test_a_constraint_keeps_what_it_allows_of_what_the_steps_kept(knobs: dict[str, Any]) -> None:
+    settings = Settings(temperature=0.9, seed=9, **knobs)
+    sampler = Sampler(settings)
+    counts = Counter(sampler.sample(ListLogits(LOGITS), allowed=lambda token: token % 2 == 1) for _ in range(10_000))
+    steps: dict[str, Any] = {"top_p": settings.top_p, "top_k": settings.top_k, "min_p": settings.min_p}
+    kept = {token: p for token, p in expected(LOGITS, 0.9, **steps).items() if token % 2}
+    assert_follows(counts, {token: p / sum(kept.values()) for token, p in kept.items()})
+
+
+def test_where_a_constraint_allows_nothing_of_that_the_likeliest_that_it_does_is_taken() -> None:
+    knobs: dict[str, Any]
+    for knobs in ({"top_k": 2, "top_p": 1.0}, {"top_p": 0.1}, {"temperature": 0}, {"temperature": 1e-6}):
+        sampler = Sampler(Settings(**knobs, seed=1))
+        assert sampler.sample(ListLogits(LOGITS), allowed=lambda token: token in (6, 9, 11)) == 11
+    thousands = [0.0] * 5000
+    assert Sampler(Settings(seed=1, top_k=3)).sample(ListLogits(thousands), allowed=lambda token: token == 4999) == 4999
+
+
+@pytest.mark.parametrize("knobs", [{"temperature": 0}, {"top_k": 3}, {"top_p": 1.0}])
+def test_a_constraint_that_allows_nothing(knobs: dict[str, Any]) -> None:
+    with pytest.raises(ConstraintError, match="forbids every token"):
+        Sampler(Settings(**knobs, seed=1)).sample(ListLogits(LOGITS), allowed=lambda token: False)
+
+
+@given(st.data())
+def test_never_what_is_forbidden(data: st.DataObject) -> None:
+    """Whatever else is asked for."""
+    reals = st.floats(0, 1)
+    settings = Settings(
+        temperature=data.draw(st.sampled_from([0.0, 1e-6, 0.7, 3.0])),
+        top_p=data.draw(reals),
+        top_k=data.draw(st.integers(0, 15)),
+        min_p=data.draw(reals),
+        typical_p=data.draw(reals),
+        repetition_penalty=data.draw(st.floats(0.5, 3)),
+        frequency_penalty=data.draw(st.floats(-2, 2)),
+        logit_bias=data.draw(
+            st.dictionaries(st.integers(0, 11), st.floats(-100, 100) | st.just(-math.inf), max_size=3)
+        ),
+        seed=data.draw(st.integers(1, 99)),
+    )
+    forbidden = {token for token, bias in settings.logit_bias.items() if bias == -math.inf}
+    permitted = data.draw(st.sets(st.integers(0, 11), min_size=1)) - forbidden
+    sampler, said = Sampler(settings), [1, 1, 2]
+    for _ in range(20):
+        try:
+            token = sampler.sample(ListLogits(LOGITS), said, allowed=lambda token: token in permitted)
+        except ConstraintError:
+            assert not permitted
+            return
+        assert token in permitted
+        said.append(token)
+
+
+def test_a_trace_tells_of_every_step() -> None:
+    sampler = Sampler(Settings(top_k=8, top_p=0.9, min_p=0.01, typical_p=0.99, repetition_penalty=1.2, seed=3))
+    sampler.trace = []
+    token = sampler.sample(ListLogits(LOGITS), [1], allowed=lambda token: token != 4)
+    names, kept = zip(*sampler.trace, strict=True)
+    assert names == ("penalties", "typical", "top-k", "top-p", "min-p", "constraint")
+    assert [len(candidates) for candidates in kept] == sorted(map(len, kept), reverse=True)
+    assert token in [candidate[0] for candidate in kept[-1]]
+
+
 def test_draw() -> None:
     """A coin that equals the running sum goes to the next; one beyond the sum, by rounding, to the last."""
     candidates = [(3, 1.0, 0.5), (1, 0.0, 0.25), (2, -1.0, 0.125)]
@@ -233,6 +423,9 @@ KNOBS: list[dict[str, Any]] = [
     {"top_p": 0.8},
     {"top_k": 3, "top_p": 0.0},
     {"top_k": 3, "top_p": 0.8},
+    {"min_p": 0.1},
+    {"typical_p": 0.9},
+    {"repetition_penalty": 1.5},
 ]
 
 
@@ -386,17 +579,34 @@ def test_coins_are_float32_below_1(seed: int) -> None:
 
 
 def test_defaults_are_llama2cs() -> None:
-    assert Settings() == Settings(temperature=1.0, top_p=0.9, top_k=0, seed=0)
+    assert Settings() == Settings(
+        temperature=1.0,
+        top_p=0.9,
+        top_k=0,
+        seed=0,
+        min_p=0.0,
+        typical_p=1.0,
+        repetition_penalty=1.0,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+        penalty_window=64,
+        logit_bias={},
+    )
+    assert not Sampler(Settings(top_p=1.0, seed=1)).steps(ListLogits(LOGITS))
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *((field, value) for field in ("temperature", "top_p") for value in (NAN, INF, -INF, -0.1, "1", None, True)),
+        *((field, value) for field in REALS for value in (NAN, INF, -INF, -101, "1", None, True)),
+        *((field, -0.1) for field in ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty")),
         ("temperature", 1e-7),
         ("temperature", -1),
         ("top_p", 1.01),
-        *((field, value) for field in ("top_k", "seed") for value in (-1, 1.0, "1", None, True)),
+        *((field, value) for field in WHOLES for value in (-1, 1.0, "1", None, True)),
+        ("penalty_window", 0),
+        ("repetition_penalty", 0.0),
+        *(("logit_bias", bias) for bias in (None, [1], {"1": 1.0}, {-1: 1.0}, {1: "1"}, {1: NAN}, {1: INF}, {1: 101})),
         ("seed", 1 << 64),
     ],
 )

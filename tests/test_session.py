@@ -200,3 +200,41 @@ def test_a_story_ends_when_its_session_is_used_for_something_else(
         change(session)
         with pytest.raises(EngineError, match="another story"):
             list(story)
+
+
+# ---- Beyond the context ----
+
+
+def test_a_story_goes_on_beyond_the_context(loaded: tuple[Engine, Tokenizer]) -> None:
+    """The oldest half is forgotten, the token that begins every text is not."""
+    engine, tokenizer = loaded
+    settings = replace(SETTINGS, logit_bias={1: -100.0, 2: -100.0})  # it shall not end
+    session = Session(engine)
+    steps = list(generate(session, tokenizer, "w1 w2", settings, ending=Ending(900, shift=True)))
+    told = [*tokenizer.encode("w1 w2"), *(step.token for step in steps if not step.from_prompt)]
+    shifts = [number for number, step in enumerate(steps) if step.dropped]
+    kept = CONFIG.seq_len // 2
+    assert [steps[number].dropped for number in shifts] == [kept] * 3
+    assert steps[-1].end == "length"
+    assert len(told) == 901
+    assert session.tokens[0] == tokenizer.bos_id
+    assert session.tokens[1:] == told[-len(session.tokens) : -1]
+    # What follows is what follows these tokens in a session of their own.
+    assert bits(session) == read(Session(engine), list(session.tokens))
+
+
+def test_without_being_asked_to_a_story_ends_with_the_context(loaded: tuple[Engine, Tokenizer]) -> None:
+    engine, tokenizer = loaded
+    settings = replace(SETTINGS, logit_bias={1: -100.0, 2: -100.0})
+    steps = list(generate(engine, tokenizer, "w1", settings, ending=Ending(900)))
+    assert steps[-1].end == "context"
+    assert not any(step.dropped for step in steps)
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 4, 5])
+def test_the_smallest_contexts(loaded: tuple[Engine, Tokenizer], context: int) -> None:
+    engine, tokenizer = loaded
+    counted = Counted(engine)
+    counted.context = context
+    steps = list(generate(Session(counted), tokenizer, "", SETTINGS, ending=Ending(30, shift=True)))
+    assert steps[-1].end in ("length", "end") if context > 1 else steps[-1].end == "context"

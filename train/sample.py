@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from fabella.console import run_command
 from fabella.errors import EngineError, FabellaError
 from fabella.generate import generate
-from fabella.sampler import Candidate, Settings, random_seed
+from fabella.sampler import Candidate, Change, Settings, random_seed
 
 from .load import load_model
 from .model import Llama
@@ -61,16 +61,11 @@ class TorchLogits:
         logits = self.logits.double()[self.ids]
         return float(torch.softmax(logits / temperature, dim=0) @ logits)
 
-    def of(self, tokens: Sequence[int]) -> list[float]:
-        """The logits of these tokens."""
-        values: list[float] = self.logits[list(tokens)].tolist()
-        return values
-
     @contextmanager
-    def replaced(self, logits: Mapping[int, float]) -> Iterator[TorchLogits]:
-        """These logits, but for some tokens others."""
+    def changed(self, tokens: Sequence[int], change: Change) -> Iterator[TorchLogits]:
+        """These logits, but for some tokens what ``change`` makes of theirs."""
         changed = self.logits.clone()
-        changed[list(logits)] = torch.tensor(list(logits.values()))
+        changed[list(tokens)] = torch.tensor(change(changed[list(tokens)].tolist()))
         yield TorchLogits(changed)
 
 

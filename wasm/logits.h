@@ -194,12 +194,17 @@ EXPORT int draw(const Logits *logits, double temperature, double coin) {
 EXPORT double mean_logit(const Logits *logits, double temperature) {
     Softmax softmax = softmax_of(logits, largest_logit(logits), temperature);
     double sum = 0;
-    for (int id = 0; id < logits->vocab_size; id += 4) {
-        f32x4 weight = four_weights(logits, &softmax, id);
-        for (int lane = 0; lane < 4; lane++)
-            if (weight[lane] != 0) sum += (double)weight[lane] * logits->values[id + lane];
+    for (int begin = 0; begin < logits->vocab_size; begin += BLOCK) {
+        f32x4 part = {0};
+        for (int id = begin; id < block_end(logits, begin); id += 4) {
+            f32x4 below =
+                f32x4_load(logits->values + id) - softmax.largest; /* where it does not count, the weight is 0 */
+            f32x4 weight = four_weights(logits, &softmax, id);
+            part += f32x4_select(weight > 0, weight * below, f32x4_splat(0));
+        }
+        sum += f32x4_sum(part);
     }
-    return sum / softmax.sum;
+    return softmax.largest + sum / softmax.sum;
 }
 
 /* The natural logarithm of a token's probability at temperature 1: finite, or -inf, or NaN without any finite logit. */

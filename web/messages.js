@@ -14,7 +14,8 @@
  * @property {Part} script  pyodide.asm.mjs
  * @property {Part} wasm  pyodide.asm.wasm
  * @property {Part} stdlib  Python's standard library, a zip
- * @property {Part} wheel  the fabella wheel
+ * @property {Part} program  the part of Fabella that tells stories, a zip of bytecode
+ * @property {Part} [chat]  what conversations need besides, if the model is made for them
  *
  * @typedef {object} Assets  where build.py put the parts
  * @property {Part} worker
@@ -30,7 +31,8 @@
  * @property {number} top_p
  * @property {number} top_k  0: off
  * @property {string} seed  decimal digits, up to 64 bits
- * @property {number} length  the story's greatest length in tokens, the prompt's included
+ * @property {number} length  the greatest length in tokens: of a story, the prompt's included, or of an answer
+ *     (others, left out by most: py/fabella/page.py)
  *
  * @typedef {object} Model  what the model file says of itself
  * @property {string} name
@@ -41,17 +43,23 @@
  * @property {number} layers
  * @property {number} dim
  * @property {string | null} [license]
+ * @property {boolean} chats  whether it is made for conversations
  *
- * @typedef {{token: number, text: string, from_prompt: boolean}} Step
- * @typedef {"end" | "length" | "context" | "stopped"} Reason
+ * @typedef {{role: "system" | "user" | "assistant", content: string}} Message
+ *
+ * @typedef {{token: number, text: string, from_prompt: boolean, dropped?: number}} Step  dropped: how many of the
+ *     oldest turns the model no longer sees from here on
+ * @typedef {"end" | "length" | "context" | "stop" | "stopped"} Reason
  *
  * page → worker
  * @typedef {{type: "load", id: number, assets: Assets, base: string}} Load  once, first; base: the page's URL;
  *     the answer is Ready
  * @typedef {{type: "tell", id: number, prompt: string, settings: Settings}} Tell  after Ready; the
  *     answer is Done, or Failure, and before it Steps
- * @typedef {{type: "stop", id: number}} Stop  has a Tell answered at once
- * @typedef {Load | Tell | Stop} ToWorker
+ * @typedef {{type: "say", id: number, messages: Message[], settings: Settings}} Say  after Ready, to a model that chats:
+ *     the last message is to be answered or, if it is an answer, gone on with; answered as Tell
+ * @typedef {{type: "stop", id: number}} Stop  has a Tell or Say answered at once
+ * @typedef {Load | Tell | Say | Stop} ToWorker
  *
  * worker → page
  * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number}} Progress  bytes

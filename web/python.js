@@ -14,18 +14,21 @@ const NAME = "The Python engine";
 /** Where Pyodide believes its parts to be: nowhere that a browser could ask. */
 const FOLDER = "python:/";
 
+/** Where Python looks for packages. */
+const PACKAGES = "/lib/python3.14/site-packages";
+
 /**
  * @param {Python} parts  their URLs are absolute
  * @param {Count} count
  * @returns {Promise<any>} Pyodide, with the package `fabella`
  */
-export async function startPython({ info, script, wasm, stdlib, wheel }, count) {
+export async function startPython({ info, script, wasm, stdlib, program, chat }, count) {
   const factory = downloadScript(script, `${NAME}’s script`, count);
   const library = download(stdlib, `${NAME}’s library`, count);
-  const archive = download(wheel, "The storyteller’s program", count);
+  const modules = [program, ...(chat ? [chat] : [])].map((part) => download(part, "The storyteller’s program", count));
   const module = downloadModule(wasm, NAME, count);
-  const [python, packed] = await Promise.all([loadPyodideFrom(info, factory, module, library), archive]);
-  python.unpackArchive(packed.toBytes(), "wheel");
+  const [python, ...packed] = await Promise.all([loadPyodideFrom(info, factory, module, library), ...modules]);
+  for (const zip of packed) python.unpackArchive(zip.toBytes(), "zip", { extractDir: PACKAGES });
   await (
     await module
   ).arrived;

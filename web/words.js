@@ -43,6 +43,8 @@ export function ending(reason, context) {
       return ["The length is reached.", "Broken off here: this is the length you set."];
     case "context":
       return ["The context is full.", `Broken off here: the model cannot see further than ${tokens(context)}.`];
+    case "stop":
+      return ["The end.", "It ends where you wanted it to."];
     case "stopped":
       return ["Stopped.", "You stopped the story here."];
   }

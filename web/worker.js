@@ -9,7 +9,7 @@ import { Problem, causeOf, impossible } from "./problem.js";
 import { startPython } from "./python.js";
 
 /** @import { Engine } from "./engine.js" */
-/** @import { Assets, FromWorker, Part, Settings, ToWorker } from "./messages.js" */
+/** @import { Assets, FromWorker, Part, Say, Tell, ToWorker } from "./messages.js" */
 
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 50;
@@ -23,6 +23,7 @@ const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ 
  * Python's side, once it is loaded. The methods are bound once: a look-up would make a new proxy for every call.
  * @type {{
  *   tell: (request: string) => void,
+ *   say: (request: string) => void,
  *   advance: (milliseconds: number) => string,
  *   stop: () => void,
  *   forward_time: (milliseconds: number) => number,
@@ -54,8 +55,8 @@ scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
     load(message.id, message.assets, message.base).catch(async (error) => {
       fail(null, await causeOf(error), "The model could not be loaded: ");
     });
-  } else if (message.type === "tell") {
-    tell(message.id, message.prompt, message.settings);
+  } else if (message.type === "tell" || message.type === "say") {
+    begin(message);
   } else if (message.id === story?.id) {
     storyteller.stop();
     send({ type: "done", reason: "stopped", ...story });
@@ -70,15 +71,11 @@ function send(message) {
 
 // ---- Telling ---------------------------------------------------------------------------------------------------------
 
-/**
- * @param {number} id
- * @param {string} prompt
- * @param {Settings} settings
- */
-function tell(id, prompt, settings) {
+/** @param {Tell | Say} message */
+function begin({ id, type, ...request }) {
   try {
     if (engine.threads === 0) chooseThreads(); // there was no rest yet
-    storyteller.tell(JSON.stringify({ prompt, settings }));
+    storyteller[type](JSON.stringify(request));
   } catch (error) {
     fail(id, error);
     return;
@@ -163,8 +160,9 @@ async function load(id, assets, base) {
   const build = pickBuild();
   const { info, ...parts } = assets.python;
   const run = at(assets.engines[build.name]);
-  const [script, wasm, stdlib, wheel] = [parts.script, parts.wasm, parts.stdlib, parts.wheel].map(at);
-  const programs = [run, script, wasm, stdlib, wheel];
+  const [script, wasm, stdlib, program] = [parts.script, parts.wasm, parts.stdlib, parts.program].map(at);
+  const chat = parts.chat && at(parts.chat);
+  const programs = [run, script, wasm, stdlib, program, ...(chat ? [chat] : [])];
   const downloaded = counter(
     "python",
     programs.reduce((sum, { bytes }) => sum + bytes, 0),
@@ -174,14 +172,15 @@ async function load(id, assets, base) {
   const [started, file, python] = await Promise.all([
     startEngine(build, run, at(assets.helper), downloaded.add),
     download(at(assets.model), "The model file", model.add),
-    startPython({ info, script, wasm, stdlib, wheel }, downloaded.add),
+    startPython({ info, script, wasm, stdlib, program, chat }, downloaded.add),
   ]);
 
   explain = explainer(python);
   const { Page } = python.pyimport("fabella.page");
   engine = started;
   const page = Page(engine.exports, file);
-  storyteller = { tell: page.tell, advance: page.advance, stop: page.stop, forward_time: page.forward_time };
+  const { tell, say, advance, stop, forward_time } = page;
+  storyteller = { tell, say, advance, stop, forward_time };
   send({ type: "ready", id, model: JSON.parse(page.info()) });
   rest();
 }

@@ -15,7 +15,7 @@ from typing import Any
 from builder.assets import part, publish
 from builder.engines import build_engines
 from builder.install import ensure_node_packages, ensure_python
-from builder.python import build_stdlib, build_wheel, copy_pyodide, project_version, pyodide_loader
+from builder.python import build_chat, build_program, build_stdlib, copy_pyodide, pyodide_loader
 from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, run, say, scratch, size
 
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
@@ -28,7 +28,7 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
     ensure_python("requirements.txt")
     ensure_node_packages()
     engines, stdlib = build_engines(), build_stdlib()
-    wheel = build_wheel()
+    program = build_program()
     with scratch(out.parent) as folder:
         new = folder / "dist"
         (new / "assets").mkdir(parents=True)
@@ -40,7 +40,8 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
             "python": {
                 **copy_pyodide(new),
                 "stdlib": part(new, publish(stdlib, new, "python-stdlib-{hash}.zip")),
-                "wheel": part(new, publish(wheel, new, f"fabella-{project_version()}-0{{hash}}-py3-none-any.whl")),
+                "program": part(new, publish(program, new, "fabella-{hash}.zip")),
+                **({"chat": part(new, publish(build_chat(), new, "chat-{hash}.zip"))} if chats(gguf) else {}),
             },
             "engines": {
                 name: part(new, publish(path, new, f"run-{name}-{{hash}}.wasm")) for name, path in engines.items()
@@ -78,6 +79,14 @@ def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
         said = checked.stderr.strip().removeprefix("fabella.check: ")
         raise BuildError(said.replace(str(gguf.resolve()), str(model)))
     return gguf
+
+
+def chats(gguf: Path) -> bool:
+    """Whether a model is made for conversations."""
+    from fabella.models import open_model
+
+    with open_model(gguf) as (model, _):
+        return model.chat_template is not None
 
 
 def bundle_scripts(out: Path) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""Pyodide's standard library as bytecode, without what a page has no use for. This module runs inside Pyodide."""
+"""Python for the page as bytecode, of which the page compiles nothing. This module runs inside Pyodide."""
 
 from __future__ import annotations
 
 import importlib.util
-import sys
 import zipfile
+from collections.abc import Sequence
 from fnmatch import fnmatch
 
 # Modules of Python's standard library that a page has no use for: half of its bytes. "/*" takes the whole package.
@@ -21,18 +21,28 @@ UNUSED_STDLIB = """
 """.split()
 
 
-def repack_stdlib(source: str, target: str) -> None:
-    """Write a zip file's modules as bytecode into another; runs inside Pyodide, whose Python will load them."""
+def compile_zip(source: str, target: str, folder: str, unused: Sequence[str], optimize: int) -> None:
+    """Write the modules of a zip file as bytecode into another.
+
+    Parameters
+    ----------
+    source, target
+        The files.
+    folder
+        Where Python will find the modules.
+    unused
+        Patterns of the names of those that are left out.
+    optimize
+        As Python's compile() takes it: 2 leaves docstrings out.
+    """
     from importlib._bootstrap_external import _code_to_hash_pyc  # type: ignore[attr-defined]
 
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in sorted(old.namelist()):
-            if not name.endswith(".py") or any(fnmatch(name.removesuffix(".py"), unused) for unused in UNUSED_STDLIB):
+            if not name.endswith(".py") or any(fnmatch(name.removesuffix(".py"), pattern) for pattern in unused):
                 continue
             text = old.read(name)
-            code = compile(
-                text, f"/lib/python{sys.version_info[0]}{sys.version_info[1]}.zip/{name}", "exec", dont_inherit=True
-            )
+            code = compile(text, f"{folder}/{name}", "exec", dont_inherit=True, optimize=optimize)
             entry = zipfile.ZipInfo(name + "c")  # dated 1980, so that the same input makes the same file
             entry.compress_type = zipfile.ZIP_DEFLATED
             new.writestr(entry, _code_to_hash_pyc(code, importlib.util.source_hash(text), False), compresslevel=9)

@@ -20,7 +20,6 @@ from fabella.session import Session
 from fabella.template import ChatTemplate, Message
 from fabella.tokenizer import Tokenizer, well_formed
 
-TEMPLATE = "tokenizer.chat_template"  # the key in GGUF's metadata
 ROOM = 4  # an answer whose length nobody limits has this part of the context, at least
 
 
@@ -54,7 +53,7 @@ def template_of(model: ModelFile) -> ChatTemplate:
     TemplateError
         If it has none, or one that is none.
     """
-    source = model.metadata.get(TEMPLATE)
+    source = model.chat_template
     if source is None:
         raise TemplateError("this model has no chat template: it is not made for conversations, it goes on with a text")
     tokenizer = model.tokenizer

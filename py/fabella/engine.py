@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from fabella import abi
@@ -23,6 +23,7 @@ from fabella.formats import FORMATS
 from fabella.hosts import Host, read_all
 from fabella.modelfile import ModelFile, Tensor
 from fabella.rope import NO_SCALING, table_of
+from fabella.sampler import Change
 from fabella.sources import ByteSource
 
 TOKENS_AT_ONCE = 512  # tokens that there is room for where C reads them
@@ -264,7 +265,9 @@ class Logits:
         self._log_probability = host.function("log_probability")
         self._candidates = host.function("logits_candidates")(pointer) & 0xFFFFFFFF
         self._read_ready = host.reader(self._candidates, CANDIDATE.size * min(READY, vocab_size))
-        self._asked, self._replaced = Some(host, pointer), Some(host, pointer)
+        self._read_logits = host.function("read_logits")
+        self._exchange_logits = host.function("exchange_logits")
+        self._some = _Some(host)
 
     def shortlist(self, k: int) -> list[tuple[int, float]]:
         """The `k` best candidates as (token, logit), best first; of equals the smaller token first."""
@@ -288,23 +291,22 @@ class Logits:
         """The natural logarithm of a token's probability at temperature 1; -inf of what is no token."""
         return float(self._log_probability(self._pointer, token))
 
-    def of(self, tokens: Sequence[int]) -> list[float]:
-        """The logits of these tokens. Raises EngineError if one is none."""
-        return self._asked.read(tokens)
-
     @contextmanager
-    def replaced(self, logits: Mapping[int, float]) -> Iterator[Logits]:
-        """These logits, but for some tokens these others, within a `with` statement, of which one is open at a time.
+    def changed(self, tokens: Sequence[int], change: Change) -> Iterator[Logits]:
+        """These logits, but for some tokens what `change` makes of theirs, in a `with` statement (one at a time).
 
         Raises EngineError if a token is outside the vocabulary.
         """
-        exchange = self._replaced.exchange(logits)
-        exchange()
+        some, count = self._some, len(tokens)
+        some.put(tokens)
+        _check(self._read_logits(self._pointer, some.ids, some.values, count), "changing logits")
+        some.set(change(some.get(count)))
+        self._exchange_logits(self._pointer, some.ids, some.values, count)
         self.ready = 0
         try:
             yield self
         finally:
-            exchange()
+            self._exchange_logits(self._pointer, some.ids, some.values, count)
             self.ready = 0
 
     def to_array(self) -> array[float]:
@@ -324,49 +326,33 @@ class Logits:
         return CANDIDATE.iter_unpack(self._host.read(self._candidates, CANDIDATE.size * count))
 
 
-class Some:
-    """Some of the logits: C's memory has room for their tokens, and behind these for their values.
+class _Some:
+    """Room in C's memory for some tokens' numbers (`ids`, int32) and their logits (`values`, float32)."""
 
-    Parameters
-    ----------
-    host, pointer
-        As for `Logits`.
-    """
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._room = self.ids = self.values = 0
 
-    def __init__(self, host: Host, pointer: int) -> None:
-        self._host, self._pointer = host, pointer
-        self._read_logits = host.function("read_logits")
-        self._exchange = host.function("exchange_logits")
-        self._place = self._room = 0
-
-    def _make_room(self, count: int) -> None:
-        if count <= self._room:
-            return
-        self._host.release(self._place)
-        self._room = max(64, 2 * count)
-        self._place = self._host.allocate(8 * self._room)
-        self._values = self._place + 4 * self._room
-        self._write = self._host.writer(self._place, 8 * self._room)
-        self._read = self._host.reader(self._values, 4 * self._room)
-
-    def _put(self, tokens: Iterable[int], values: Iterable[float] = ()) -> None:
+    def put(self, ids: Sequence[int]) -> None:
+        """Write the numbers. Raises EngineError if one is none of an int32."""
+        if len(ids) > self._room:
+            self._host.release(self.ids)
+            self._room = max(64, 2 * len(ids))
+            size = 4 * self._room
+            self.ids = self._host.allocate(2 * size)
+            self.values = self.ids + size
+            self._write_ids = self._host.writer(self.ids, size)
+            self._write_values = self._host.writer(self.values, size)
+            self._read_values = self._host.reader(self.values, size)
         try:
-            data = array("i", tokens).tobytes()
+            self._write_ids(array("i", ids).tobytes().ljust(4 * self._room))
         except OverflowError:
-            raise EngineError(ERRORS[E_TOKEN]) from None
-        self._write(data.ljust(4 * self._room) + array("f", values).tobytes().ljust(4 * self._room))
+            raise EngineError(f"changing logits: {ERRORS[E_TOKEN]}") from None
 
-    def read(self, tokens: Sequence[int]) -> list[float]:
-        """The logits of these tokens."""
-        count = len(tokens)
-        self._make_room(count)
-        self._put(tokens)
-        _check(self._read_logits(self._pointer, self._place, self._values, count), "reading logits")
-        return array("f", self._read()).tolist()[:count]
+    def get(self, count: int) -> list[float]:
+        """Read so many values."""
+        return array("f", self._read_values()).tolist()[:count]
 
-    def exchange(self, logits: Mapping[int, float]) -> Callable[[], int]:
-        """A function that exchanges the logits of some tokens for these; called again, it puts them back."""
-        count = len(logits)
-        self._make_room(count)
-        self._put(logits, logits.values())
-        return lambda: _check(self._exchange(self._pointer, self._place, self._values, count), "exchanging logits")
+    def set(self, values: Iterable[float]) -> None:
+        """Write the values."""
+        self._write_values(array("f", values).tobytes().ljust(4 * self._room))

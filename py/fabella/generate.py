@@ -61,7 +61,8 @@ class Ending:
     def __post_init__(self) -> None:
         if self.length is not None and (type(self.length) is not int or self.length < 0):
             raise SettingsError("length", f"must be a whole number from 0 on, not {self.length!r}")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+        texts = isinstance(self.stop, (list, tuple))
+        if not texts or not all(isinstance(text, str) and text for text in self.stop):
             raise SettingsError("stop", "must be a list of texts, none of them empty")
         if self.constraint is not None and not callable(self.constraint):
             raise SettingsError("constraint", "must be a function of the text so far and of what would come next")
@@ -218,6 +219,6 @@ class _Text:
         constraint = self.ending.constraint
         assert constraint
         if token in self.tokenizer.stop_ids:
-            return constraint(self.sampled, None)
+            return constraint(self.sampled + self.decoder.peek(None), None)
         added = self.decoder.peek(token)
         return added != "" and constraint(self.sampled, added)

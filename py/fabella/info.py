@@ -15,8 +15,6 @@ from fabella.modelfile import Config, ModelFile
 from fabella.models import open_model
 from fabella.tokenizer import Tokenizer
 
-TEMPLATE = "tokenizer.chat_template"
-
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -56,8 +54,8 @@ def describe(model: ModelFile, engine: Engine, size: int) -> Iterator[tuple[str,
         f"{engine.weights_size / 1e6:,.1f} MB of weights, and {token / 1e3:,.1f} kB for each token: "
         f"{(engine.weights_size + token * config.seq_len) / 1e6:,.0f} MB with a full context",
     )
-    template = model.metadata.get(TEMPLATE)
-    yield "Chat template", f"{len(template):,} characters" if isinstance(template, str) else "none"
+    template = model.chat_template
+    yield "Chat template", "none" if template is None else f"{len(template):,} characters"
 
 
 def _shape(c: Config) -> str:

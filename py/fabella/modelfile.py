@@ -48,3 +48,9 @@ class ModelFile:
     def license(self) -> str:
         """The licence that the file names, as short text; empty if it names none."""
         return short_text(self.metadata.get("general.license", ""))
+
+    @property
+    def chat_template(self) -> str | None:
+        """How the model wants conversations to be written down; None if it is not made for them."""
+        template = self.metadata.get("tokenizer.chat_template")
+        return template if isinstance(template, str) else None

@@ -6,20 +6,24 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from fabella.architectures import parameter_count
 from fabella.engine import Engine
 from fabella.errors import PromptError, SettingsError
-from fabella.generate import Step, generate
+from fabella.generate import Ending, Step, generate
 from fabella.gguf import read_gguf
 from fabella.hosts import BrowserFile, BrowserHost
 from fabella.sampler import Settings
 from fabella.session import Session
 
+if TYPE_CHECKING:
+    from fabella.chat import Conversation
+
 
 class Page:
-    """One model in one worker, telling one story at a time.
+    """One model in one worker, telling one story or giving one answer at a time.
 
     Parameters
     ----------
@@ -39,6 +43,7 @@ class Page:
         self._model = read_gguf(file)
         self._session = Session(Engine(BrowserHost(exports), self._model, file))
         self._size = file.size
+        self._conversation: Conversation | None = None
         self._steps: Iterator[Step] | None = None
         self._sampled = 0
         self._seconds = 0.0
@@ -56,6 +61,7 @@ class Page:
                 "layers": config.n_layers,
                 "dim": config.dim,
                 "license": model.license or None,
+                "chats": model.chat_template is not None,
             },
             allow_nan=False,
         )
@@ -80,8 +86,9 @@ class Page:
         Parameters
         ----------
         request
-            JSON: ``{"prompt", "settings": {"temperature", "top_p", "top_k", "seed", "length"}}``. The seed is a
-            string of decimal digits, because JavaScript's numbers cannot hold 64 bits.
+            JSON: ``{"prompt", "settings": {"temperature", "top_p", "top_k", "seed", "length"}}``; the settings may have
+            others of Settings, too, and ``"stop"``, a list of texts. The seed is a string of decimal digits, because
+            JavaScript's numbers cannot hold 64 bits.
 
         Raises
         ------
@@ -92,19 +99,58 @@ class Page:
         prompt = asked.get("prompt")
         if not isinstance(prompt, str):
             raise PromptError("there is no prompt; the least is an empty text")
-        settings, length = _settings(asked.get("settings", {}))
-        self._steps = generate(self._session, self._model.tokenizer, prompt, settings, length)
+        settings, ending = _settings(asked.get("settings", {}))
+        self._begin(generate(self._session, self._model.tokenizer, prompt, settings, ending=ending))
+
+    def say(self, request: str) -> None:
+        """Starts an answer, in the place of what may still be going on.
+
+        Parameters
+        ----------
+        request
+            JSON: ``{"messages": [{"role", "content"}, …], "settings"}``: the whole conversation and, last, what is to
+            be answered; or an answer, which is gone on with. Settings as those of a story, but that the length is the
+            answer's.
+
+        Raises
+        ------
+        FabellaError
+            If the model has no chat template, or the messages or settings are none.
+        """
+        from fabella.chat import Conversation, template_of
+
+        asked = json.loads(request)
+        settings, ending = _settings(asked.get("settings", {}))
+        messages = asked.get("messages")
+        last = messages[-1] if isinstance(messages, list) and messages else None
+        if not (isinstance(last, dict) and isinstance(last.get("content"), str)):
+            raise PromptError("there is no message to answer")
+        if not self._conversation:
+            template = template_of(self._model)
+            self._conversation = Conversation(self._session, self._model.tokenizer, template)
+        conversation = self._conversation
+        is_answer = last.get("role") == "assistant"
+        before = messages if is_answer else messages[:-1]
+        if conversation.messages != before:  # or else it goes on where it is
+            conversation.load(before)
+        if is_answer:
+            self._begin(conversation.go_on(settings, ending))
+        else:
+            self._begin(conversation.say(last["content"], settings, ending))
+
+    def _begin(self, steps: Iterator[Step]) -> None:
+        self._steps = steps
         self._sampled = 0
         self._seconds = 0.0
 
     def advance(self, milliseconds: float) -> str:
-        """Goes on with the story for about this long, at least by one token; returns at once with the first sampled.
+        """Goes on for about this long, at least by one step; returns at once with the first sampled token.
 
         Returns
         -------
         JSON ``{"steps": [{"token", "text", "from_prompt"}, …], "end": null or the reason, "tokens", "seconds",
         "tokens_per_second"}``, where the last three are of the sampled tokens of the story so far. Time counts from
-        the first of them, so that the rate is 0 until there are two.
+        the first of them, so that the rate is 0 until there are two. A step has ``"dropped"`` if it is not 0.
         """
         assert self._steps is not None, "advance() without tell()"
         story, self._steps = self._steps, None
@@ -127,7 +173,7 @@ class Page:
         rate = (self._sampled - 1) / self._seconds if self._seconds > 0 else 0.0
         return json.dumps(
             {
-                "steps": [{"token": step.token, "text": step.text, "from_prompt": step.from_prompt} for step in steps],
+                "steps": [_told(step) for step in steps],
                 "end": steps[-1].end,
                 "tokens": self._sampled,
                 "seconds": self._seconds,
@@ -140,18 +186,28 @@ class Page:
         self._steps = None
 
 
-def _settings(asked: dict[str, Any]) -> tuple[Settings, int]:
-    """The settings of a request, and the length. Raises SettingsError."""
-    names = ("temperature", "top_p", "top_k", "seed", "length")
-    for name in names:
+def _told(step: Step) -> dict[str, Any]:
+    told = {"token": step.token, "text": step.text, "from_prompt": step.from_prompt}
+    return told | {"dropped": step.dropped} if step.dropped else told
+
+
+NEEDED = ("temperature", "top_p", "top_k", "seed", "length")
+FURTHER = tuple(field.name for field in fields(Settings) if field.name not in (*NEEDED, "logit_bias"))
+
+
+def _settings(asked: dict[str, Any]) -> tuple[Settings, Ending]:
+    """The settings of a request, and when it ends. Raises SettingsError."""
+    for name in NEEDED:
         if name not in asked:
             raise SettingsError(name, "is missing")
+    known = (*NEEDED, *FURTHER, "stop")
     for name in asked:
-        if name not in names:
-            raise SettingsError(name, f"there is no such setting, only {', '.join(names)}")
+        if name not in known:
+            raise SettingsError(name, f"there is no such setting, only {', '.join(known)}")
     seed, length = asked["seed"], asked["length"]
     if not (isinstance(seed, str) and re.fullmatch("[0-9]{1,20}", seed)):
         raise SettingsError("seed", "must be a whole number of at most 20 digits")
     if type(length) is not int:
         raise SettingsError("length", f"must be a whole number, not {length!r}")
-    return Settings(asked["temperature"], asked["top_p"], asked["top_k"], int(seed)), length
+    values = {name: asked[name] for name in asked if name not in ("seed", "length", "stop")}
+    return Settings(**values, seed=int(seed)), Ending(length, asked.get("stop", ()))

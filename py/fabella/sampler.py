@@ -109,6 +109,7 @@ def _range(least: float, most: float) -> str:
 Candidate = tuple[int, float, float]  # a token that may be picked, its logit and its probability
 Step = Callable[[Iterable[Candidate]], list[Candidate]]  # from candidates, likeliest first, to those that it keeps
 Allowed = Callable[[int], bool]  # whether a token may be picked
+Change = Callable[[list[float]], list[float]]  # from the logits of some tokens to others
 
 
 class Logits(Protocol):
@@ -133,11 +134,8 @@ class Logits(Protocol):
     def mean(self, temperature: float) -> float:
         """Return the mean of the logits, each with its token's probability."""
 
-    def of(self, tokens: Sequence[int]) -> list[float]:
-        """Return the logits of these tokens."""
-
-    def replaced(self, logits: Mapping[int, float]) -> AbstractContextManager[Logits]:
-        """Return, for a `with` statement, these logits but for some tokens others."""
+    def changed(self, tokens: Sequence[int], change: Change) -> AbstractContextManager[Logits]:
+        """Return, for a `with` statement, these logits, but for some tokens what `change` makes of theirs."""
 
 
 class Sampler:
@@ -184,30 +182,35 @@ class Sampler:
         SettingsError
             If a biased token is outside the vocabulary.
         """
-        changed = self._changed(logits, said)
-        if not changed:
+        settings, bias = self.settings, self.settings.logit_bias
+        counts = self._counts(said)
+        if not counts and not bias:
             return self._pick(logits, allowed)
-        with logits.replaced(changed) as others:
+        if bias and max(bias) >= logits.vocab_size:
+            raise SettingsError("logit_bias", f"there is no token {max(bias)}, only {logits.vocab_size}")
+        tokens = [*counts, *(bias.keys() - counts.keys())]
+
+        def change(before: list[float]) -> list[float]:
+            after = (
+                [logit + bias.get(token, 0) for token, logit in zip(tokens, before, strict=True)] if bias else before
+            )
+            return penalised(after[: len(counts)], counts.values(), settings) + after[len(counts) :]
+
+        with logits.changed(tokens, change) as others:
             if self.trace is not None:
-                self.trace.append(("penalties", others.candidates(SHORTLIST, self.settings.temperature or 1)))
+                self.trace.append(("penalties", others.candidates(SHORTLIST, settings.temperature or 1)))
             return self._pick(others, allowed)
 
-    def _changed(self, logits: Logits, said: Sequence[int]) -> dict[int, float]:
-        """The logits that bias and penalties change, by token."""
-        settings, changed = self.settings, {}
-        if bias := settings.logit_bias:
-            if max(bias) >= logits.vocab_size:
-                raise SettingsError("logit_bias", f"there is no token {max(bias)}, only {logits.vocab_size}")
-            changed = dict(zip(bias, map(sum, zip(logits.of(list(bias)), bias.values(), strict=True)), strict=True))
-        if settings.repetition_penalty != 1 or settings.presence_penalty or settings.frequency_penalty:
-            counts = Counter(said[-settings.penalty_window :])
-            for token in self.spared:
-                counts.pop(token, None)
-            before = logits.of(list(counts))
-            if changed:
-                before = [changed.get(token, logit) for token, logit in zip(counts, before, strict=True)]
-            changed.update(zip(counts, penalised(before, counts.values(), settings), strict=True))
-        return changed
+    def _counts(self, said: Sequence[int]) -> dict[int, int]:
+        """How often each token was said that is to be penalised."""
+        settings = self.settings
+        if settings.repetition_penalty == 1 and not settings.presence_penalty and not settings.frequency_penalty:
+            return {}
+        window = said[-settings.penalty_window :]
+        counts = Counter(window) if settings.frequency_penalty else dict.fromkeys(window, 1)
+        for token in self.spared:
+            counts.pop(token, None)
+        return counts
 
     def _pick(self, logits: Logits, allowed: Allowed | None) -> int:
         temperature = self.settings.temperature
@@ -343,7 +346,11 @@ def keep_min_p(candidates: Iterable[Candidate], p: float) -> list[Candidate]:
 
 def keep_allowed(candidates: Iterable[Candidate], allowed: Allowed, rest: Iterable[Candidate]) -> list[Candidate]:
     """Keep the candidates that are allowed; if none is, the likeliest one that is, whatever the other steps kept."""
-    return scaled([candidate for candidate in candidates if allowed(candidate[0])] or [first_allowed(rest, allowed)])
+    kept = [candidate for candidate in candidates if candidate[2] > 0 and allowed(candidate[0])]
+    if kept:
+        return scaled(kept)
+    token, logit, _ = first_allowed(rest, allowed)
+    return [(token, logit, 1.0)]
 
 
 def first_allowed(candidates: Iterable[Candidate], allowed: Allowed) -> Candidate:

@@ -36,9 +36,10 @@ except ImportError as error:
     ) from error
 
 LONGEST_TEMPLATE = 1 << 16  # characters; real ones have up to 17,000
-FUEL = 1 << 22  # what a template may use up: for each character that it makes 1, for an element, a round or a call
-ELEMENT, ROUND, CALL = 16, 64, 256
-LONGEST_TEXT = 1 << 20  # characters of one text
+LONGEST_TEXT = 1 << 20  # characters, or elements of a list
+# What a template may use up in all, and what each thing that it does uses: 1 for each character that it writes, and for
+FUEL, ELEMENT, ROUND, CALL = 1 << 22, 16, 64, 256  # an element that is made or looked at, a loop's round, a call
+AT_ONCE = 16  # characters that are made or looked at for 1
 LARGEST_NUMBER = 1 << 63
 DEPTH = 300  # of Python's stack, below the caller
 CALLS = 50  # of macros within each other
@@ -160,7 +161,7 @@ class Disguise:
         halves = {c: chr(0xD800 + number) for number, c in enumerate(sorted(looks)[: 0xDFFF - 0xD800])}
         self._on = str.maketrans(halves)
         self._off = str.maketrans({half: c for c, half in halves.items()} | {self.EDGE: ""})
-        kept = [tag for tag in self.THOUGHTS if not any(piece in tag or tag in piece for piece in controls)]
+        kept = [tag for tag in self.THOUGHTS if not any(_overlap(piece, tag) for piece in controls)]
         self._kept = re.compile("|".join(map(re.escape, kept)) or r"(?!)")
 
     def put_on(self, text: str) -> str:
@@ -171,11 +172,21 @@ class Disguise:
             at = found.end()
         disguised = "".join([*parts, text[at:].translate(self._on)])
         core = disguised.strip()
-        return disguised.replace(core, f"{self.EDGE}{core}{self.EDGE}", 1) if core else disguised
+        if not core:
+            return disguised
+        begin = disguised.index(core)
+        first = "" if self._kept.match(core) else self.EDGE
+        last = "" if core.endswith(self.THOUGHTS) and self._kept.search(core) else self.EDGE
+        return f"{disguised[:begin]}{first}{core}{last}{disguised[begin + len(core) :]}"
 
     def take_off(self, text: str) -> str:
         """Return the text that was put into disguise."""
         return text.translate(self._off)
+
+
+def _overlap(a: str, b: str) -> bool:
+    """Whether one of two texts is within the other, or begins with what the other ends with."""
+    return a in b or b in a or any(a.endswith(b[:size]) or a.startswith(b[-size:]) for size in range(1, len(b)))
 
 
 def _look(piece: str) -> str:
@@ -232,40 +243,37 @@ class _Environment(ImmutableSandboxedEnvironment):
         if self.fuel < 0:
             raise SecurityError(TOO_MUCH)
 
-    def _made(self, value: Any) -> Any:
-        """Count a value that was made: its characters, or all of its elements and theirs."""
-        if isinstance(value, str) and len(value) > LONGEST_TEXT:
-            raise SecurityError(TOO_MUCH)
-        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
-            raise SecurityError("it computes with very large numbers")
-        return self._counted(value, 1)
-
     def _seen(self, value: Any) -> Any:
-        """Count a value that is looked at, which is faster."""
-        return self._counted(value, 16)
-
-    def _counted(self, value: Any, at_once: int) -> Any:
+        """Count a value that is looked at: its characters, or all of its elements and theirs."""
         self.spend(ELEMENT)
         if isinstance(value, str):
-            self.spend(len(value) // at_once)
+            self.spend(len(value) // AT_ONCE)
         elif isinstance(value, Mapping):
             for key, element in value.items():
-                self._counted(key, at_once)
-                self._counted(element, at_once)
+                self._seen(key)
+                self._seen(element)
         elif isinstance(value, (list, tuple)):
             for element in value:
-                self._counted(element, at_once)
+                self._seen(element)
         return value
 
-    def _written(self, value: Any) -> Any:
-        """Count what is written out."""
-        return self._made(value) if isinstance(value, str) else self._plain_text(value)
+    def _made(self, value: Any) -> Any:
+        """Count a value that was made."""
+        if isinstance(value, str):
+            _check_length(len(value))
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            raise SecurityError("it computes with very large numbers")
+        return self._seen(value)
 
-    def _plain_text(self, value: Any) -> str:
-        self._made(value)
-        text = str(value)
+    def _written(self, value: Any) -> str:
+        """Count what is written out."""
+        text = self._plain_text(value)
         self.spend(len(text))
         return text
+
+    def _plain_text(self, value: Any) -> str:
+        self._seen(value)
+        return str(self._made(str(value)))
 
     def _counting(self, filter: Callable[..., Any]) -> Callable[..., Any]:
         """The same filter, counting what goes in and what comes out."""
@@ -279,16 +287,18 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _join(self, elements: Iterable[Any], between: str = "", attribute: str | None = None) -> str:
         """The elements, or these attributes of theirs, as one text."""
-        texts = []
+        texts, length = [], 0
         for element in elements:
             texts.append(self._plain_text(self.getitem(element, attribute) if attribute else element))
-            self.spend(len(between))
-        return str(between).join(texts)
+            length += len(texts[-1]) + len(between)
+            _check_length(length)
+        return str(self._made(str(between).join(texts)))
 
     def _replace(self, text: str, old: str, new: str, count: int = -1) -> str:
         """A text with another in the place of each of its parts."""
         text, old, new = str(text), str(old), str(new)
-        self.spend(len(text) + (text.count(old) + 1) * len(new))
+        self._seen(text)
+        _check_length(len(text) + text.count(old) * len(new))
         return str(self._made(text.replace(old, new, count)))
 
     def call(self, context: Context, function: Any, *arguments: Any, **named: Any) -> Any:
@@ -318,9 +328,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator == "*":
             for one, other in ((left, right), (right, left)):
                 if isinstance(one, (str, bytes, list, tuple)) and isinstance(other, int):
-                    self.spend(len(one) * max(other, 0))
+                    _check_length(len(one) * other)
         if operator == "+":
-            self.spend(_length(left) + _length(right))
+            _check_length(_length(left) + _length(right))
         return self._made(super().call_binop(context, operator, left, right))
 
     def wrap_str_format(self, value: Any) -> Any:
@@ -344,7 +354,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _tojson(self, value: Any, indent: int | None = None, **options: Any) -> str:
         """JSON as `transformers` writes it, with nothing escaped for HTML."""
-        self._made(value)
+        self._seen(value)
         if indent is not None and not 0 <= int(indent) <= 8:
             raise SecurityError("tojson indents by 8 at most")
         return str(self._made(json.dumps(value, indent=indent, **{"ensure_ascii": False} | options)))
@@ -353,7 +363,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         """Indent all lines but the first."""
         by = width if isinstance(width, str) else " " * min(width, 100)
         lines = str(text).split("\n")
-        self.spend(len(lines) * len(by))
+        _check_length(len(text) + len(lines) * len(by))
         rest = [by + line if line or blank else line for line in lines[1:]]
         return "\n".join([(by if first else "") + lines[0], *rest])
 
@@ -412,6 +422,11 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _check_length(length: int) -> None:
+    if length > LONGEST_TEXT:
+        raise SecurityError(TOO_MUCH)
 
 
 def _length(value: Any) -> int:

@@ -154,11 +154,11 @@ class Decoder(ABC):
     @abstractmethod
     def _push(self, piece: str, type: int) -> str: ...
 
-    def peek(self, id: int) -> str:
-        """Return the text that this token would add, were it the last; nothing changes."""
+    def peek(self, id: int | None) -> str:
+        """Return the text that this token would add, were it the last, or None: the end; nothing changes."""
         attributes, utf8 = vars(self).copy(), self._utf8.getstate()
         try:
-            return self.push(id) + self.flush()
+            return ("" if id is None else self.push(id)) + self.flush()
         finally:
             vars(self).update(attributes)
             self._utf8.setstate(utf8)
