@@ -217,6 +217,8 @@ class Engine:
 
     def rewind(self, position: int) -> None:
         """Forgets all tokens from `position` on."""
+        if self._forward is _closed:
+            _closed()
         if not 0 <= position <= self.position:
             raise EngineError(f"cannot rewind to {position}: there are {self.position} positions")
         self.position = position

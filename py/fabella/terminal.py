@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -88,6 +89,8 @@ class Terminal:
         self._options = options
         self._is_person = sys.stdin.isatty() and sys.stdout.isatty()
         self._written: set[Path] = set()  # files
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8", errors="strict")
         if self._is_person:
             with suppress(ImportError):  # where there is none, lines cannot be edited
                 import readline  # noqa: F401 - it gives input() a history and editing
