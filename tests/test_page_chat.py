@@ -1,0 +1,176 @@
+"""Conversations in the page's worker, which the page does not draw yet, asked as it will ask, in a real browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fabella import page
+from fabella.chat import Conversation, template_of
+from fabella.errors import ConversationError, PromptError, SettingsError, TemplateError
+from fabella.generate import Ending
+from fabella.hosts import WasmtimeHost
+from fabella.modelfile import Config
+from fabella.sampler import Settings
+from fabella.session import Session
+from fabella.sources import BytesSource
+
+from .conftest import Site, Visit
+from .random_models import load, write_random_model
+from .test_chat import TEMPLATE
+
+CONFIG = Config(dim=64, hidden_dim=160, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=400, seq_len=300)
+SETTINGS = {"temperature": 0.9, "top_p": 0.9, "top_k": 0, "seed": "7", "length": 12, "repetition_penalty": 1.1}
+
+ASK = """async (message) => {
+  const answer = new Promise((resolve) => notebook.worker.addEventListener("message", ({ data }) => {
+    if (data.id === message.id && ["done", "error"].includes(data.type)) resolve(data);
+  }));
+  notebook.worker.postMessage(message);
+  const last = await answer;
+  const steps = notebook.received.filter(({ type, id }) => type === "steps" && id === message.id);
+  return { ...last, steps: steps.flatMap(({ steps }) => steps) };
+}"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_model(tmp_path_factory.mktemp("models") / "random.gguf", CONFIG, template=TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def site(built: Callable[[Path], Path], model: Path) -> Iterator[Site]:
+    site = Site(built(model))
+    yield site
+    site.close()
+
+
+def said(*texts: str, system: str | None = None) -> list[dict[str, str]]:
+    begin = [] if system is None else [{"role": "system", "content": system}]
+    return begin + [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+
+
+@pytest.fixture
+def conversation(model: Path) -> Conversation:
+    """One under wasmtime, to compare with."""
+    engine, file = load(model)
+    return Conversation(Session(engine), file.tokenizer, template_of(file), "w7")
+
+
+PLAIN = Settings(temperature=0.9, top_p=0.9, seed=7, repetition_penalty=1.1)
+
+
+def test_a_conversation_in_the_page_is_that_under_wasmtime(
+    visit: Visit, site: Site, conversation: Conversation
+) -> None:
+    """Token for token: turns, an answer gone on with, an earlier turn that is edited, and a story in between."""
+    visit.open(site)
+    assert [message["model"]["chats"] for message in visit.received("ready")] == [True]
+
+    def ask(number: int, messages: list[dict[str, str]], **settings: Any) -> list[tuple[int, str]]:
+        answer = visit.page.evaluate(
+            ASK, {"type": "say", "id": number, "messages": messages, "settings": SETTINGS | settings}
+        )
+        assert answer["type"] == "done", answer
+        return [(step["token"], step["text"]) for step in answer["steps"] if not step["from_prompt"]]
+
+    def expected(steps: Any) -> list[tuple[int, str]]:
+        return [(step.token, step.text) for step in steps if not step.from_prompt]
+
+    for number, text in enumerate(("w1 w2", "w3", "w4 w5"), 1000):
+        messages = [*conversation.messages, *said(text)]
+        assert ask(number, messages) == expected(conversation.say(text, PLAIN, Ending(12)))
+        if number == 1001:
+            visit.tell("w1", length=30)
+    if conversation.turns[-1].end != "end":
+        messages = conversation.messages
+        assert ask(1010, messages, length=5) == expected(conversation.go_on(PLAIN, Ending(5)))
+    edited = [*conversation.messages[:3], *said("w9")]
+    assert ask(1011, edited) == expected(conversation.edit(2, "w9", PLAIN, Ending(12)))
+
+
+@pytest.mark.parametrize(
+    ("messages", "settings", "words"),
+    [
+        (said("w1 " * 400), {}, "shorten it"),
+        ([{"role": "tool", "content": "x"}, *said("w1")], {}, "message 1 is by 'tool'"),
+        (said("w1"), {"top_p": 2}, "top_p"),
+        ([], {}, "no message to answer"),
+    ],
+)
+def test_what_cannot_be_said_is_refused_in_words(
+    visit: Visit, site: Site, messages: Any, settings: dict[str, Any], words: str
+) -> None:
+    visit.open(site)
+    question = {"type": "say", "id": 1000, "messages": messages, "settings": SETTINGS | settings}
+    answer = visit.page.evaluate(ASK, question)
+    assert answer["type"] == "error"
+    assert words in answer["message"]
+    assert visit.page.evaluate(ASK, question | {"id": 1001, "messages": said("w1"), "settings": SETTINGS})["steps"]
+
+
+# ---- Without a browser -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_page(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], page.Page]:
+    """The page's side of the driver with a model file, under wasmtime."""
+    monkeypatch.setattr(page, "BrowserHost", lambda _exports: WasmtimeHost())
+    monkeypatch.setattr(page, "BrowserFile", BytesSource)
+    return lambda path: page.Page(None, path.read_bytes())
+
+
+def answered(opened: page.Page, messages: Any, **settings: Any) -> tuple[str, int]:
+    """The answer, and how many turns the model has meanwhile ceased to see."""
+    opened.say(json.dumps({"messages": messages, "settings": SETTINGS | settings}))
+    text, dropped = "", 0
+    while True:
+        turn = json.loads(opened.advance(1000))
+        text += "".join(step["text"] for step in turn["steps"])
+        dropped += sum(step.get("dropped", 0) for step in turn["steps"])
+        if turn["end"]:
+            return text, dropped
+
+
+def test_the_page_is_told_which_turns_the_model_no_longer_sees(
+    open_page: Callable[[Path], page.Page], model: Path
+) -> None:
+    opened = open_page(model)
+    messages, dropped = [], 0
+    for number in range(12):
+        messages += said(f"w{number} w1 w2 w3")
+        text, more = answered(opened, messages)
+        messages += [{"role": "assistant", "content": text}]
+        dropped += more
+    assert 0 < dropped < 24
+    assert dropped % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        ({"messages": None}, PromptError),
+        ({"messages": ["w1"]}, PromptError),
+        ({"messages": [{"role": "user", "content": None}]}, PromptError),
+        ({"messages": said("w1", "w2")[1:]}, ConversationError),
+        ({"messages": said("w1"), "settings": {}}, SettingsError),
+    ],
+)
+def test_requests_that_are_none(
+    open_page: Callable[[Path], page.Page], model: Path, request_: dict[str, Any], error: type[Exception]
+) -> None:
+    opened = open_page(model)
+    with pytest.raises(error):
+        opened.say(json.dumps({"settings": SETTINGS} | request_))
+    assert answered(opened, said("w1"))
+
+
+def test_a_model_without_a_template_does_not_chat(open_page: Callable[[Path], page.Page], tmp_path: Path) -> None:
+    opened = open_page(write_random_model(tmp_path / "model.gguf", CONFIG))
+    assert json.loads(opened.info())["chats"] is False
+    with pytest.raises(TemplateError):
+        answered(opened, said("w1"))
