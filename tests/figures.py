@@ -299,6 +299,14 @@ def print_vocabularies() -> None:
             print(f"{name + ', 10,000 characters':56} {spread(found['encode'], 'ms', 1)}")
 
 
+def print_sampling() -> None:
+    """Prints how long Python in the page takes to choose a token of many, with each step on and off."""
+    command = ("node", ROOT / "tests/in_pyodide.mjs", ROOT / "tests/sampling_cost.py", ROOT / "py")
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
+    for name, times in found.items():
+        print(f"{'choosing one of 49,152 tokens, ' + name:72} {spread(times, 'µs')}")
+
+
 def main() -> None:
     """Measures and prints everything."""
     about = "Measure what the README says of speed and size; takes a quarter of an hour."
@@ -348,6 +356,7 @@ def main() -> None:
         print(f"{name:56} {spread([row[key] for row in rows], unit, digits)}")
 
     print_vocabularies()
+    print_sampling()
     print(f"Chromium {version}, {ROUNDS} rounds, median [lowest – highest]")
     for name, rows in (("cold", cold), ("warm", warm)):
         show(f"page open to ready, {name}", rows, "ready", "ms")

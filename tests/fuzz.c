@@ -130,6 +130,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         shortlist(model_logits(m), next(&bytes));
         probabilities(model_logits(m), next(&bytes) / 64.0);
         draw(model_logits(m), next(&bytes) / 64.0, next(&bytes) / 256.0);
+        mean_logit(model_logits(m), next(&bytes) / 64.0);
+        log_probability(model_logits(m), next(&bytes) - 1);
+        const int some = next(&bytes) % 8;
+        float values[8] = {0};
+        if (read_logits(model_logits(m), tokens, values, some) == OK && some)
+            values[0] = next(&bytes) % 2 ? __builtin_nanf("") : next(&bytes);
+        exchange_logits(model_logits(m), tokens, values, some);
+        shortlist(model_logits(m), next(&bytes));
     }
     model_free(m);
     return 0;

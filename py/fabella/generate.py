@@ -170,7 +170,7 @@ class _Text:
     sampler: Sampler
     ending: Ending
     forgotten: int = 0  # tokens
-    sampled: str = field(default="", init=False)  # the text of the tokens sampled so far
+    sampled: str = field(default="", init=False)  # the text of the tokens sampled so far, for the constraint
 
     def go_on(self, forced: Iterable[int]) -> Iterator[Step]:
         session, decoder, stop_ids = self.session, self.decoder, self.tokenizer.stop_ids
@@ -182,7 +182,8 @@ class _Text:
             end = "end" if token in stop_ids else self._reason()
             if end:
                 text += decoder.flush()
-            self.sampled += text
+            if allowed:
+                self.sampled += text
             text = stops.push(text)
             if stops.found:
                 end = "stop"

@@ -160,6 +160,9 @@ class Sampler:
         self.spared = frozenset(spared)
         self.random = Xorshift(settings.seed)
         self.trace: list[tuple[str, list[Candidate]]] | None = None
+        self._penalises = (
+            settings.repetition_penalty != 1 or settings.presence_penalty != 0 or settings.frequency_penalty != 0
+        )
 
     def sample(self, logits: Logits, said: Sequence[int] = (), allowed: Allowed | None = None) -> int:
         """Pick a token. Temperature 0 uses up no random number, everything else exactly one.
@@ -183,7 +186,7 @@ class Sampler:
             If a biased token is outside the vocabulary.
         """
         settings, bias = self.settings, self.settings.logit_bias
-        counts = self._counts(said)
+        counts = self._counts(said) if self._penalises else {}
         if not counts and not bias:
             return self._pick(logits, allowed)
         if bias and max(bias) >= logits.vocab_size:
@@ -203,11 +206,8 @@ class Sampler:
 
     def _counts(self, said: Sequence[int]) -> dict[int, int]:
         """How often each token was said that is to be penalised."""
-        settings = self.settings
-        if settings.repetition_penalty == 1 and not settings.presence_penalty and not settings.frequency_penalty:
-            return {}
-        window = said[-settings.penalty_window :]
-        counts = Counter(window) if settings.frequency_penalty else dict.fromkeys(window, 1)
+        window = said[-self.settings.penalty_window :]
+        counts = Counter(window) if self.settings.frequency_penalty else dict.fromkeys(window, 1)
         for token in self.spared:
             counts.pop(token, None)
         return counts

@@ -27,6 +27,8 @@ class Stops:
 
     def push(self, text: str) -> str:
         """Return what is certain to belong to the text, now that this has come."""
+        if not self._strings:
+            return text
         text = self._held + text
         self._held = ""
         ends = [at for string in self._strings if (at := text.find(string)) >= 0]
