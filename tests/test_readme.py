@@ -64,7 +64,9 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
         "python -m train.evaluate": (run, f" {own_files['out/mine']} {own_files['my-stories.txt']}", "bits per byte"),
         "python -m fabella mine.gguf": (run, " -n 20 -s 1", "Once upon a time"),
         "python -m fabella info": (run, "", "Family"),
-        "python build.py serve --model smollm2": (lambda _: "", "", ""),  # the next test
+        "python build.py serve --model smollm2": (lambda _: "", "", ""),  # a test of its own
+        "python -m fabella chat": (lambda _: "", "", ""),  # this as well
+        "python -m hatchling build": (lambda command: run(command.replace("-d build", f"-d {tmp_path}")), "", ""),
         "python -m fabella web/models/stories.gguf": (run, "", "Once upon a time"),
         'echo "Once upon a time" | python -m fabella mine.gguf': (run, " -n 20 -s 1", "Once upon a time"),
         "python -m fabella": (run, " --help", "usage"),
@@ -98,3 +100,28 @@ def test_the_page_around_the_model_that_the_readme_names(tmp_path: Path) -> None
     said = served(f"python build.py serve --model smollm2 --out {tmp_path / 'dist'} --port 0")
     assert "Serving at http://localhost:" in said
     assert len(list((tmp_path / "dist/assets").glob("SmolLM2-*.gguf"))) == 1
+
+
+def test_the_conversation_of_the_readme() -> None:
+    real_model(SMOLLM2)
+    (command,) = (command for command in commands() if command.startswith("python -m fabella chat"))
+    assert "Hello" in run(f"echo 'Hi! Who are you?' | {command} -t 0 -n 20")
+
+
+def programs() -> list[str]:
+    """The README's Python."""
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+
+
+def test_the_programs_of_the_readme(tmp_path: Path) -> None:
+    story, chat, pyodide = programs()
+    (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").symlink_to(real_model(SMOLLM2))
+    (tmp_path / "web").symlink_to(ROOT / "web")
+    told = []
+    for program in (story, chat):
+        (tmp_path / "program.py").write_text(program)
+        told.append(run(f"cd {tmp_path} && PYTHONPATH={ROOT / 'py'} python program.py"))
+    assert told[0].startswith("Once upon a time")
+    assert "The sky appears blue" in told[1]
+    assert '{"capital": "Paris' in told[1]
+    assert "micropip.install" in pyodide  # tests/test_api.py does that
