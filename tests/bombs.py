@@ -25,6 +25,9 @@ BOMBS = {
     "a list that is nested": TWICE + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
     "a dictionary that is nested": TWICE + "{% set ns.x = {'a': ns.x, 'b': ns.x} %}{% endfor %}{{ ns.x | tojson }}",
     "a dictionary that is nested by dict()": TWICE + "{% set ns.x = dict(a=ns.x, b=ns.x) %}{% endfor %}{{ ns.x }}",
+    "namespaces that are nested": TWICE + "{% set ns.x = namespace(a=ns.x, b=ns.x) %}{% endfor %}{{ ns.x }}",
+    "namespaces in lists": TWICE + "{% set ns.x = [namespace(a=ns.x), namespace(a=ns.x)] %}{% endfor %}{{ ns.x }}",
+    "a namespace that holds itself": "{% set ns = namespace() %}{% set ns.x = ns %}{{ [ns, ns] }}",
     "replace": TWICE + "{% set ns.x = ns.x.replace('a', 'aaaaaaaaaa') %}{% endfor %}",
     "the filter replace": TWICE + "{% set ns.x = ns.x | replace('a', 'aaaaaaaaaa') %}{% endfor %}",
     "replace with nothing between": "{{ ('a' * 100000).replace('', 'a' * 100000) }}",
@@ -57,6 +60,21 @@ BOMBS = {
     "long lists that are selected from": "{% set a = range(99999) | list %}"
     + ROUNDS
     + "{% set b = a | select('equalto', -1) | list %}{% endfor %}",
+    "a range that is selected from": ROUNDS + "{% set b = range(60000) | select('equalto', -1) | list %}{% endfor %}",
+    "a range that is mapped": ROUNDS
+    + "{% set b = range(60000) | map(attribute='real') | select('equalto', -1) | list %}{% endfor %}",
+    "a long text that is selected from": "{% set a = 'x' * 900000 %}"
+    + ROUNDS
+    + "{% set b = a | select('equalto', 'y') | list %}{% endfor %}",
+    "a long text in which each element is sought": "{% set a = 'x' * 900000 %}{% set b = ('y ' * 1000).split(' ') %}"
+    + ROUNDS
+    + "{% set c = b | select('in', a) | list %}{% endfor %}",
+    "a dictionary's items that are selected from": "{% set d = {"
+    + ", ".join(f"'{n}': {n}" for n in range(3000))
+    + "} %}"
+    + ROUNDS
+    + "{% set b = d.items() | select('equalto', -1) | list %}{% endfor %}",
+    "a test within": "{% set a = 'x' * 900000 %}" + ROUNDS + "{% if 'xxxy' is in(a) %}{% endif %}{% endfor %}",
     "a macro that calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "two macros that call each other": "{% macro f() %}{{ g() }}{% endmacro %}"
     "{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}",

@@ -302,7 +302,7 @@ def test_what_is_dropped_stays_so_and_comes_back_with_an_undo(chats: Chats) -> N
 def test_a_turn_that_fits_no_context_is_refused_and_nothing_is_lost(chats: Chats) -> None:
     chat = chats.new("w7", context=100)
     answers = talk(chat, "w1", "w2", length=6)
-    for text in ("w1 " * 60, "x" * 1000):
+    for text in ("w1 " * 60, "x" * 1000, "w1 " * 1_000_000):
         with pytest.raises(PromptError, match="but the model's context is 100: shorten it"):
             chat.say(text, SETTINGS)
     with pytest.raises(PromptError, match="shorten it"):
@@ -311,6 +311,15 @@ def test_a_turn_that_fits_no_context_is_refused_and_nothing_is_lost(chats: Chats
     assert talk(chat, "w3")
     with pytest.raises(PromptError, match="shorten it"):
         chats.new("w1 " * 60, context=100).say("Hi", SETTINGS)
+
+
+def test_a_conversation_from_elsewhere_may_be_far_too_long(chats: Chats) -> None:
+    chat = chats.new("w7", context=100)
+    long = [{"role": ("user", "assistant")[number % 2], "content": f"w{number} " * 20_000} for number in range(40)]
+    chat.load(long)
+    assert sum(step.dropped for step in chat.say("w1", SETTINGS, Ending(5))) == 40
+    chat.load([*long, *[{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]])
+    assert sum(step.dropped for step in chat.say("w1", SETTINGS, Ending(5))) == 40
 
 
 def test_an_answer_fills_the_context_and_goes_on_without_the_oldest_turns(chats: Chats) -> None:

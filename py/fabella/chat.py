@@ -252,19 +252,27 @@ class Conversation:
                 return [*self._encoded(written), *answer.tokens]
             return self._encoded(written + self._template.disguised(well_formed(answer.text)))
 
-        tokens = tokens_from(dropped)
-        if len(tokens) + room <= context:
-            return tokens, dropped
-        begins = [begin for begin in self._begins(turns) if begin > dropped]
-        enough = context - max(room, context // 2)
-        place = bisect_left(begins, True, key=lambda begin: len(tokens_from(begin)) <= enough)
-        if begins:
-            dropped = begins[min(place, len(begins) - 1)]
+        def fewest_from(first: int) -> int:
+            texts = (self._system or "", *(turn.text for turn in turns[first:]), answer.text)
+            return sum(map(self._tokenizer.fewest_tokens, texts))
+
+        later = [begin for begin in self._begins(turns) if begin > dropped]
+        if fewest_from(dropped) < context:  # or else it is not even written down: that takes far longer
             tokens = tokens_from(dropped)
-        if len(tokens) >= context:
+            if len(tokens) + room <= context:
+                return tokens, dropped
+        enough = context - max(room, context // 2)
+        place = bisect_left(
+            later, True, key=lambda first: fewest_from(first) <= enough and len(tokens_from(first)) <= enough
+        )
+        if later:
+            dropped = later[min(place, len(later) - 1)]
+        fewest = fewest_from(dropped)
+        tokens = tokens_from(dropped) if fewest < context else []
+        if not 0 < len(tokens) < context:
             raise PromptError(
-                f"this needs {len(tokens)} tokens, the system prompt and the last turn alone, but the model's context "
-                f"is {context}: shorten it"
+                f"this needs {len(tokens) or f'at least {fewest}'} tokens, the system prompt and the last turn alone, "
+                f"but the model's context is {context}: shorten it"
             )
         return tokens, dropped
 

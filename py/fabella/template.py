@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -29,6 +29,7 @@ try:
     from jinja2.parser import Parser
     from jinja2.runtime import Context
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
 except ImportError as error:
     raise TemplateError(
         f"a chat needs Jinja, which is not here ({error}): pip install jinja2, or in Pyodide "
@@ -203,13 +204,11 @@ METHODS = frozenset(
     items keys values get
     """.split()
 )
-FILTERS = frozenset(
-    """
-    abs capitalize dictsort float int list lower map max min reject rejectattr reverse select selectattr string title
-    trim unique upper
-    """.split()
-)
 CHEAP_FILTERS = frozenset("count d default first items last length safe".split())  # whatever goes in
+TEXT_FILTERS = frozenset("abs capitalize float int lower string title trim upper".split())
+LIST_FILTERS = frozenset(
+    "dictsort list map max min reject rejectattr reverse select selectattr unique".split()
+)  # which look at each element, or character
 GLOBALS = frozenset(("range", "namespace", "dict"))
 TOO_MUCH = "it makes a text or a list that is too long, or takes too many rounds to do so"
 
@@ -231,7 +230,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.calls = 0
         known = self.filters
         self.filters = {name: known[name] for name in CHEAP_FILTERS}
-        self.filters |= {name: self._counting(known[name]) for name in FILTERS}
+        self.filters |= {name: self._counting(known[name]) for name in TEXT_FILTERS}
+        self.filters |= {name: self._counting(known[name], of_lists=True) for name in LIST_FILTERS}
         self.filters |= {"join": self._join, "replace": self._replace, "indent": self._indent, "tojson": self._tojson}
         self.filters |= {name[1:]: getattr(self, name) for name in ("_made", "_seen", "_plain_text", "_round_of")}
         self.globals = {name: self.globals[name] for name in GLOBALS}
@@ -255,6 +255,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif isinstance(value, (list, tuple)):
             for element in value:
                 self._seen(element)
+        elif isinstance(value, Namespace):
+            self._seen(value._Namespace__attrs)
+        elif isinstance(value, Sized):  # a range, or what a dictionary holds
+            self.spend(ELEMENT * len(value))
         return value
 
     def _made(self, value: Any) -> Any:
@@ -275,12 +279,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         self._seen(value)
         return str(self._made(str(value)))
 
-    def _counting(self, filter: Callable[..., Any]) -> Callable[..., Any]:
+    def _counting(self, filter: Callable[..., Any], of_lists: bool = False) -> Callable[..., Any]:
         """The same filter, counting what goes in and what comes out."""
 
         @wraps(filter)  # with the marks by which Jinja passes it its environment
         def counted(*arguments: Any, **named: Any) -> Any:
-            self._seen(arguments)
+            given = [value for value in arguments if not isinstance(value, (_Environment, Context, nodes.EvalContext))]
+            self._seen(given)
+            if of_lists:
+                each = ELEMENT + sum(_length(value) for value in given[1:]) // AT_ONCE
+                self.spend(_length(given[0]) * each)
             return self._made(filter(*arguments, **named))
 
         return counted
@@ -398,6 +406,7 @@ def _rewritten(node: nodes.Node) -> nodes.Node:
             operand.expr = _filtered(operand.expr, "seen")
     if isinstance(node, nodes.Test) and node.args:
         node.node = _filtered(node.node, "seen")
+        node.args = [_filtered(argument, "seen") for argument in node.args]
     is_made = isinstance(node, (nodes.List, nodes.Dict)) or (isinstance(node, nodes.Tuple) and node.ctx == "load")
     is_slice = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
     return _filtered(node, "made") if is_made or is_slice else node
