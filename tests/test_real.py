@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from .browsers import Driven
 from .llama_cpp import LlamaCpp
 from .random_models import load
 from .real_models import GEMMA3, SMOLLM2, real_model
-from .test_browsers import TELL, driven, served, told
+from .test_browsers import TELL, controls, driven, served, told
 from .texts import CORPUS
 
 TEXT = (
@@ -68,7 +67,7 @@ def test_the_page_speaks_as_under_wasmtime(driven: Driven, built: Callable[[Path
         assert told(driven) == ""
         for settings in (Settings(temperature=0.0, seed=1), Settings(temperature=0.9, top_p=0.95, seed=3)):
             expected = "".join(step.text for step in generate(engine, file.tokenizer, PROMPTS[0], settings, 60))
-            driven.run(TELL, {"prompt": PROMPTS[0], "length": 60, **asdict(settings)})
+            driven.run(TELL, controls(settings, PROMPTS[0], 60))
             assert told(driven) == expected
 
 
