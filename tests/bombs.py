@@ -1,6 +1,6 @@
 """Chat templates that would never end, fill the memory or reach out of their sandbox: each must be refused."""
 
-ROUNDS = "{% for i in range(99999) %}"
+ROUNDS = "{% for i in range(10000) %}"
 TWICE = "{% set ns = namespace(x='a') %}{% for i in range(60) %}"
 
 BOMBS = {
@@ -75,6 +75,31 @@ BOMBS = {
     + ROUNDS
     + "{% set b = d.items() | select('equalto', -1) | list %}{% endfor %}",
     "a test within": "{% set a = 'x' * 900000 %}" + ROUNDS + "{% if 'xxxy' is in(a) %}{% endif %}{% endfor %}",
+    "a constant that is written again and again": ROUNDS + "{{ '" + "x" * 60_000 + "' }}{% endfor %}",
+    "a constant that is made by the compiler": ROUNDS
+    + "{{ 'a' * 1000 | replace('a', '"
+    + "b" * 1000
+    + "') }}{% endfor %}",
+    "a constant of a filter": ROUNDS + "{{ '" + "a" * 999 + "' | replace('a', '" + "b" * 999 + "') }}{% endfor %}",
+    "a loop that calls itself": "{% set r = range(9999) %}{% for x in r recursive %}{{ loop(r) }}{% endfor %}",
+    "a loop that calls itself once": "{% set r = range(65536) %}"
+    "{% for x in r recursive %}{% if loop.depth0 %}{% else %}{{ loop(r) }}{% endif %}{% endfor %}",
+    "a search from the end": "{{ ('x' * 900000).rfind('xy' ~ 'x' * 450000) }}",
+    "a split from the end": "{{ ('x' * 900000).rsplit('xy' ~ 'x' * 450000) }}",
+    "many characters that are stripped": "{{ ('x' * 900000).strip('a' * 900000 ~ 'x') }}",
+    "many characters that are trimmed": "{{ ('x' * 900000) | trim('a' * 900000 ~ 'x') }}",
+    "a test without anything besides": "{% set a = 'x' * 900000 %}"
+    + ROUNDS
+    + "{% if a is lower %}{% endif %}{% endfor %}",
+    "a test of a filter's default": "{% set a = 'x' * 900000 %}"
+    "{{ range(9999) | map(attribute='q', default=a) | select('lower') | list | length }}",
+    "lines that are indented again and again": "{% set a = '\n' * 300000 %}"
+    + ROUNDS
+    + "{% set b = a | indent(1) %}{% endfor %}",
+    "separators of JSON": "{{ range(1000) | list | tojson(separators=('x' * 900000, ':')) }}",
+    "an indentation of JSON that is a text": "{{ range(1000) | list | tojson(indent=' ' * 900000 ~ '8') }}",
+    "JSON that would show a disguise": "{{ messages[0].content | tojson(ensure_ascii=True) }}",
+    "loops that Python does not compile": "{% for i in [1] %}" * 21 + "{% endfor %}" * 21,
     "a macro that calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "two macros that call each other": "{% macro f() %}{{ g() }}{% endmacro %}"
     "{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}",

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import numpy as np
@@ -88,6 +88,8 @@ def test_a_llama2c_model_is_loaded_with_its_tokenizer(tmp_path: Path) -> None:
         (b"", FabellaError, "the model: magic"),
         (b"GGUF", FabellaError, "the model: "),
         (io.StringIO("GGUF"), FabellaError, "in mode 'rb'"),
+        (7, FabellaError, "a model is a path, bytes or an open file, not 7"),
+        (None, FabellaError, "a model is a path"),
     ],
 )
 def test_what_is_no_model(file: Any, error: type[Exception], said: str) -> None:
@@ -162,6 +164,13 @@ def test_stops_constraints_and_going_on_beyond_the_context(model: fabella.Model)
         model.tell("w1", top_p=2)
     with pytest.raises(PromptError, match="shorten it"):
         model.tell("w1 " * 200)
+    with pytest.raises(SettingsError, match="stop"):
+        model.tell("w1", stop=7)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="there is no token 400"):
+        model.tell("w1", logit_bias={400: 1.0})
+    for use in (model.tell, model.tokenize, model.logits, model.perplexity):
+        with pytest.raises(PromptError, match="must be a text"):
+            use(cast(Any, 7))
 
 
 # ---- Chatting ----

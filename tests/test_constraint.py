@@ -82,7 +82,9 @@ def test_it_may_be_asked_in_any_order() -> None:
         (r"(a)\1", "cannot look around"),
         (r"\bword", "cannot look around"),
         ("(?i:a)", "cannot look around"),
-        ("(" * 5000 + ")" * 5000, ""),
+        ("(?i)a", "flags are not known"),
+        ("(?s).", "flags are not known"),
+        ("(" * 5000 + ")" * 5000, "nested too deeply"),
         ("a" * 30_000, "at most 20000"),
         (None, "at most 20000"),
     ],
@@ -140,6 +142,8 @@ PERSON: dict[str, Any] = {
         ),
         ({"type": "array", "maxItems": 0}, ["[]"], ["[1]"]),
         ({"type": "string", "pattern": "[a-z]+"}, ['"ab"'], ['""', '"A"']),
+        ({"type": "string", "pattern": ".*|[^x]+"}, ['""', '"é"'], ['"a"b"', '"\\"', '"\n"']),
+        ({"type": "array", "minItems": 2, "maxItems": 2, "items": {"const": 0}}, ["[0, 0]"], ["[0]", "[0, 0, 0]"]),
         (
             {"type": "object", "properties": {"a": {"type": "null"}, "b": True}},
             ["{}", '{"a": null}', '{"b": "x"}'],
@@ -170,11 +174,30 @@ def test_json_of_a_schema(schema: Any, texts: list[str], others: list[str]) -> N
         ({"type": "array", "minItems": 3, "maxItems": 2}, "whole numbers"),
         (7, "a schema is an object"),
         ({"title": "nothing"}, "type None"),
+        ({"enum": 5}, "enum must be a list"),
+        ({"enum": []}, "enum must be a list"),
+        ({"anyOf": 3}, "anyOf must be a list"),
+        ({"anyOf": []}, "anyOf must be a list"),
+        ({"const": {1}}, "is no JSON"),
+        ({"properties": []}, "properties must be an object"),
+        ({"properties": {}, "required": True}, "required a list"),
+        ({"properties": {}, "required": [["a"]]}, "does not say what it is"),
+        ({"type": "array", "minItems": 2, "maxItems": 0}, "whole numbers"),
+        ({"type": "string", "pattern": "a", "minLength": 2}, "how long the string may be"),
     ],
 )
 def test_schemas_that_are_not_known(schema: Any, said: str) -> None:
     with pytest.raises(ConstraintError, match=said):
         json_schema(schema)
+
+
+def test_a_schema_of_many_members() -> None:
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(4):
+        schema = {"properties": {f"m{number}": schema for number in range(8)}}
+    constraint = json_schema(schema)
+    assert constraint('{"m3": {"m1": {}, "m6": {"m0": {"m5": null}}}}', None)
+    assert not constraint('{"m3": {}, "m2": {}}', None)
 
 
 def test_a_schema_that_is_nested_too_deeply() -> None:

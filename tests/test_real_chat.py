@@ -158,7 +158,7 @@ def test_the_context_is_full_with_the_real_model(reference: transformers.PreTrai
         steps = list(chat.say(text, GREEDY, Ending(LENGTH)))
         seen = [chat.messages[0], *chat.messages[1 + chat.dropped : -1]]
         told = [step.token for step in steps if not step.from_prompt]
-        assert chats.session.tokens[: -len(told) + 1] == reference.apply_chat_template(
+        assert chats.session.tokens[: len(chats.session.tokens) - len(told) + 1] == reference.apply_chat_template(
             seen, tokenize=True, add_generation_prompt=True, return_dict=False
         )
         assert len(chats.session.tokens) <= 192
@@ -167,7 +167,7 @@ def test_the_context_is_full_with_the_real_model(reference: transformers.PreTrai
     steps = list(generate(chats.session, file.tokenizer, "Once upon a time", GREEDY, ending=Ending(400, shift=True)))
     assert steps[-1].end in ("length", "end")
     if steps[-1].end == "length":
-        assert sum(step.dropped for step in steps) >= 192
+        assert max(step.dropped for step in steps) >= 192
 
 
 def test_a_constraint_on_the_real_model() -> None:

@@ -329,7 +329,8 @@ def test_a_window_sees_the_last_tokens_only() -> None:
 
 def test_a_bias_for_what_is_no_token() -> None:
     with pytest.raises(SettingsError, match="there is no token 12, only 12"):
-        Sampler(Settings(seed=1, logit_bias={12: 1.0})).sample(ListLogits(LOGITS))
+        Settings(seed=1, logit_bias={12: 1.0}).check(12)
+    Settings(seed=1, logit_bias={12: 1.0}).check(13)
 
 
 # ---- Constraints ----

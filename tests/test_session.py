@@ -214,7 +214,7 @@ def test_a_story_goes_on_beyond_the_context(loaded: tuple[Engine, Tokenizer]) ->
     told = [*tokenizer.encode("w1 w2"), *(step.token for step in steps if not step.from_prompt)]
     shifts = [number for number, step in enumerate(steps) if step.dropped]
     kept = CONFIG.seq_len // 2
-    assert [steps[number].dropped for number in shifts] == [kept] * 3
+    assert [steps[number].dropped for number in shifts] == [kept, 2 * kept, 3 * kept]
     assert steps[-1].end == "length"
     assert len(told) == 901
     assert session.tokens[0] == tokenizer.bos_id

@@ -26,6 +26,21 @@ def test_what_is_told_is_the_text_up_to_the_first_stop_string(pieces: list[str],
     assert stops.found == bool(ends)
 
 
+@given(told=ab, pieces=st.lists(ab), string=st.text("ab\n", min_size=1, max_size=4))
+def test_one_may_begin_with_the_end_of_what_was_told_before(told: str, pieces: list[str], string: str) -> None:
+    """If it was not within that: then it has been told."""
+    stops = Stops([string], told[len(told) - len(string) + 1 :] if len(string) > 1 else "")
+    more = ""
+    for piece in pieces:
+        more += stops.push(piece)
+        if stops.found:
+            break
+    more += stops.flush()
+    kept = told[max(0, len(told) - len(string) + 1) :] if len(string) > 1 else ""
+    at = (kept + "".join(pieces)).find(string)
+    assert more == ("".join(pieces) if at < 0 else "".join(pieces)[: max(0, at - len(kept))])
+
+
 @pytest.mark.parametrize(
     ("strings", "pieces", "told"),
     [

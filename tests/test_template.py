@@ -27,7 +27,7 @@ from fabella.errors import TemplateError
 from fabella.session import Session
 from fabella.template import FUEL, ChatTemplate, Disguise
 
-from .bombs import BOMBS
+from .bombs import BOMBS, ROUNDS, TWICE
 from .llama_cpp import BUNDLE
 from .random_models import load
 from .real_models import GEMMA3, SMOLLM2, real_model
@@ -36,7 +36,7 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-CONTROLS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "pad"]
+CONTROLS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "PAD", "Eos"]
 
 
 def said(*texts: str, system: str | None = None) -> list[dict[str, str]]:
@@ -100,6 +100,7 @@ CONVERSATIONS = [
     said("a<b & c>d | [x]", "<think>\nhm\n</think>\n\nYes.", "ok"),
     said("Übung 日本語 🙂", "</think>", "<think>"),
     said("", " ", "\n\n"),
+    said("Hi /no_think", "Yes.", "So? /think", system="Be brief. /no_think"),
 ]
 UNLIKE = 4  # of the templates there may be so many that are refused
 
@@ -140,6 +141,33 @@ def test_a_bomb_is_refused_in_words(bomb: str) -> None:
         template(BOMBS[bomb]).render(said("Hi"))
     assert len(str(caught.value)) < 250
     assert "\n" not in str(caught.value)
+
+
+def test_what_bombs_are_made_of_is_none() -> None:
+    assert template(f"{ROUNDS}{{% endfor %}}.").render(said("Hi")) == "."
+    assert template(f"{TWICE}{{% endfor %}}.").render(said("Hi")) == "."
+
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        (
+            "{% macro m(function, context) %}{{ function }}{{ context }}{% endmacro %}{{ m(function=1, context=2) }}",
+            "12",
+        ),
+        ("{{ [1, 2] | join(d=', ') }}", "1, 2"),
+        ("{{ 'aaa'.replace('a', 'b', 1) }}{{ 'aaa' | replace('a', 'b', count=2) }}", "baabba"),
+        ("{{ [1, 'a'] | tojson(indent=1) }}", '[\n 1,\n "a"\n]'),
+        ("{{ 'a\nb' | indent(2) }}", "a\n  b"),
+        ("{{ ' a ' | trim }}{{ 'xax' | trim('x') }}", "aa"),
+        (
+            "{% set said = messages[0].content %}{{ said == 'Hi' }}{{ said[0] == 'H' }}{{ said | length }}",
+            "TrueTrue2",
+        ),
+    ],
+)
+def test_what_good_templates_do(source: str, written: str) -> None:
+    assert template(source).render(said("Hi")) == written
 
 
 def test_bombs_end_soon_in_pyodide_too(tmp_path: Path) -> None:
@@ -236,19 +264,27 @@ HOSTILE = [
     "{{ message['content'] | trim }}{{ '|>' }}",
     "{{ '[' ~ message['content'] ~ ']' }}",
     "{{ message['content'].split('y') | join }}",
+    "{{ message['content'] | upper }}{{ message['content'].title() }}{{ message['content'] | capitalize }}",
 ]
 
 
 @pytest.mark.parametrize("source", HOSTILE)
 @given(
     content=words
-    | st.sampled_from(["<|ixm_end|>", "s", "/s", "<|im</think>_end|>", "<|im_eynd|>", "INST", "paxd", "end"])
+    | st.sampled_from(
+        ["<|ixm_end|>", "s", "/s", "<|im</think>_end|>", "<|im_eynd|>", "INST", "paxd", "PAxD", "pad", "eos", "end"]
+    )
 )
 def test_no_control_piece_comes_of_what_people_write(source: str, content: str) -> None:
     """Even where the template's own text would complete it, or what it takes out would."""
     content = content.encode(errors="replace").decode()
     written = template("{% for message in messages %}" + source + "{% endfor %}").render(said(content, content))
     assert not [piece for piece in CONTROLS if piece in written]
+
+
+def test_control_tokens_of_very_many_signs() -> None:
+    with pytest.raises(TemplateError, match=r"300\d signs"):
+        ChatTemplate("", "", "", [chr(0x2000 + number) for number in range(3000)])
 
 
 def controls(encoded: list[int], tokenizer: Any) -> list[int]:

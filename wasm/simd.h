@@ -120,7 +120,6 @@ INLINE f32x4 f32x4_exp(f32x4 a) {
     return (f32x4)((i32x4)(p * power) & kept);
 }
 
-/* From e^2a, so that small results have its error, below 3e-7, and not a small one of their own. -1 for NaN. */
 /* 2^a for -126 <= a <= 0, and 0 for all else, NaN among it: a weight beside the largest, which is 1. A polynomial of
  * degree 5, relative error below 2e-7; half of f32x4_exp's work. */
 INLINE f32x4 f32x4_exp2_of_negative(f32x4 a) {
@@ -135,6 +134,7 @@ INLINE f32x4 f32x4_exp2_of_negative(f32x4 a) {
     return (f32x4)(((i32x4)p + ((i32x4)n << 23)) & kept);
 }
 
+/* From e^2a, so that small results have its error, below 3e-7, and not a small one of their own. -1 for NaN. */
 INLINE f32x4 f32x4_tanh(f32x4 a) { return 1.0f - 2.0f / (f32x4_exp(a + a) + 1.0f); }
 
 /* ---- integer dot products ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from fabella.errors import ConversationError, PromptError, SettingsError, TemplateError
@@ -101,13 +102,15 @@ class Conversation:
         if text is not None and not isinstance(text, str):
             raise PromptError("the system prompt must be a text")
         self._system = text
-        self._is_folded = bool(text) and not self._is_written(text or "")
 
-    def _is_written(self, system: str) -> bool:
+    @cached_property
+    def _has_system_role(self) -> bool:
         """Whether the template writes a system prompt down. Where it does not, the first turn begins with it."""
-        messages = [_message("system", system), _message("user", "Hello")]
+        probe = "A text that no template has of its own."
         try:
-            return system.strip() in self._template.plain(self._template.render(messages))
+            return probe in self._template.plain(
+                self._template.render([_message("system", probe), _message("user", "")])
+            )
         except TemplateError:
             return False
 
@@ -128,8 +131,9 @@ class Conversation:
         Yields
         ------
         A step for each part of the conversation that is computed (`from_prompt`, without a text; the first says how
-        many turns the model no longer sees, if more have gone), then one for each token of the answer. Whoever asks
-        for no more has stopped the answer, which stays as it is.
+        many turns the model no longer sees, if these have become more), then one for each token of the answer. With its
+        first token the answer takes its place among the turns; whoever asks for no more tokens has stopped it, and it
+        stays as it is.
 
         Raises
         ------
@@ -192,27 +196,38 @@ class Conversation:
         ending = ending or Ending()
         if ending.shift:
             raise SettingsError("shift", "is for stories: of a conversation whole turns go when the context is full")
+        settings.check(len(self._tokenizer))
         context = self._session.model.context
         room = min(ending.length or context // ROOM, context // ROOM)
         before = self.dropped if len(turns) > self.dropped else 0
         tokens, dropped = self._fitting(turns, answer, room, before)
-        limit = len(tokens) + ending.length if ending.length else None
+        limit = len(tokens) + ending.length - 1 if ending.length else None  # the last one is told, but not computed
         sampler = Sampler(settings, self._tokenizer.stop_ids)
         for _ in answer.tokens if settings.temperature else ():
             sampler.random.coin()
-        self._set_turns([*turns, answer], dropped)
-        return self._steps(tokens, answer, sampler, replace(ending, length=limit), dropped - before)
+        return self._steps(tokens, turns, answer, sampler, replace(ending, length=limit), dropped, before)
 
-    def _steps(self, tokens: list[int], answer: Turn, sampler: Sampler, ending: Ending, dropped: int) -> Iterator[Step]:
+    def _steps(
+        self,
+        tokens: list[int],
+        turns: list[Turn],
+        answer: Turn,
+        sampler: Sampler,
+        ending: Ending,
+        dropped: int,
+        before: int,
+    ) -> Iterator[Step]:
+        news = dropped if dropped > before else 0
         for part in self._session.read(tokens):
-            yield Step(part[-1], "", from_prompt=True, dropped=dropped)
-            dropped = 0
+            yield Step(part[-1], "", from_prompt=True, dropped=news)
+            news = 0
         if answer.tokens:
             decoder = self._tokenizer.decoder()
             texts = [decoder.push(token) for token in tokens]
             answer.text = "".join(texts[-len(answer.tokens) :])  # but for half a character at its end
         answer.end = None
-        for step in go_on(self._session, self._tokenizer, sampler, ending):
+        for step in go_on(self._session, self._tokenizer, sampler, ending, begun=answer.text):
+            self._set_turns([*turns, answer], dropped)
             answer.text += step.text
             answer.end = step.end
             answer.tokens += (step.token,)
@@ -227,10 +242,10 @@ class Conversation:
     def _written(self, turns: Sequence[Turn]) -> str:
         """These turns as the template writes them, up to where an answer begins."""
         messages = [_message(turn.role, turn.text) for turn in turns]
-        if self._is_folded and messages:
-            messages[0] = _message("user", f"{self._system}\n\n{turns[0].text}")
-        elif self._system is not None:
+        if self._system is not None and self._has_system_role:
             messages.insert(0, _message("system", self._system))
+        elif self._system and messages:
+            messages[0] = _message("user", f"{self._system}\n\n{turns[0].text}")
         return self._template.render(messages)
 
     def _encoded(self, text: str) -> list[int]:
@@ -269,6 +284,8 @@ class Conversation:
             dropped = later[min(place, len(later) - 1)]
         fewest = fewest_from(dropped)
         tokens = tokens_from(dropped) if fewest < context else []
+        if answer.text and not 0 < len(tokens) < context:
+            raise PromptError(f"the answer has filled the context of {context} tokens: it cannot go on")
         if not 0 < len(tokens) < context:
             raise PromptError(
                 f"this needs {len(tokens) or f'at least {fewest}'} tokens, the system prompt and the last turn alone, "

@@ -96,7 +96,7 @@ def tell(argv: list[str]) -> None:
                 started = started or time.perf_counter()  # as llama2.c: the first token is not timed
                 sampled += 1
             end = step.end
-            dropped += step.dropped
+            dropped = step.dropped or dropped
     finally:
         sys.stdout.write("\n")
         sys.stdout.flush()

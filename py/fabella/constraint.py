@@ -8,7 +8,8 @@ so; instead of what is added it may be given None, and says whether the text may
 
     for piece in model.tell("Once upon a time", constraint=short_words): ...
 
-A character of which only some bytes have come yet counts as U+FFFD until the others come.
+A character of which only some bytes have come yet counts as U+FFFD until the others come. So these two examples have a
+model write only characters that are tokens of its own: with most vocabularies not every emoji, nor every Chinese one.
 
 A regular expression becomes such a function by its derivatives (https://doi.org/10.1145/321239.321249): the derivative
 by a character is the expression for what may follow it. A text may go on so if its derivative matches anything at all,
@@ -20,6 +21,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -36,7 +38,8 @@ class Regex:
     Parameters
     ----------
     pattern
-        In Python's syntax (:mod:`re`), without what looks around: no anchors, look-aheads or references to groups.
+        In Python's syntax (:mod:`re`), without flags and what looks around: no anchors, look-aheads or references to
+        groups. Or what this module makes of one.
 
     Raises
     ------
@@ -44,8 +47,8 @@ class Regex:
         If it is none, or has what we do not know.
     """
 
-    def __init__(self, pattern: str) -> None:
-        self._start = _parse(pattern)
+    def __init__(self, pattern: str | Expression) -> None:
+        self._start = pattern if isinstance(pattern, Expression) else _parse(pattern)
         self._text, self._state = "", self._start  # what was asked about last, and what may follow it
 
     def __call__(self, text: str, added: str | None) -> bool:
@@ -65,15 +68,15 @@ def json_schema(schema: Mapping[str, Any] | bool = True) -> Regex:
     schema
         As json-schema.org has it, of which these are known: `type` (one or several), `enum`, `const`, `anyOf`,
         `properties` (all of them in their order, those that are not `required` or not), `items`, `minItems`,
-        `maxItems`, `minLength`, `maxLength`, `pattern` of the whole string. True is any string, number, truth value or
-        null.
+        `maxItems`, `minLength`, `maxLength`, and `pattern` of the whole string, in which nothing is escaped. True is
+        any string, number, truth value or null.
 
     Raises
     ------
     ConstraintError
         If it has what we do not know.
     """
-    return Regex(_pattern_of(schema, DEEPEST_SCHEMA))
+    return Regex(_json(schema, DEEPEST_SCHEMA))
 
 
 # ---- Regular expressions ---------------------------------------------------------------------------------------------
@@ -209,46 +212,71 @@ def _derived(state: Expression, text: str) -> Expression:
 # ---- What Python's re makes of a pattern -----------------------------------------------------------------------------
 
 
-def _parse(pattern: str) -> Expression:
+Matches = Callable[[str], object]  # whether a character is one of those meant
+
+
+def _parse(pattern: str, within: Matches | None = None) -> Expression:
+    """The expression of a pattern, all of whose characters are within these."""
     if not isinstance(pattern, str) or len(pattern) > LARGEST_PATTERN:
         raise ConstraintError(f"a pattern is a text of at most {LARGEST_PATTERN} characters")
     try:
-        return _sequence(re._parser.parse(pattern))  # type: ignore[attr-defined]
+        parsed = re._parser.parse(pattern)  # type: ignore[attr-defined]
+        if parsed.state.flags & ~re.UNICODE:
+            raise ConstraintError(f"{pattern!r}: flags are not known here")
+        return _sequence(parsed, within)
     except (re.error, OverflowError) as error:
         raise ConstraintError(f"{pattern!r} is no regular expression: {error}") from None
     except RecursionError:
         raise ConstraintError("the regular expression is nested too deeply") from None
 
 
-def _sequence(parts: Iterable[tuple[Any, Any]]) -> Expression:
+def _sequence(parts: Iterable[tuple[Any, Any]], within: Matches | None) -> Expression:
     expression: Expression = EMPTY
     for kind, value in reversed(list(parts)):
-        expression = both(_part(str(kind), value), expression)
+        expression = both(_part(str(kind), value, within), expression)
     return expression
 
 
-def _part(kind: str, value: Any) -> Expression:
+def _part(kind: str, value: Any, within: Matches | None) -> Expression:
     match kind:
-        case "LITERAL":
-            return One(chr(value).__eq__)
-        case "NOT_LITERAL":
-            return One(chr(value).__ne__)
-        case "ANY":
-            return One("\n".__ne__)
-        case "IN":
-            return One(_class(value))
+        case "LITERAL" | "NOT_LITERAL" | "ANY" | "IN":
+            matches = _one(kind, value)
+            return One(Within(matches, within)) if within else One(matches)
         case "BRANCH":
-            return either(map(_sequence, value[1]))
+            return either(_sequence(way, within) for way in value[1])
         case "SUBPATTERN" if not value[1] and not value[2]:  # no flags are switched
-            return _sequence(value[3])
+            return _sequence(value[3], within)
         case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
             least, most, what = value
-            return repeated(_sequence(what), least, None if str(most) == "MAXREPEAT" else most)
+            return repeated(_sequence(what, within), least, None if str(most) == "MAXREPEAT" else most)
         case _:
             raise ConstraintError(f"a constraint cannot look around: {kind.lower()} in a pattern is not known")
 
 
-def _class(items: Iterable[tuple[Any, Any]]) -> Callable[[str], object]:
+def _one(kind: str, value: Any) -> Matches:
+    match kind:
+        case "LITERAL":
+            return chr(value).__eq__
+        case "NOT_LITERAL":
+            return chr(value).__ne__
+        case "ANY":
+            return "\n".__ne__
+        case _:
+            return _class(value)
+
+
+@dataclass(frozen=True)
+class Within:
+    """Whether a character is one of those meant by both of two functions."""
+
+    one: Matches
+    other: Matches
+
+    def __call__(self, character: str) -> bool:
+        return bool(self.one(character) and self.other(character))
+
+
+def _class(items: Iterable[tuple[Any, Any]]) -> Matches:
     """What a class of characters matches, as Python itself says."""
     text = ""
     for kind, value in items:
@@ -268,7 +296,8 @@ def _class(items: Iterable[tuple[Any, Any]]) -> Callable[[str], object]:
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
-CHARACTER = r'([^"\\\x00-\x1f]|\\(["\\/bfnrt]|u[0-9a-fA-F]{4}))'
+PLAIN = r'[^"\\\x00-\x1f]'
+CHARACTER = rf'({PLAIN}|\\(["\\/bfnrt]|u[0-9a-fA-F]{{4}}))'
 TYPES = {
     "string": f'"{CHARACTER}*"',
     "integer": r"-?(0|[1-9][0-9]{0,17})",
@@ -284,11 +313,12 @@ KNOWN = frozenset(
 )
 
 
-def _pattern_of(schema: Any, depth: int) -> str:
+def _json(schema: Any, depth: int) -> Expression:
+    """The expression for JSON of a schema."""
     if depth == 0:
         raise ConstraintError(f"the schema is nested more than {DEEPEST_SCHEMA} deep")
     if schema is True or schema == {}:
-        return _any_of(TYPES.values())
+        return either(map(_parse, TYPES.values()))
     if not isinstance(schema, Mapping):
         raise ConstraintError(f"a schema is an object or true, not {schema!r}")
     if unknown := sorted(map(str, set(schema) - KNOWN)):
@@ -296,11 +326,11 @@ def _pattern_of(schema: Any, depth: int) -> str:
     if "const" in schema:
         return _literal(schema["const"])
     if "enum" in schema:
-        return _any_of(map(_literal, schema["enum"]))
+        return either(map(_literal, _list(schema, "enum")))
     if "anyOf" in schema:
-        return _any_of(_pattern_of(way, depth - 1) for way in schema["anyOf"])
-    if isinstance(types := schema.get("type"), list):
-        return _any_of(_pattern_of({**schema, "type": one}, depth) for one in types)
+        return either(_json(way, depth - 1) for way in _list(schema, "anyOf"))
+    if isinstance(types := schema.get("type"), list) and types:
+        return either(_json({**schema, "type": one}, depth - 1) for one in types)
     match types or ("object" if "properties" in schema else "array" if "items" in schema else None):
         case "object":
             return _object(schema, depth)
@@ -309,58 +339,70 @@ def _pattern_of(schema: Any, depth: int) -> str:
         case "string":
             return _string(schema)
         case str(name) if name in TYPES:
-            return TYPES[name]
+            return _parse(TYPES[name])
         case other:
             raise ConstraintError(f"the schema's type {other!r} is not known")
 
 
-def _any_of(patterns: Iterable[str]) -> str:
-    return f"({'|'.join(patterns)})"
+def _list(schema: Mapping[str, Any], name: str) -> list[Any]:
+    ways = schema[name]
+    if not isinstance(ways, list) or not ways:
+        raise ConstraintError(f"the schema's {name} must be a list with something in it")
+    return ways
 
 
-def _literal(value: Any) -> str:
-    return re.escape(json.dumps(value, ensure_ascii=False))
+def _text(text: str) -> Expression:
+    return _parse(re.escape(text))
 
 
-def _string(schema: Mapping[str, Any]) -> str:
-    if "pattern" in schema:
-        return f'"({schema["pattern"]})"'
-    if "minLength" in schema or "maxLength" in schema:
-        return f'"{CHARACTER}{_times(schema, "Length")}"'
-    return TYPES["string"]
+def _literal(value: Any) -> Expression:
+    try:
+        return _text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except (TypeError, ValueError):
+        raise ConstraintError(f"{value!r} in the schema is no JSON") from None
 
 
-def _times(schema: Mapping[str, Any], of: str, less: int = 0) -> str:
-    """How often, as a pattern says it: ``{minLength,maxLength}``, each so much less."""
+def _in_brackets(begin: str, within: Expression, end: str) -> Expression:
+    return both(_text(begin), both(within, _text(end)))
+
+
+def _string(schema: Mapping[str, Any]) -> Expression:
+    least, most = _bounds(schema, "Length")
+    if "pattern" not in schema:
+        return _in_brackets('"', repeated(_parse(CHARACTER), least, most), '"')
+    if least or most is not None:
+        raise ConstraintError("the schema's pattern says already how long the string may be")
+    return _in_brackets('"', _parse(schema["pattern"], re.compile(PLAIN).fullmatch), '"')
+
+
+def _bounds(schema: Mapping[str, Any], of: str) -> tuple[int, int | None]:
     least, most = schema.get(f"min{of}", 0), schema.get(f"max{of}")
     if type(least) is not int or least < 0 or (most is not None and (type(most) is not int or most < least)):
         raise ConstraintError(f"the schema's min{of} and max{of} must be whole numbers, the first not the larger one")
-    return f"{{{max(least - less, 0)},{'' if most is None else most - less}}}"
+    return least, most
 
 
-def _array(schema: Mapping[str, Any], depth: int) -> str:
-    item = _pattern_of(schema.get("items", True), depth - 1)
-    if schema.get("maxItems") == 0:
-        return r"\[\]"
-    some = f"{item}(, {item}){_times(schema, 'Items', less=1)}"
-    return rf"\[{some}\]" if schema.get("minItems") else rf"\[({some})?\]"
+def _array(schema: Mapping[str, Any], depth: int) -> Expression:
+    least, most = _bounds(schema, "Items")
+    item = _json(schema.get("items", True), depth - 1)
+    further = repeated(both(_text(", "), item), max(least - 1, 0), None if most is None else most - 1)
+    some = EMPTY if most == 0 else both(item, further)
+    return _in_brackets("[", some if least else either((EMPTY, some)), "]")
 
 
-def _object(schema: Mapping[str, Any], depth: int) -> str:
-    properties, required = schema.get("properties", {}), schema.get("required", ())
-    if missing := set(required) - set(properties):
-        raise ConstraintError(f"the schema requires {min(missing)!r}, but does not say what it is")
-    members = [
-        (f"{_literal(name)}: {_pattern_of(property, depth - 1)}", name in required)
-        for name, property in properties.items()
-    ]
-    # Which members there are decides where the commas go: each way to begin with a member, then those after it.
-    begins = []
-    for number, (member, is_required) in enumerate(members):
-        after = "".join(f", {m}" if needed else f"(, {m})?" for m, needed in members[number + 1 :])
-        begins.append(member + after)
-        if is_required:
-            break
-    else:
-        begins.append("")
-    return rf"\{{{_any_of(begins)}\}}"
+def _object(schema: Mapping[str, Any], depth: int) -> Expression:
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if not isinstance(properties, Mapping) or not isinstance(required, list):
+        raise ConstraintError("the schema's properties must be an object, and required a list")
+    for name in required:
+        if name not in list(properties):
+            raise ConstraintError(f"the schema requires {name!r}, but does not say what it is")
+    # From the last one on: what may follow where there is no member yet, and where there is one, after a comma.
+    first: Expression = EMPTY
+    further: Expression = EMPTY
+    for name, property in reversed(list(properties.items())):
+        member = both(_text(f"{json.dumps(name, ensure_ascii=False)}: "), _json(property, depth - 1))
+        here = both(member, further)
+        after = both(_text(", "), here)
+        first, further = (here, after) if name in required else (either((here, first)), either((after, further)))
+    return _in_brackets("{", first, "}")

@@ -33,7 +33,8 @@ class Step(NamedTuple):
         None, or in the last step why the story ends: the model said so, the length asked for is reached, the context is
         full, or a stop string has come.
     dropped
-        How many of the oldest tokens the model has forgotten before this one, because the context was full.
+        How much the model no longer sees, the context being full, if that has become more before this token: of a story
+        its oldest tokens, of a conversation its oldest turns, in all.
     """
 
     token: int
@@ -108,6 +109,9 @@ def generate(
     """
     session = model if isinstance(model, Session) else Session(model)
     ending = ending or Ending(length)
+    if not isinstance(prompt, str):
+        raise PromptError("the prompt must be a text")
+    settings.check(len(tokenizer))
     context = session.model.context
     limit = min(ending.length or context, context)
     limited_by = "the model's context" if limit == context else "the length asked for"
@@ -133,7 +137,12 @@ def _tell(
 
 
 def go_on(
-    session: Session, tokenizer: Tokenizer, sampler: Sampler, ending: Ending, forced: Iterable[int] = ()
+    session: Session,
+    tokenizer: Tokenizer,
+    sampler: Sampler,
+    ending: Ending,
+    forced: Iterable[int] = (),
+    begun: str = "",
 ) -> Iterator[Step]:
     """Goes on after the session's last token: yields what is sampled, until the end.
 
@@ -148,6 +157,8 @@ def go_on(
     forced
         Tokens to take in the place of the first ones sampled. Each uses up its random number, so that those after it
         are drawn as they would have been.
+    begun
+        What the session's last tokens say of the text that `ending` is about, if some of it is there already.
 
     Raises
     ------
@@ -157,7 +168,7 @@ def go_on(
     decoder = tokenizer.decoder()
     for token in session.tokens:
         decoder.push(token)
-    return _Text(session, tokenizer, decoder, sampler, ending).go_on(forced)
+    return _Text(session, tokenizer, decoder, sampler, ending, begun).go_on(forced)
 
 
 @dataclass
@@ -169,12 +180,12 @@ class _Text:
     decoder: Decoder  # which has seen all of the session's tokens
     sampler: Sampler
     ending: Ending
-    forgotten: int = 0  # tokens
-    sampled: str = field(default="", init=False)  # the text of the tokens sampled so far, for the constraint
+    said: str = ""  # so far; of tokens sampled here only if there is a constraint
+    forgotten: int = field(default=0, init=False)  # tokens
 
     def go_on(self, forced: Iterable[int]) -> Iterator[Step]:
         session, decoder, stop_ids = self.session, self.decoder, self.tokenizer.stop_ids
-        stops, wanted = Stops(self.ending.stop), iter(forced)
+        stops, wanted = Stops(self.ending.stop, self.said), iter(forced)
         allowed: Allowed | None = self._allowed if self.ending.constraint else None
         while True:
             token = next(wanted, self.sampler.sample(session.logits, session.tokens, allowed))
@@ -183,7 +194,7 @@ class _Text:
             if end:
                 text += decoder.flush()
             if allowed:
-                self.sampled += text
+                self.said += text
             text = stops.push(text)
             if stops.found:
                 end = "stop"
@@ -209,8 +220,8 @@ class _Text:
         tokens = self.session.tokens
         begin = tokens[:1] if tokens[0] == self.tokenizer.bos_id else []
         kept = begin + tokens[len(tokens) // 2 + len(begin) :]
-        dropped = len(tokens) - len(kept)
-        self.forgotten += dropped
+        self.forgotten += len(tokens) - len(kept)
+        dropped = self.forgotten
         for part in self.session.read(kept):
             yield Step(part[-1], "", from_prompt=True, dropped=dropped)
             dropped = 0
@@ -220,6 +231,6 @@ class _Text:
         constraint = self.ending.constraint
         assert constraint
         if token in self.tokenizer.stop_ids:
-            return constraint(self.sampled + self.decoder.peek(None), None)
+            return constraint(self.said + self.decoder.peek(None), None)
         added = self.decoder.peek(token)
-        return added != "" and constraint(self.sampled, added)
+        return added != "" and constraint(self.said, added)

@@ -118,7 +118,8 @@ class Model:
         prompt
             How it begins.
         shift
-            Whether to go on when the context is full, and forget the oldest half of it.
+            Whether to go on when the context is full, and forget the oldest half of it; without a length until the
+            model ends the story.
         **options
             See `Options`; the length is that of the whole story.
 
@@ -154,8 +155,8 @@ class Model:
         return self._engine.logits.to_array()
 
     def tokenize(self, text: str) -> list[int]:
-        """Return the tokens of a text, with the one before it that the model wants."""
-        return self.tokenizer.encode(text)
+        """Return a text's tokens, with the one before it that the model wants. Raises PromptError if it is no text."""
+        return self.tokenizer.encode(_checked(text))
 
     def detokenize(self, tokens: Iterable[int]) -> str:
         """Return the text of tokens. Raises IndexError if the vocabulary has not got one."""
@@ -170,7 +171,7 @@ class Model:
 
         Raises PromptError if there is no text.
         """
-        tokens = self.tokenizer.encode(text, bos=False)
+        tokens = self.tokenizer.encode(_checked(text), bos=False)
         size = len(well_formed(text).encode())
         if not size:
             raise PromptError("there is no text to measure")
@@ -251,8 +252,14 @@ class Chat:
 def _parts(options: Options, shift: bool = False) -> tuple[Settings, Ending]:
     sampling: dict[str, Any] = dict(options)
     length, constraint, stop = (sampling.pop(name, None) for name in ("length", "constraint", "stop"))
-    ending = Ending(length, (stop,) if isinstance(stop, str) else tuple(stop or ()), constraint, shift)
+    ending = Ending(length, (stop,) if isinstance(stop, str) else () if stop is None else stop, constraint, shift)
     return Settings(**sampling | {"seed": sampling.get("seed") or random_seed()}), ending
+
+
+def _checked(text: str) -> str:
+    if not isinstance(text, str):
+        raise PromptError(f"must be a text, not {text!r}")
+    return text
 
 
 def _pieces(steps: Iterator[Step]) -> Iterator[str]:

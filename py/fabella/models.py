@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from io import TextIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,7 +48,7 @@ def open_model(
     try:
         with ExitStack() as files:
             source = _open(file, files)
-            vocabulary = _open(tokenizer, files) if tokenizer else None
+            vocabulary = None if tokenizer is None else _open(tokenizer, files)
             yield _read(source, vocabulary, option), source
     except ModelFileError as error:
         path = Path(file) if isinstance(file, (str, os.PathLike)) else None
@@ -60,10 +61,11 @@ def open_model(
 def _open(file: File, files: ExitStack) -> FileSource | BytesSource:
     if isinstance(file, (str, os.PathLike)):
         return files.enter_context(FileSource(file))
-    data = file if isinstance(file, (bytes, bytearray, memoryview)) else file.read()
-    if not isinstance(data, (bytes, bytearray, memoryview)):
+    if isinstance(file, TextIOBase):
         raise FabellaError("a model's file must be opened to read bytes, in mode 'rb'")
-    return BytesSource(bytes(data))
+    if not isinstance(file, (bytes, bytearray, memoryview)) and not hasattr(file, "read"):
+        raise FabellaError(f"a model is a path, bytes or an open file, not {file!r}")
+    return BytesSource(bytes(file if isinstance(file, (bytes, bytearray, memoryview)) else file.read()))
 
 
 def _read(source: FileSource | BytesSource, vocabulary: FileSource | BytesSource | None, option: str) -> ModelFile:

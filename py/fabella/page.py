@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fabella.architectures import parameter_count
 from fabella.engine import Engine
-from fabella.errors import PromptError, SettingsError
+from fabella.errors import PromptError, SettingsError, TemplateError
 from fabella.generate import Ending, Step, generate
 from fabella.gguf import read_gguf
 from fabella.hosts import BrowserFile, BrowserHost
@@ -117,6 +117,8 @@ class Page:
         FabellaError
             If the model has no chat template, or the messages or settings are none.
         """
+        if self._model.chat_template is None:  # and what chats need may not be here
+            raise TemplateError("this model has no chat template: it tells stories")
         from fabella.chat import Conversation, template_of
 
         asked = json.loads(request)
@@ -125,6 +127,8 @@ class Page:
         last = messages[-1] if isinstance(messages, list) and messages else None
         if not (isinstance(last, dict) and isinstance(last.get("content"), str)):
             raise PromptError("there is no message to answer")
+        if last.get("role") not in ("user", "assistant"):
+            raise PromptError(f"a message by {last.get('role')!r} cannot be answered")
         if not self._conversation:
             template = template_of(self._model)
             self._conversation = Conversation(self._session, self._model.tokenizer, template)

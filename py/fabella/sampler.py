@@ -97,6 +97,11 @@ class Settings:
                     "logit_bias", f"of token {token} is {bias!r}, but must be from -100 to 100, or -inf"
                 )
 
+    def check(self, vocab_size: int) -> None:
+        """Raise SettingsError unless they are for a vocabulary of this size."""
+        if self.logit_bias and max(self.logit_bias) >= vocab_size:
+            raise SettingsError("logit_bias", f"there is no token {max(self.logit_bias)}, only {vocab_size}")
+
 
 def _is_real(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -182,15 +187,11 @@ class Sampler:
             If no logit is a finite number.
         ConstraintError
             If nothing is allowed.
-        SettingsError
-            If a biased token is outside the vocabulary.
         """
         settings, bias = self.settings, self.settings.logit_bias
         counts = self._counts(said) if self._penalises else {}
         if not counts and not bias:
             return self._pick(logits, allowed)
-        if bias and max(bias) >= logits.vocab_size:
-            raise SettingsError("logit_bias", f"there is no token {max(bias)}, only {logits.vocab_size}")
         tokens = [*counts, *(bias.keys() - counts.keys())]
 
         def change(before: list[float]) -> list[float]:

@@ -12,6 +12,8 @@ class Stops:
     ----------
     strings
         None of them empty.
+    told
+        The text before, which is not taken back, and with whose end one may begin.
 
     Attributes
     ----------
@@ -19,27 +21,30 @@ class Stops:
         Whether one has come: the text has ended before it.
     """
 
-    def __init__(self, strings: Sequence[str]) -> None:
+    def __init__(self, strings: Sequence[str], told: str = "") -> None:
         self.found = False
         self._strings = tuple(strings)
         self._longest = max(map(len, self._strings), default=0)
         self._held = ""
+        self._told = told[max(0, len(told) - self._longest + 1) :]
 
     def push(self, text: str) -> str:
         """Return what is certain to belong to the text, now that this has come."""
         if not self._strings:
             return text
-        text = self._held + text
-        self._held = ""
+        text = self._told + self._held + text
+        before, self._held = len(self._told), ""
         ends = [at for string in self._strings if (at := text.find(string)) >= 0]
         if ends:
             self.found = True
-            return text[: min(ends)]
-        for begin in range(max(0, len(text) - self._longest + 1), len(text)):
+            return text[before : min(ends)]
+        for begin in range(max(before, len(text) - self._longest + 1), len(text)):
             if any(string.startswith(text[begin:]) for string in self._strings):
                 self._held = text[begin:]
-                return text[:begin]
-        return text
+                break
+        told = text[: len(text) - len(self._held)]
+        self._told = told[max(0, len(told) - self._longest + 1) :]
+        return told[before:]
 
     def flush(self) -> str:
         """Return what is held back, now that no more comes."""

@@ -22,7 +22,7 @@ from typing import Any
 from fabella.errors import TemplateError, short_text
 
 try:
-    from jinja2 import Template, TemplateSyntaxError, nodes
+    from jinja2 import Template, TemplateSyntaxError, nodes, pass_context
     from jinja2.exceptions import SecurityError
     from jinja2.exceptions import TemplateError as JinjaError
     from jinja2.ext import Extension
@@ -114,23 +114,45 @@ class ChatTemplate:
         """Whatever happens in a template is counted from here on, and becomes a TemplateError."""
         self._environment.fuel = FUEL
         self._environment.calls = 0
-        limit = sys.getrecursionlimit()
         try:
-            sys.setrecursionlimit(min(limit, _depth() + DEPTH))
-            yield
+            with _shallow():
+                yield
         except TemplateSyntaxError as error:
             place = f"line {error.lineno} of the chat template"
             raise TemplateError(f"{place}: {short_text(str(error.message))}") from error
         except SecurityError as error:
             raise TemplateError(f"the chat template does what none may do: {short_text(str(error))}") from error
-        except RecursionError as error:
+        except (RecursionError, SyntaxError) as error:  # Python's own: it is its compiler that has had enough
             raise TemplateError("the chat template is nested too deeply") from error
         except JinjaError as error:
             raise TemplateError(f"the chat template says: {short_text(str(error))}") from error
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
+        except (
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+            MemoryError,
+            RuntimeError,
+        ) as error:
             raise TemplateError(f"the chat template failed: {short_text(str(error))}") from error
-        finally:
-            sys.setrecursionlimit(limit)
+
+
+FAILURES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, MemoryError, RuntimeError)
+
+
+@contextmanager
+def _shallow() -> Iterator[None]:
+    """Have recursion end early in Pyodide, whose stack is small, and where there is one thread."""
+    if sys.platform != "emscripten":
+        yield
+        return
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(min(limit, _depth() + DEPTH))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _depth() -> int:
@@ -143,27 +165,42 @@ def _depth() -> int:
 class Disguise:
     """How text is kept from being taken for control tokens, while a template works on it.
 
-    Each character that makes up the look of a control token (of ``<|im_end|>``, all but its letters) becomes half of a
-    surrogate pair, which no text has. Others mark where a text begins and ends, so that it cannot complete what the
-    template wrote before it. White space is left alone, for templates that trim; so are the tags around a thought.
+    Of the look of each control token some signs, as ``<``, ``|`` and ``>`` of ``<|im_end|>``, become halves of a
+    surrogate pair, which no text has. Where what is left could still complete what a template writes around it, others
+    mark where it begins and ends. All else is left alone, for templates that look at it: letters, white space, paths,
+    the tags around a thought. (A template that compares signs in what people wrote does not find them.)
 
     Parameters
     ----------
     controls
         The pieces of the control tokens.
+
+    Raises
+    ------
+    TemplateError
+        If they have more signs than there are halves.
     """
 
     EDGE = "\udfff"
     THOUGHTS = ("<think>", "</think>")
+    COMMON = "_/-.,:;!?'\"()"  # signs that people and templates have much use for
 
     def __init__(self, controls: Iterable[str]) -> None:
-        controls = list(controls)
-        looks = {c for piece in controls for c in _look(piece)}
-        halves = {c: chr(0xD800 + number) for number, c in enumerate(sorted(looks)[: 0xDFFF - 0xD800])}
+        self._controls = list(filter(None, controls))
+        signs = sorted({sign for piece in self._controls for sign in self._look(piece)})
+        if len(signs) >= 0xDFFF - 0xD800:
+            raise TemplateError(f"the vocabulary's control tokens are made of {len(signs)} signs, which is too many")
+        halves = {sign: chr(0xD800 + number) for number, sign in enumerate(signs)}
         self._on = str.maketrans(halves)
-        self._off = str.maketrans({half: c for c, half in halves.items()} | {self.EDGE: ""})
-        kept = [tag for tag in self.THOUGHTS if not any(_overlap(piece, tag) for piece in controls)]
+        self._off = str.maketrans({half: sign for sign, half in halves.items()} | {self.EDGE: ""})
+        kept = [tag for tag in self.THOUGHTS if not any(_overlap(piece, tag) for piece in self._controls)]
         self._kept = re.compile("|".join(map(re.escape, kept)) or r"(?!)")
+        self._longest = max(map(len, self._controls), default=0)
+        # What the beginning and the end of a text could complete: only what is left as it is could.
+        ends = {piece[at:] for piece in self._controls for at in range(1, len(piece))}
+        begins = {piece[:at] for piece in self._controls for at in range(1, len(piece))}
+        self._ends = tuple(end for end in ends if end == end.translate(self._on))
+        self._begins = tuple(begin for begin in begins if begin == begin.translate(self._on))
 
     def put_on(self, text: str) -> str:
         """Return a text in disguise. It must be well-formed."""
@@ -175,14 +212,24 @@ class Disguise:
         core = disguised.strip()
         if not core:
             return disguised
+        within = len(core) < self._longest and any(core in piece for piece in self._controls)
+        first = self.EDGE if within or core.startswith(self._ends) else ""
+        last = self.EDGE if within or core.endswith(self._begins) else ""
         begin = disguised.index(core)
-        first = "" if self._kept.match(core) else self.EDGE
-        last = "" if core.endswith(self.THOUGHTS) and self._kept.search(core) else self.EDGE
         return f"{disguised[:begin]}{first}{core}{last}{disguised[begin + len(core) :]}"
 
     def take_off(self, text: str) -> str:
         """Return the text that was put into disguise."""
         return text.translate(self._off)
+
+    def _look(self, piece: str) -> Iterable[str]:
+        """The signs of a piece that people do without; or all of its signs; or its first letter."""
+        signs = [sign for sign in piece if not sign.isalnum() and not sign.isspace()]
+        return (
+            [sign for sign in signs if sign not in self.COMMON]
+            or signs
+            or {piece[0].lower(), piece[0].upper(), piece[0]}
+        )
 
 
 def _overlap(a: str, b: str) -> bool:
@@ -190,25 +237,26 @@ def _overlap(a: str, b: str) -> bool:
     return a in b or b in a or any(a.endswith(b[:size]) or a.startswith(b[-size:]) for size in range(1, len(b)))
 
 
-def _look(piece: str) -> str:
-    """The characters that make up the look of a control token's piece: its signs, or else its first character."""
-    return "".join(c for c in piece if not c.isalnum() and not c.isspace()) or piece[:1]
-
-
 # ---- The sandbox -----------------------------------------------------------------------------------------------------
 
 METHODS = frozenset(
     """
-    split rsplit splitlines strip lstrip rstrip startswith endswith replace removeprefix removesuffix join
-    upper lower title capitalize count find rfind index isdigit isalpha isalnum isspace
+    split splitlines strip lstrip rstrip startswith endswith replace removeprefix removesuffix join
+    upper lower title capitalize count find index isdigit isalpha isalnum isspace
     items keys values get
     """.split()
-)
+)  # none whose time is the product of two lengths
 CHEAP_FILTERS = frozenset("count d default first items last length safe".split())  # whatever goes in
-TEXT_FILTERS = frozenset("abs capitalize float int lower string title trim upper".split())
+TEXT_FILTERS = frozenset("abs capitalize float int lower string title upper".split())
 LIST_FILTERS = frozenset(
     "dictsort list map max min reject rejectattr reverse select selectattr unique".split()
 )  # which look at each element, or character
+CHEAP_TESTS = frozenset(
+    """
+    boolean callable defined divisibleby even false filter float integer iterable mapping none number odd sameas
+    sequence string test true undefined
+    """.split()
+)  # whatever is tested
 GLOBALS = frozenset(("range", "namespace", "dict"))
 TOO_MUCH = "it makes a text or a list that is too long, or takes too many rounds to do so"
 
@@ -223,7 +271,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", _Generation],
-            finalize=self._written,
+            finalize=self._write,
             autoescape=False,
         )
         self.fuel = FUEL
@@ -232,8 +280,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters = {name: known[name] for name in CHEAP_FILTERS}
         self.filters |= {name: self._counting(known[name]) for name in TEXT_FILTERS}
         self.filters |= {name: self._counting(known[name], of_lists=True) for name in LIST_FILTERS}
-        self.filters |= {"join": self._join, "replace": self._replace, "indent": self._indent, "tojson": self._tojson}
+        self.filters |= {"join": self._join, "replace": self._replace, "trim": self._trim}
+        self.filters |= {"indent": self._indent, "tojson": self._tojson}
         self.filters |= {name[1:]: getattr(self, name) for name in ("_made", "_seen", "_plain_text", "_round_of")}
+        tests: Any = self.tests
+        self.tests = {name: test if name in CHEAP_TESTS else self._counting(test) for name, test in tests.items()}
         self.globals = {name: self.globals[name] for name in GLOBALS}
         self.globals |= {"range": self._range, "raise_exception": _refuse, "strftime_now": _strftime_now}
 
@@ -269,7 +320,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise SecurityError("it computes with very large numbers")
         return self._seen(value)
 
-    def _written(self, value: Any) -> str:
+    @pass_context  # or else the compiler would write out what is constant, uncounted
+    def _write(self, _context: Context, value: Any) -> str:
         """Count what is written out."""
         text = self._plain_text(value)
         self.spend(len(text))
@@ -285,7 +337,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         @wraps(filter)  # with the marks by which Jinja passes it its environment
         def counted(*arguments: Any, **named: Any) -> Any:
             given = [value for value in arguments if not isinstance(value, (_Environment, Context, nodes.EvalContext))]
-            self._seen(given)
+            self._seen((*given, *named.values()))
             if of_lists:
                 each = ELEMENT + sum(_length(value) for value in given[1:]) // AT_ONCE
                 self.spend(_length(given[0]) * each)
@@ -293,23 +345,28 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         return counted
 
-    def _join(self, elements: Iterable[Any], between: str = "", attribute: str | None = None) -> str:
+    def _join(self, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
         """The elements, or these attributes of theirs, as one text."""
         texts, length = [], 0
-        for element in elements:
+        for element in value:
             texts.append(self._plain_text(self.getitem(element, attribute) if attribute else element))
-            length += len(texts[-1]) + len(between)
+            length += len(texts[-1]) + len(d)
             _check_length(length)
-        return str(self._made(str(between).join(texts)))
+        return str(self._made(str(d).join(texts)))
 
-    def _replace(self, text: str, old: str, new: str, count: int = -1) -> str:
-        """A text with another in the place of each of its parts."""
-        text, old, new = str(text), str(old), str(new)
-        self._seen(text)
-        _check_length(len(text) + text.count(old) * len(new))
-        return str(self._made(text.replace(old, new, count)))
+    def _replace(self, s: str, old: str, new: str, count: int | None = None) -> str:
+        """A text with another in the place of each of its parts, or of the first ones."""
+        s, old, new = str(s), str(old), str(new)
+        self._seen(s)
+        _check_length(len(s) + (s.count(old) + 1) * len(new))
+        return str(self._made(s.replace(old, new, -1 if count is None else count)))
 
-    def call(self, context: Context, function: Any, *arguments: Any, **named: Any) -> Any:
+    def _trim(self, value: str, chars: str | None = None) -> str:
+        """A text without white space, or these characters, around it."""
+        _check_stripped(chars)
+        return str(self._made(str(self._seen(value)).strip(chars)))
+
+    def call(self, context: Context, function: Any, /, *arguments: Any, **named: Any) -> Any:
         """Call what a template calls, if it may."""
         self.spend(CALL)
         name, subject = getattr(function, "__name__", ""), getattr(function, "__self__", None)
@@ -318,9 +375,12 @@ class _Environment(ImmutableSandboxedEnvironment):
                 raise SecurityError(f"{name}() is not allowed")
             self._seen((subject, arguments))
             if name == "replace":
-                return self._replace(str(subject), *arguments)
+                named = {key: value for key, value in named.items() if not key.startswith("_")}  # Jinja's own
+                return self._replace(str(subject), *arguments, **named)
             if name == "join":
                 return self._join(arguments[0], str(subject))
+            if name in ("strip", "lstrip", "rstrip"):
+                _check_stripped(*arguments)
         self.calls += 1
         if self.calls > CALLS:
             raise SecurityError("macros call each other without end")
@@ -360,20 +420,33 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.spend(ROUND + written)
             yield element
 
-    def _tojson(self, value: Any, indent: int | None = None, **options: Any) -> str:
+    def _tojson(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
         """JSON as `transformers` writes it, with nothing escaped for HTML."""
         self._seen(value)
-        if indent is not None and not 0 <= int(indent) <= 8:
+        if ensure_ascii:
+            raise SecurityError("tojson must leave characters as they are")
+        if indent is not None and not (type(indent) is int and 0 <= indent <= 8):
             raise SecurityError("tojson indents by 8 at most")
-        return str(self._made(json.dumps(value, indent=indent, **{"ensure_ascii": False} | options)))
+        if separators is not None and not (len(separators) == 2 and all(len(text) < 9 for text in separators)):
+            raise SecurityError("tojson has two short separators")
+        text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+        return str(self._made(text))
 
-    def _indent(self, text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    def _indent(self, s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
         """Indent all lines but the first."""
         by = width if isinstance(width, str) else " " * min(width, 100)
-        lines = str(text).split("\n")
-        _check_length(len(text) + len(lines) * len(by))
+        lines = str(self._seen(s)).split("\n")
+        _check_length(len(s) + len(lines) * len(by))
+        self.spend(ELEMENT * len(lines))
         rest = [by + line if line or blank else line for line in lines[1:]]
-        return "\n".join([(by if first else "") + lines[0], *rest])
+        return str(self._made("\n".join([(by if first else "") + lines[0], *rest])))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = _rewritten(super()._parse(source, name, filename))
@@ -398,15 +471,14 @@ def _rewritten(node: nodes.Node) -> nodes.Node:
         for other in others:
             whole = nodes.Add(whole, other, lineno=node.lineno)
         return whole
+    if isinstance(node, nodes.For) and node.recursive:
+        raise SecurityError("a loop must not call itself")
     if isinstance(node, nodes.For):
         node.iter = _filtered(node.iter, "round_of", nodes.Const(_written_in(node.body), lineno=node.lineno))
     if isinstance(node, nodes.Compare):
         node.expr = _filtered(node.expr, "seen")
         for operand in node.ops:
             operand.expr = _filtered(operand.expr, "seen")
-    if isinstance(node, nodes.Test) and node.args:
-        node.node = _filtered(node.node, "seen")
-        node.args = [_filtered(argument, "seen") for argument in node.args]
     is_made = isinstance(node, (nodes.List, nodes.Dict)) or (isinstance(node, nodes.Tuple) and node.ctx == "load")
     is_slice = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
     return _filtered(node, "made") if is_made or is_slice else node
@@ -431,6 +503,11 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _check_stripped(chars: str | None = None) -> None:
+    if chars is not None and len(chars) > 100:
+        raise SecurityError("so many characters cannot be stripped")
 
 
 def _check_length(length: int) -> None:

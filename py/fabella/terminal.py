@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Protocol
 
 from fabella.chat import Conversation, template_of
+from fabella.console import words
 from fabella.engine import Engine
 from fabella.errors import FabellaError
 from fabella.generate import Ending, Step
@@ -39,7 +40,11 @@ HELP = """\
 /new            begin another conversation
 /quit           the end, as Ctrl-D; Ctrl-C stops an answer"""
 
-WHY = {"length": "length reached: /continue goes on", "context": "the context is full: /continue goes on"}
+WHY = {
+    "length": "length reached: /continue goes on",
+    "context": "the context is full: /continue goes on, without the oldest turns",
+    "stopped": "stopped: /continue goes on",
+}
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -70,7 +75,10 @@ def chat(arguments: list[str]) -> None:
     terminal.say(f"[{model.name or options.model.stem}: /help says what can be done here]")
     with suppress(EOFError):
         while True:
-            terminal.turn()
+            try:
+                terminal.turn()
+            except KeyboardInterrupt:
+                terminal.say("[Ctrl-D ends the conversation]")
 
 
 class Terminal:
@@ -103,9 +111,6 @@ class Terminal:
         """Asks for a line and does what it says. Raises EOFError when there are no more."""
         try:
             line = input("> " if self._is_person else "")
-        except KeyboardInterrupt:
-            self.say("[Ctrl-D ends the conversation]")
-            return
         except UnicodeDecodeError:
             raise FabellaError("standard input is not UTF-8 text") from None
         if not line.strip():
@@ -115,7 +120,7 @@ class Terminal:
         except BrokenPipeError:  # whoever reads the answers has had enough
             raise
         except (FabellaError, OSError) as error:
-            self.say(f"[{error}]")
+            self.say(f"[{words(error)}]")
 
     def _do(self, line: str) -> None:
         conversation = self._conversation
@@ -132,6 +137,8 @@ class Terminal:
             case "/continue":
                 self._answer(conversation.go_on)
             case "/edit":
+                if not text:
+                    raise FabellaError("/edit needs what is to be said instead")
                 said = [number for number, turn in enumerate(conversation.turns) if turn.role == "user"]
                 number = said[-1] if said else 0
                 self._answer(lambda *how: conversation.edit(number, text, *how))
@@ -168,8 +175,9 @@ class Terminal:
             finally:
                 sys.stdout.write("\n")
                 sys.stdout.flush()
-        why = WHY.get(end or "", "" if end else "stopped: /continue goes on")
-        if why:
+        if end == "context" and len(self._conversation.turns) - self._conversation.dropped <= 2:
+            self.say("[the answer has filled the context]")
+        elif why := WHY.get(end or "stopped", ""):
             self.say(f"[{why}]")
 
     def _save(self, path: Path) -> None:
@@ -180,8 +188,11 @@ class Terminal:
             text = json.dumps(self._conversation.messages, ensure_ascii=False, indent=2)
             beside.write_text(f"{text}\n", encoding="utf-8")
             beside.replace(path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         finally:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
         self._written.add(path.resolve())
         self.say(f"[{len(self._conversation.turns)} turns saved in {path}]")
 
