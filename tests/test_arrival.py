@@ -46,7 +46,7 @@ PARTS = {
     "pyodide.asm.mjs": "The Python engine’s script",
     "pyodide.asm.wasm": "The Python engine",
     "python-stdlib-*.zip": "The Python engine’s library",
-    "fabella-*.zip": "The storyteller’s program",
+    "fabella-*.whl": "The storyteller’s program",
     "run-*.wasm": "The engine (run.wasm)",
     "*.gguf": "The model file",
 }
@@ -69,11 +69,11 @@ EXPECTED = [
     *((cut_off, part, "stopped arriving halfway", "again") for part in PARTS),
     *((reset, part, "stopped arriving halfway", "again") for part in ("run-*.wasm", "pyodide.asm.*", "*.gguf")),
     *((hang_up, part, "Check your connection", "again") for part in ("worker-*.js", "*.wasm", "*.gguf")),
-    *((overloaded, part, "the server answers 503", "again") for part in ("worker-*.js", "fabella-*.zip", "*.gguf")),
+    *((overloaded, part, "the server answers 503", "again") for part in ("worker-*.js", "*.whl", "*.gguf")),
     *((flipped, part, "some of its bytes are others", "reload") for part in HASHED),
     *((too_short, part, "bytes were expected, and only", "reload") for part in ("*.zip", "*.gguf")),
-    *((too_long, part, "bytes were expected, and more came", "reload") for part in ("fabella-*.zip", "*.gguf")),
-    *((empty, part, "and only 0 came", "reload") for part in ("fabella-*.zip", "*.gguf")),
+    *((too_long, part, "bytes were expected, and more came", "reload") for part in ("*.whl", "*.gguf")),
+    *((empty, part, "and only 0 came", "reload") for part in ("*.whl", "*.gguf")),
     (half, "worker-*.js", "bytes were expected, and only", "reload"),
     (web_page_of_its_size, "*.gguf", "the server sends a web page", "reload"),
 ]
@@ -235,7 +235,7 @@ def test_it_does_not_matter_what_types_a_host_sends(visit: Visit, site: Site, ty
     def mistyped(handler: Handler, file: Path) -> None:
         handler.answer(file.read_bytes(), type=type)
 
-    site.faults = dict.fromkeys((".js", ".mjs", ".wasm", ".zip", ".gguf"), mistyped)
+    site.faults = dict.fromkeys((".js", ".mjs", ".wasm", ".zip", ".whl", ".gguf"), mistyped)
     assert visit.open(site).tell(PROMPT, length=30).startswith(PROMPT)
     assert visit.complaints == []
 
@@ -250,7 +250,7 @@ def test_a_host_may_compress_everything(visit: Visit, site: Site) -> None:
         handler.end_headers()
         handler.wfile.write(body)
 
-    site.faults = dict.fromkeys((".js", ".mjs", ".wasm", ".zip", ".gguf"), compressed)
+    site.faults = dict.fromkeys((".js", ".mjs", ".wasm", ".zip", ".whl", ".gguf"), compressed)
     assert visit.open(site).tell(PROMPT, length=30).startswith(PROMPT)
     progress = visit.page.get_by_role("progressbar", name="Download", include_hidden=True)
     assert progress.evaluate("(bar) => bar.value === bar.max"), "bytes are counted as the page gets them"
@@ -271,7 +271,7 @@ def test_without_stated_lengths(visit: Visit, site: Site) -> None:
     def unmeasured(handler: Handler, file: Path) -> None:
         handler.answer(file.read_bytes(), -1, type=handler.guess_type(file))
 
-    site.faults = dict.fromkeys((".js", ".mjs", ".wasm", ".zip", ".gguf"), unmeasured)
+    site.faults = dict.fromkeys((".js", ".mjs", ".wasm", ".zip", ".whl", ".gguf"), unmeasured)
     assert visit.open(site).tell(PROMPT, length=30).startswith(PROMPT)
 
 

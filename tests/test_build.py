@@ -97,7 +97,8 @@ def test_has_exactly_the_files_that_the_page_needs(dist: Path, random_model: Pat
         *(rf"pyodide-{version}/{name}" for name in builder.python.PYODIDE_FILES),
         *(rf"assets/{name}-\w+\.js" for name in ("app", "worker", "helper")),
         *(rf"assets/run-{name}-\w+\.wasm" for name in builder.engines.ENGINES),
-        *(r"assets/favicon-\w+\.svg", r"assets/python-stdlib-\w+\.zip", r"assets/fabella-\w+\.zip"),
+        *(r"assets/favicon-\w+\.svg", r"assets/python-stdlib-\w+\.zip"),
+        r"assets/fabella-[\d.]+-0\w+-cp314-none-any\.whl",
         r"assets/random-\w+\.gguf",
     ]
     names = set(contents(dist))
@@ -165,7 +166,7 @@ def test_names_the_licences_of_what_it_contains(dist: Path) -> None:
 
 def test_the_page_has_those_of_our_modules_that_tell_stories(dist: Path, tmp_path: Path) -> None:
     """And for a model with a chat template those besides that chats need, and Jinja, in a file of their own."""
-    (program,) = (dist / "assets").glob("fabella-*.zip")
+    (program,) = (dist / "assets").glob("fabella-*.whl")
     ours = set(zipfile.ZipFile(program).namelist())
     assert {"fabella/__init__.pyc", "fabella/page.pyc", "fabella/bytelevel.pyc"} <= ours
     assert not {f"fabella/{name}.pyc" for name in ("chat", "template", "cli", "model", "terminal")} & ours

@@ -14,7 +14,7 @@
  * @property {Part} script  pyodide.asm.mjs
  * @property {Part} wasm  pyodide.asm.wasm
  * @property {Part} stdlib  Python's standard library, a zip
- * @property {Part} program  the part of Fabella that tells stories, a zip of bytecode
+ * @property {Part} program  the part of Fabella that tells stories, a wheel of bytecode
  * @property {Part} [chat]  what conversations need besides, if the model is made for them
  *
  * @typedef {object} Assets  where build.py put the parts

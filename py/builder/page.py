@@ -15,7 +15,7 @@ from typing import Any
 from builder.assets import part, publish
 from builder.engines import build_engines
 from builder.install import ensure_node_packages, ensure_python
-from builder.python import build_chat, build_program, build_stdlib, copy_pyodide, pyodide_loader
+from builder.python import build_chat, build_program, build_stdlib, copy_pyodide, project_version, pyodide_loader
 from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, run, say, scratch, size
 
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
@@ -40,7 +40,9 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
             "python": {
                 **copy_pyodide(new),
                 "stdlib": part(new, publish(stdlib, new, "python-stdlib-{hash}.zip")),
-                "program": part(new, publish(program, new, "fabella-{hash}.zip")),
+                "program": part(
+                    new, publish(program, new, f"fabella-{project_version()}-0{{hash}}-cp314-none-any.whl")
+                ),
                 **({"chat": part(new, publish(build_chat(), new, "chat-{hash}.zip"))} if chats(gguf) else {}),
             },
             "engines": {

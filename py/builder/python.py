@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import tomllib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,9 +55,38 @@ def build_stdlib() -> Path:
     return cached("python-stdlib.zip", digest(ROOT / "package-lock.json", IN_PYODIDE, Path(stdlib.__file__)), make)
 
 
+def build_wheel() -> Path:
+    """Build the Python package, the engine inside."""
+
+    def make(target: Path) -> None:
+        date = "1580601600"  # the files in it are dated 2020-02-02, whatever the environment says
+        run(PYTHON, "-m", "hatchling", "build", "-t", "wheel", "-d", target.parent, SOURCE_DATE_EPOCH=date)
+        next(target.parent.glob("*.whl")).rename(target)
+
+    sources = [path for path in sorted((ROOT / "py/fabella").rglob("*")) if path.suffix in (".py", ".typed", ".wasm")]
+    names = " ".join(str(path.relative_to(ROOT)) for path in sources)
+    about = [ROOT / name for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", ".gitignore")]
+    return cached("fabella.whl", digest(Path(__file__), names, *sources, *about), make)
+
+
 def build_program() -> Path:
-    """Compile those of our modules that the page runs to tell a story."""
-    return build_modules("fabella.zip", dict.fromkeys(modules_of("fabella.page"), ROOT / "py"))
+    """Build the wheel of those of our modules that the page runs to tell a story, as bytecode."""
+    wheel = build_wheel()
+    used = modules_of("fabella.page")
+    all_modules = (path.relative_to(ROOT / "py").as_posix() for path in (ROOT / "py/fabella").glob("*.py"))
+    unused = [name.removesuffix(".py") for name in sorted(all_modules) if name not in used]
+
+    def make(target: Path) -> None:
+        compile_zip(wheel, target, SITE_PACKAGES, unused, optimize=2)
+
+    key = digest(wheel, ROOT / "package-lock.json", IN_PYODIDE, Path(stdlib.__file__), " ".join(unused))
+    return cached("program.whl", key, make)
+
+
+def project_version() -> str:
+    """Return the version in pyproject.toml."""
+    version: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    return version
 
 
 def build_chat() -> Path:
@@ -65,11 +95,6 @@ def build_chat() -> Path:
     packages = Path(run(PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     for name in ("jinja2", "markupsafe"):  # MarkupSafe does without its part in C
         files |= dict.fromkeys((f"{name}/{path.name}" for path in (packages / name).glob("*.py")), packages)
-    return build_modules("chat.zip", files)
-
-
-def build_modules(name: str, files: dict[str, Path]) -> Path:
-    """Compile modules into one zip file; each is named by its file within a folder."""
 
     def make(target: Path) -> None:
         sources = target.with_name("sources.zip")
@@ -79,7 +104,7 @@ def build_modules(name: str, files: dict[str, Path]) -> Path:
         compile_zip(sources, target, SITE_PACKAGES, optimize=2)
 
     texts = [part for file, folder in sorted(files.items()) for part in (file, folder / file)]
-    return cached(name, digest(ROOT / "package-lock.json", IN_PYODIDE, Path(stdlib.__file__), *texts), make)
+    return cached("chat.zip", digest(ROOT / "package-lock.json", IN_PYODIDE, Path(stdlib.__file__), *texts), make)
 
 
 def modules_of(entry: str) -> set[str]:

@@ -25,7 +25,7 @@ class PageHandler(http.server.SimpleHTTPRequestHandler):
     extensions_map = {  # noqa: RUF012 (as in the base class)
         **http.server.SimpleHTTPRequestHandler.extensions_map,
         **{".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"},
-        ".gguf": "application/octet-stream",
+        **{".gguf": "application/octet-stream", ".whl": "application/zip"},
     }
 
     def __init__(self, *arguments: Any, directory: str, policy: str) -> None:
