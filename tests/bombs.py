@@ -70,12 +70,12 @@ BOMBS = {
     + ROUNDS
     + "{% set c = b | select('in', a) | list %}{% endfor %}",
     "a dictionary's items that are selected from": "{% set d = {"
-    + ", ".join(f"'{n}': {n}" for n in range(3000))
+    + ", ".join(f"'{n}': {n}" for n in range(1500))
     + "} %}"
     + ROUNDS
     + "{% set b = d.items() | select('equalto', -1) | list %}{% endfor %}",
     "a test within": "{% set a = 'x' * 900000 %}" + ROUNDS + "{% if 'xxxy' is in(a) %}{% endif %}{% endfor %}",
-    "a constant that is written again and again": ROUNDS + "{{ '" + "x" * 60_000 + "' }}{% endfor %}",
+    "a constant that is written again and again": ROUNDS + "{{ '" + "x" * 30_000 + "' }}{% endfor %}",
     "a constant that is made by the compiler": ROUNDS
     + "{{ 'a' * 1000 | replace('a', '"
     + "b" * 1000
@@ -108,10 +108,10 @@ BOMBS = {
     "a call block that calls itself": "{% macro f() %}{% call f() %}{% endcall %}{% endmacro %}{{ f() }}",
     "parentheses": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "brackets": "{{ " + "[" * 5000 + "]" * 5000 + " }}",
-    "nots": "{{ " + "not " * 20_000 + "1 }}",
-    "minus signs": "{{ " + "-" * 50_000 + "1 }}",
-    "a long sum": "{{ " + "1+" * 50_000 + "1 }}",
-    "blocks": "{% if 1 %}" * 5000 + "{% endif %}" * 5000,
+    "nots": "{{ " + "not " * 5_000 + "1 }}",
+    "minus signs": "{{ " + "-" * 30_000 + "1 }}",
+    "a long sum": "{{ " + "1+" * 15_000 + "1 }}",
+    "blocks": "{% if 1 %}" * 1400 + "{% endif %}" * 1400,
     "a template of great length": "a" * (1 << 20),
     "lorem ipsum": "{{ lipsum(n=99999) }}",
     "a cycler": "{{ cycler('a').next.__globals__ }}",

@@ -36,10 +36,10 @@ except ImportError as error:
         "await micropip.install('jinja2')"
     ) from error
 
-LONGEST_TEMPLATE = 1 << 16  # characters; real ones have up to 17,000
+LONGEST_TEMPLATE = 1 << 15  # characters; real ones have up to 17,000
 LONGEST_TEXT = 1 << 20  # characters, or elements of a list
 # What a template may use up in all, and what each thing that it does uses: 1 for each character that it writes, and for
-FUEL, ELEMENT, ROUND, CALL = 1 << 22, 16, 64, 256  # an element that is made or looked at, a loop's round, a call
+FUEL, ELEMENT, ROUND, CALL = 1 << 22, 24, 64, 256  # an element that is made or looked at, a loop's round, a call
 AT_ONCE = 16  # characters that are made or looked at for 1
 LARGEST_NUMBER = 1 << 63
 DEPTH = 300  # of Python's stack, below the caller
