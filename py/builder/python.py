@@ -7,7 +7,7 @@ import json
 import shutil
 import tomllib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ def compile_zip(source: Path, target: Path, folder: str, unused: Sequence[str] =
     run("node", "--input-type=module", "--eval", IN_PYODIDE, ROOT, *inside, folder, " ".join(unused), str(optimize))
 
 
+def compiled(name: str, make: Callable[[Path], object], *sources: Path | str) -> Path:
+    """Return a file of bytecode, made anew when its sources or what compiles them are others."""
+    return cached(name, digest(ROOT / "package-lock.json", IN_PYODIDE, Path(stdlib.__file__), *sources), make)
+
+
 def build_stdlib() -> Path:
     """Repack Pyodide's standard library as bytecode: not compiling it, the page starts in a quarter of the time."""
     source = NODE_MODULES / "pyodide/python_stdlib.zip"
@@ -52,7 +57,7 @@ def build_stdlib() -> Path:
         say("Compiling Python's standard library for the page ...")
         compile_zip(source, target, "/lib/python314.zip", UNUSED_STDLIB)
 
-    return cached("python-stdlib.zip", digest(ROOT / "package-lock.json", IN_PYODIDE, Path(stdlib.__file__)), make)
+    return compiled("python-stdlib.zip", make)
 
 
 def build_wheel() -> Path:
@@ -79,8 +84,7 @@ def build_program() -> Path:
     def make(target: Path) -> None:
         compile_zip(wheel, target, SITE_PACKAGES, unused, optimize=2)
 
-    key = digest(wheel, ROOT / "package-lock.json", IN_PYODIDE, Path(stdlib.__file__), " ".join(unused))
-    return cached("program.whl", key, make)
+    return compiled("program.whl", make, wheel, " ".join(unused))
 
 
 def project_version() -> str:
@@ -104,7 +108,7 @@ def build_chat() -> Path:
         compile_zip(sources, target, SITE_PACKAGES, optimize=2)
 
     texts = [part for file, folder in sorted(files.items()) for part in (file, folder / file)]
-    return cached("chat.zip", digest(ROOT / "package-lock.json", IN_PYODIDE, Path(stdlib.__file__), *texts), make)
+    return compiled("chat.zip", make, *texts)
 
 
 def modules_of(entry: str) -> set[str]:

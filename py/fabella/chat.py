@@ -185,7 +185,8 @@ class Conversation:
         if not begins:
             raise ConversationError("there is nothing to undo")
         text = self.turns[begins[-1]].text
-        self._set_turns(self.turns[: begins[-1]])
+        kept = self.turns[: begins[-1]]
+        self.turns, self.dropped = kept, self._dropped_of(kept)
         return text
 
     def _answered(
@@ -199,13 +200,12 @@ class Conversation:
         settings.check(len(self._tokenizer))
         context = self._session.model.context
         room = min(ending.length or context // ROOM, context // ROOM)
-        before = self.dropped if len(turns) > self.dropped else 0
-        tokens, dropped = self._fitting(turns, answer, room, before)
+        tokens, dropped = self._fitting(turns, answer, room)
         limit = len(tokens) + ending.length - 1 if ending.length else None  # the last one is told, but not computed
         sampler = Sampler(settings, self._tokenizer.stop_ids)
         for _ in answer.tokens if settings.temperature else ():
             sampler.random.coin()
-        return self._steps(tokens, turns, answer, sampler, replace(ending, length=limit), dropped, before)
+        return self._steps(tokens, turns, answer, sampler, replace(ending, length=limit), dropped)
 
     def _steps(
         self,
@@ -215,9 +215,8 @@ class Conversation:
         sampler: Sampler,
         ending: Ending,
         dropped: int,
-        before: int,
     ) -> Iterator[Step]:
-        news = dropped if dropped > before else 0
+        news = dropped if dropped > self._dropped_of(turns) else 0
         for part in self._session.read(tokens):
             yield Step(part[-1], "", from_prompt=True, dropped=news)
             news = 0
@@ -226,8 +225,9 @@ class Conversation:
             texts = [decoder.push(token) for token in tokens]
             answer.text = "".join(texts[-len(answer.tokens) :])  # but for half a character at its end
         answer.end = None
+        turns = [*turns, answer]
         for step in go_on(self._session, self._tokenizer, sampler, ending, begun=answer.text):
-            self._set_turns([*turns, answer], dropped)
+            self.turns, self.dropped = turns, dropped
             answer.text += step.text
             answer.end = step.end
             answer.tokens += (step.token,)
@@ -253,13 +253,13 @@ class Conversation:
         plain = self._template.plain
         return self._tokenizer.encode_parts(part if isinstance(part, int) else plain(part) for part in parts)
 
-    def _fitting(self, turns: Sequence[Turn], answer: Turn, room: int, dropped: int) -> tuple[list[int], int]:
+    def _fitting(self, turns: Sequence[Turn], answer: Turn, room: int) -> tuple[list[int], int]:
         """The tokens of as many of the last turns as leave room for an answer, and how many turns have to go for that.
 
         If turns have to go, half of the context is emptied: or else the next turn would have the same happen again,
         and each time almost everything would have to be computed anew.
         """
-        context = self._session.model.context
+        context, dropped = self._session.model.context, self._dropped_of(turns)
 
         def tokens_from(first: int) -> list[int]:
             written = self._written(turns[first:])
@@ -298,10 +298,9 @@ class Conversation:
         """Where the user speaks."""
         return [number for number, turn in enumerate(turns) if turn.role == "user"]
 
-    def _set_turns(self, turns: list[Turn], dropped: int | None = None) -> None:
-        if dropped is None:
-            dropped = self.dropped if len(turns) > self.dropped else 0
-        self.turns, self.dropped = turns, dropped
+    def _dropped_of(self, turns: Sequence[Turn]) -> int:
+        """How many turns the model no longer sees, if these are the conversation's: none where one went back so far."""
+        return self.dropped if len(turns) > self.dropped else 0
 
     # ---- Messages ----------------------------------------------------------------------------------------------------
 
@@ -315,7 +314,7 @@ class Conversation:
         """Go on from these messages. Raises ConversationError, and changes nothing, unless they are a conversation."""
         system, turns = _read(messages)
         self.system = system
-        self._set_turns(turns, 0)
+        self.turns, self.dropped = turns, 0
 
 
 def _message(role: str, text: str) -> dict[str, str]:

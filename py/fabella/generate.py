@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from fabella.errors import PromptError, SettingsError
 from fabella.sampler import Allowed, Sampler, Settings
-from fabella.session import Model, Session
+from fabella.session import Model, Session, newest_half
 from fabella.stops import Stops
 from fabella.tokenizer import Decoder, Tokenizer
 
@@ -217,10 +217,8 @@ class _Text:
 
     def _shift(self) -> Iterator[Step]:
         """Forgets the oldest half of the session's tokens, but for the token that begins every text."""
-        tokens = self.session.tokens
-        begin = tokens[:1] if tokens[0] == self.tokenizer.bos_id else []
-        kept = begin + tokens[len(tokens) // 2 + len(begin) :]
-        self.forgotten += len(tokens) - len(kept)
+        kept = newest_half(self.session.tokens, self.tokenizer.bos_id)
+        self.forgotten += len(self.session.tokens) - len(kept)
         dropped = self.forgotten
         for part in self.session.read(kept):
             yield Step(part[-1], "", from_prompt=True, dropped=dropped)

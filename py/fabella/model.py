@@ -15,8 +15,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from fabella.engine import Engine
 from fabella.errors import PromptError
@@ -25,7 +24,8 @@ from fabella.hosts import new_host
 from fabella.modelfile import ModelFile
 from fabella.models import File, open_model
 from fabella.sampler import Settings, random_seed
-from fabella.session import Session
+from fabella.session import Session, newest_half
+from fabella.sources import Closing
 from fabella.tokenizer import Tokenizer, well_formed
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def load(model: File, tokenizer: File | None = None) -> Model:
         return Model(file, Engine(new_host(), file, source))
 
 
-class Model:
+class Model(Closing):
     """A loaded model. It does one thing at a time: who begins a story or an answer ends the one before.
 
     Parameters
@@ -150,8 +150,7 @@ class Model:
         tokens = self.tokenize(text) or [self.tokenizer.bos_id]
         if len(tokens) > self.context:
             raise PromptError(f"the text is {len(tokens)} tokens long, but the model's context is {self.context}")
-        for _ in self._session.read(tokens):
-            pass
+        self._read(tokens)
         return self._engine.logits.to_array()
 
     def tokenize(self, text: str) -> list[int]:
@@ -176,27 +175,22 @@ class Model:
         if not size:
             raise PromptError("there is no text to measure")
         session, begin, nats = self._session, self.tokenizer.bos_id, 0.0
-        for _ in session.read([begin]):
-            pass
+        self._read([begin])
         for token in tokens:
             if len(session.tokens) == self.context:
-                for _ in session.read([begin, *session.tokens[self.context // 2 + 1 :]]):
-                    pass
+                self._read(newest_half(session.tokens, begin))
             nats -= self._engine.logits.log_probability(token)
             session.forward(token)
         return nats / math.log(2) / size
 
+    def _read(self, tokens: Sequence[int]) -> None:
+        """Make these tokens the session's, at a stretch."""
+        for _ in self._session.read(tokens):
+            pass
+
     def close(self) -> None:
         """Give its memory back; afterwards it computes nothing any more."""
         self._engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Chat:

@@ -138,3 +138,9 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens at the beginning are the same."""
     shorter = min(len(a), len(b))
     return next((i for i in range(shorter) if a[i] != b[i]), shorter)
+
+
+def newest_half(tokens: Sequence[int], begin: int) -> list[int]:
+    """The newest half of the tokens, behind the one that begins every text if they begin with it."""
+    kept = list(tokens[:1]) if tokens[0] == begin else []
+    return kept + list(tokens[len(tokens) // 2 + len(kept) :])

@@ -44,7 +44,23 @@ class BytesSource:
         return self._data[offset : offset + size]
 
 
-class FileSource:
+class Closing:
+    """What is closed at the end of a `with` statement."""
+
+    def close(self) -> None:
+        """Give back what is held."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class FileSource(Closing):
     """A file on disk; close it, or use it in a `with` statement. Raises OSError if it cannot be opened."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -62,11 +78,3 @@ class FileSource:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

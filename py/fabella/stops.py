@@ -38,9 +38,9 @@ class Stops:
         if ends:
             self.found = True
             return text[before : min(ends)]
-        for begin in range(max(before, len(text) - self._longest + 1), len(text)):
+        for begin in range(max(0, len(text) - self._longest + 1), len(text)):
             if any(string.startswith(text[begin:]) for string in self._strings):
-                self._held = text[begin:]
+                self._held = text[max(begin, before) :]
                 break
         told = text[: len(text) - len(self._held)]
         self._told = told[max(0, len(told) - self._longest + 1) :]
