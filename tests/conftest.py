@@ -191,11 +191,11 @@ window.Worker = class extends Worker {
     notebook.worker = this;
     this.addEventListener("message", ({ data }) => {
       notebook.heard = true;
-      if (data.type !== "progress") notebook.received.push({ ...data, at: performance.now() });
+      if (!["progress", "counted"].includes(data.type)) notebook.received.push({ ...data, at: performance.now() });
     });
   }
   postMessage(data) {
-    notebook.sent.push({ ...data, at: performance.now() });
+    if (data.type !== "count") notebook.sent.push({ ...data, at: performance.now() });
     super.postMessage(data);
   }
 };
@@ -224,7 +224,7 @@ class Visit:
         self.again_button = self.page.get_by_role("button", name="Try again")
         self.reload_button = self.page.get_by_role("button", name="Reload the page")
         self.story = self.page.get_by_role("region", name="Story", exact=True)
-        self.status = self.page.get_by_role("status").first
+        self.status = self.page.locator("#status")
         self.alert = self.page.get_by_role("alert")
 
     def open(self, site: Site, ready: bool = True) -> Visit:
@@ -241,6 +241,7 @@ class Visit:
 
     def setting(self, name: str) -> Locator:
         """The control of a setting."""
+        self.page.evaluate("() => { document.querySelector('#fine').open = true; }")
         return self.page.get_by_role("textbox" if name == "Seed" else "slider", name=name)
 
     def ask(self, prompt: str, **settings: object) -> None:

@@ -1,61 +1,102 @@
 /**
- * The page: starts the views and the worker, and says what follows from what the visitor does and what the worker
- * answers. All of it is a change of the state (state.js), which the views draw.
+ * The page: starts the views and the worker, and says what follows from what the worker tells and the visitor does. All
+ * of it is a change of the state (state.js), which the views draw.
  */
 
-import { Bridge, Refusal } from "./bridge.js";
+import { read } from "./address.js";
+import { Bridge } from "./bridge.js";
+import { startCounting } from "./count.js";
 import { element } from "./dom.js";
+import { isAnother, remembered, restoreLeaf, startKeeping } from "./keeping.js";
+import { last, path } from "./leaf.js";
+import { recall, remember } from "./memory.js";
+import { presets } from "./presets.js";
 import { Problem } from "./problem.js";
-import { change, current } from "./state.js";
+import { enter } from "./rooms.js";
+import { change, current, watch } from "./state.js";
+import * as telling from "./telling.js";
+import { mountActions } from "./views/actions.js";
 import { mountComposer } from "./views/composer.js";
 import { mountFacts } from "./views/facts.js";
+import { mountLight } from "./views/light.js";
+import { mountSettings } from "./views/settings.js";
 import { mountStatus } from "./views/status.js";
 import { mountStory } from "./views/story.js";
 
-/** @import { Assets, Done, EngineState, Progress, Steps } from "./messages.js" */
-/** @import { Request } from "./state.js" */
+/** @import { Assets, Card, EngineState, Progress, Source } from "./messages.js" */
+/** @import { Pace } from "./pace.js" */
 
 /** @type {Assets} */
 const assets = JSON.parse(element("assets", HTMLScriptElement).text);
 
 /** @type {Bridge} */
 let bridge;
-let requests = 0;
+
+/** The model for which the settings are as they are: its id. */
+let settingsOf = "";
 
 // ---- The worker ------------------------------------------------------------------------------------------------------
 
-/** Starts a worker, in the place of one that failed. */
-async function load() {
-  const { worker, python, model } = assets;
+/** Starts a worker, in the place of one that failed or has another model. @param {Source} source */
+async function load(source) {
+  const { worker, python } = assets;
   const parts = [python.script, python.wasm, python.stdlib, python.program, ...(python.chat ? [python.chat] : [])];
+  const known = source.kind === "offer" ? source.part : null;
+  bridge?.end();
+  telling.putOff();
   change({
     worker: "loading",
     complaint: null,
     arrived: {
       worker: { loaded: 0, total: worker.bytes },
-      model: { loaded: 0, total: model.bytes },
+      model: { loaded: 0, total: known?.bytes ?? 0 },
       python: { loaded: 0, total: parts.reduce((sum, { bytes }) => sum + bytes, 0) },
     },
-    model: { name: model.name, bytes: model.bytes },
+    source,
     engine: null,
+    counted: null,
   });
+  if (known) meet(known);
   const started = new Bridge(assets, hear, (problem) => fail(/** @type {Problem} */ (problem)));
   bridge = started;
-  const loaded = await started.load((bytes) => {
+  const loaded = await started.load(source, (bytes) => {
     if (started !== bridge) return; // what still arrives for one that has failed
     const { arrived } = current();
     change({ arrived: { ...arrived, worker: { ...arrived.worker, loaded: arrived.worker.loaded + bytes } } });
   });
   performance.mark("ready"); // for tests/figures.py
-  change({ worker: "ready", model: loaded });
-  const { request } = current();
-  if (request) ask(request);
+  meet(loaded);
+  change({ worker: "ready" });
+  telling.send();
 }
+
+/** Takes over what a model says of itself. @param {Card} model */
+function meet(model) {
+  const { settings, mode } = current();
+  const isNew = settingsOf !== model.id;
+  settingsOf = model.id;
+  change({
+    model,
+    settings: isNew ? { ...settings, ...presets(model).balanced } : settings,
+    mode: isNew ? (model.chats ? "chat" : "story") : mode,
+  });
+}
+
+let heard = { at: 0, loaded: 0 };
 
 /** @param {Progress | EngineState} message */
 function hear(message) {
-  if (message.type === "progress") change({ arrived: { ...current().arrived, [message.part]: message } });
-  else change({ engine: message });
+  if (message.type === "engine") {
+    change({ engine: message });
+    return;
+  }
+  const arrived = { ...current().arrived, [message.part]: message };
+  change({ arrived });
+  const now = performance.now();
+  const loaded = Object.values(arrived).reduce((sum, part) => sum + part.loaded, 0);
+  if (now - heard.at < 1000) return;
+  if (heard.at && loaded > heard.loaded) change({ rate: (1000 * (loaded - heard.loaded)) / (now - heard.at) });
+  heard = { at: now, loaded };
 }
 
 /**
@@ -63,7 +104,8 @@ function hear(message) {
  * @param {Problem} problem
  */
 function fail({ message, wayOut }) {
-  change({ worker: "failed", request: null, complaint: { message, field: null, wayOut } });
+  telling.giveUp();
+  change({ worker: "failed", complaint: { message, field: null, wayOut } });
 }
 
 function again() {
@@ -71,98 +113,103 @@ function again() {
     location.reload();
     return;
   }
-  load();
+  load(current().source ?? { kind: "offer", part: assets.models[0] });
   element("tell", HTMLButtonElement).focus();
 }
 
-// ---- Telling ---------------------------------------------------------------------------------------------------------
+// ---- What the visitor does beside writing ----------------------------------------------------------------------------
 
-/** Asks for a story, unless one is being told already. */
-function tell() {
-  const { request: busy, worker, prompt, settings } = current();
-  if (busy) return;
-  const seed = settings.seed || String(crypto.getRandomValues(new Uint32Array(1))[0] || 1);
-  const request = { id: ++requests, prompt, settings: { ...settings, seed }, question: null, stopped: false };
-  change({ request, ended: null, complaint: null });
-  if (worker === "ready") ask(request);
-  else if (worker === "failed") load();
+/** @param {Pace} pace */
+function setPace(pace) {
+  remember("pace", pace);
+  telling.setPace(pace);
 }
 
-/** @param {Request} request */
-async function ask(request) {
-  const { prompt, settings } = request;
-  const asked = bridge.ask({ type: "tell", prompt, settings }, (steps) => hearSteps(request.id, steps));
-  change({ request: { ...request, question: asked.id } });
-  try {
-    finish(request, await asked.answer);
-  } catch (error) {
-    if (!(error instanceof Refusal)) throw error;
-    change({ request: null, complaint: { message: error.message, field: error.field, wayOut: "again" } });
+/** @param {"story" | "chat"} mode */
+function setMode(mode) {
+  if (current().request) return;
+  change({ mode, leaf: current().leaf?.kind === mode ? current().leaf : null, ended: null, complaint: null });
+}
+
+const openChat = () => enter("chat", assets, { ...telling, setMode }).catch(fail);
+const openShelf = () => enter("shelf", assets, { ...telling, assets, load, describe }).catch(fail);
+
+/** What a model file says of itself. @param {File} file @param {File} [tokenizer] @returns {Promise<Card>} */
+const describe = async (file, tokenizer) => (await bridge.ask({ type: "describe", file, tokenizer }).answer).card;
+
+async function editLast() {
+  const asked = path(/** @type {any} */ (current().leaf ?? { picked: {} })).findLast(({ role }) => role === "user");
+  if (asked) (await openChat())?.edit(asked.id);
+}
+
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", async (/** @type {DragEvent} */ event) => {
+  const files = [...(event.dataTransfer?.files ?? [])];
+  if (files.length === 0) return;
+  event.preventDefault();
+  (await openShelf())?.take(files);
+});
+
+document.addEventListener("keydown", (event) => {
+  const { target, key } = event;
+  if (document.querySelector("dialog[open]")) return;
+  if (key === "Escape" && current().request) telling.stop();
+  const typing =
+    target instanceof HTMLElement && target.closest("textarea, input, button, summary, a, [contenteditable]");
+  if (key === " " && current().request && current().pace === "a word" && !typing) {
+    event.preventDefault();
+    telling.nextWord();
   }
-}
-
-function stop() {
-  const { request } = current();
-  if (request?.question) {
-    change({ request: { ...request, stopped: true } });
-    bridge.stop(request.question);
-  } else {
-    change({ request: null }); // it was still waiting
-  }
-}
-
-/**
- * @param {number} id  the request's
- * @param {Steps} message
- */
-function hearSteps(id, { steps, tokens_per_second: rate }) {
-  const { request, story } = current();
-  if (request?.id !== id || request.stopped) return;
-  const before = story?.id === id ? story : { id, prompt: "", text: "", tokens: 0 };
-  const given = steps.filter((step) => step.from_prompt); // the prompt comes first
-  const own = steps.slice(given.length);
-  const tokens = before.tokens + own.length;
-  if (tokens > 0 && performance.getEntriesByName("first-token").length === 0) performance.mark("first-token");
-  change({
-    story: {
-      ...before,
-      prompt: before.prompt + text(given),
-      text: before.text + text(own),
-      tokens,
-      rate,
-      ending: null,
-    },
-  });
-}
-
-/** @param {Steps["steps"]} steps */
-const text = (steps) => steps.map((step) => step.text).join("");
-
-/**
- * @param {Request} request
- * @param {Done} done
- */
-function finish({ id, settings: { seed } }, { reason, seconds, tokens_per_second: rate }) {
-  const { request, story, settings, model } = current();
-  const ended = request?.stopped ? "stopped" : reason; // it may end while Stop is on its way; its end is not shown then
-  const ending = { reason: ended, context: model?.context ?? 0, seconds, seed, keep: seed !== settings.seed };
-  change({ request: null, ended, story: story?.id === id ? { ...story, rate, ending } : story });
-}
-
-/** Puts the seed of the story into its field. */
-function keepSeed() {
-  const { story, settings } = current();
-  if (!story?.ending) return;
-  change({ settings: { ...settings, seed: story.ending.seed } });
-  element("seed", HTMLInputElement).focus();
-}
+});
 
 // ---- The start -------------------------------------------------------------------------------------------------------
 
+/** The model whose hash begins so, or the page's own. @param {string} id @returns {Source} */
+function sourceOf(id) {
+  const offered = assets.models.find((part) => id && part.id.startsWith(id));
+  return offered || !id ? { kind: "offer", part: offered ?? assets.models[0] } : { kind: "kept", id };
+}
+
+/** Tells the story that the address names. */
+function tellFromAddress() {
+  const { prompt, seed, settings } = read(location.hash);
+  change({ prompt: prompt ?? "", mode: "story", settings: { ...current().settings, ...settings, seed } });
+  telling.tell();
+  change({ settings: { ...current().settings, seed: "" } });
+}
+
+async function start() {
+  const address = read(location.hash);
+  if (address.compact) document.documentElement.dataset.view = "leaf";
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const pace = /** @type {Pace} */ (recall("pace") || (calm ? "at once" : "reading"));
+  change({ pace });
+  telling.begin({ bridge: () => bridge, load: again });
+  const { leaf, model = "", ...state } = remembered() ?? {};
+  settingsOf = model;
+  change(state);
+  load(sourceOf(address.model || model));
+  if (leaf) await restoreLeaf(leaf);
+  if (isAnother()) tellFromAddress();
+  else if (address.prompt !== null && !leaf) change({ prompt: address.prompt });
+  startKeeping();
+  addEventListener("hashchange", () => isAnother() && tellFromAddress());
+}
+
 element("asleep", HTMLElement).remove(); // it speaks of a page whose script does not run
-mountComposer({ tell, stop });
+mountLight();
+mountSettings({ setPace, setMode });
+mountComposer({ tell: telling.tell, stop: telling.stop, editLast });
 mountStatus({ again });
-mountStory({ keepSeed });
-mountFacts();
-if (assets.worker) load();
+mountStory({ nextWord: telling.nextWord });
+mountActions(telling);
+mountFacts({ openShelf: async () => (await openShelf())?.open() });
+watch(
+  ({ mode }) => [mode],
+  (mode) => {
+    if (mode === "chat") openChat();
+  },
+);
+startCounting(() => bridge);
+if (assets.worker) start();
 else fail(new Problem("This is the page's source, not the page: run “python build.py serve”."));

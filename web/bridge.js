@@ -5,7 +5,7 @@
 import { damageOf, download, startWorker } from "./download.js";
 import { Problem, SILENCE, causeOf, impossible, notStarted } from "./problem.js";
 
-/** @import { Assets, Done, EngineState, FromWorker, Load, Model, Part, Progress, Settings, Steps, Tell, ToWorker } from "./messages.js" */
+/** @import { Assets, Card, EngineState, FromWorker, Load, Part, Progress, Source, Steps, ToWorker } from "./messages.js" */
 /** @import { Blocks } from "./download.js" */
 
 const NAME = "The storyteller’s script";
@@ -24,6 +24,13 @@ export class Refusal extends Error {
 
 /** @param {Part} part */
 const at = (part) => ({ ...part, url: new URL(part.url, document.baseURI).href });
+
+/**
+ * A message without its number.
+ * @template T
+ * @typedef {T extends { id: number } ? Omit<T, "id"> : never} WithoutId
+ */
+/** @typedef {WithoutId<Exclude<ToWorker, { type: "stop" }>>} Question */
 
 /** A worker, from its start to its end. */
 export class Bridge {
@@ -47,11 +54,12 @@ export class Bridge {
   }
 
   /**
-   * Starts the worker and has it load the model.
+   * Starts the worker and has it load a model.
+   * @param {Source} source
    * @param {(bytes: number) => void} count  bytes of its script
-   * @returns {Promise<Model>}
+   * @returns {Promise<Card>}
    */
-  async load(count) {
+  async load(source, count) {
     try {
       const problem = impossible();
       if (problem) throw problem;
@@ -59,10 +67,10 @@ export class Bridge {
       const script = await download({ ...at(this.assets.worker), sha256: undefined }, NAME, count);
       if (!this.#over) this.#start(script);
     } catch (error) {
-      this.#end(await causeOf(error instanceof Problem ? error : notStarted("This page", error)));
+      this.#fail(await causeOf(error instanceof Problem ? error : notStarted("This page", error)));
     }
     /** @type {Omit<Load, "id">} */
-    const question = { type: "load", assets: this.assets, base: document.baseURI };
+    const question = { type: "load", assets: this.assets, base: document.baseURI, source };
     return this.ask(question).answer;
   }
 
@@ -70,7 +78,7 @@ export class Bridge {
   #start(script) {
     const broken = async (/** @type {string} */ reason) => {
       const damage = await damageOf(script, this.assets.worker, NAME);
-      this.#end(damage ?? (await causeOf(notStarted(NAME, reason))));
+      this.#fail(damage ?? (await causeOf(notStarted(NAME, reason))));
     };
     this.#silence = setTimeout(broken, 1000 * SILENCE, "it says nothing");
     this.#worker = startWorker(script);
@@ -85,7 +93,7 @@ export class Bridge {
   }
 
   /**
-   * @param {Omit<Load, "id"> | Omit<Tell, "id">} question
+   * @param {Question} question
    * @param {(message: Steps) => void} [hear]  what comes before the answer
    * @returns {{ id: number, answer: Promise<any> }} the answer is rejected with a Refusal, and never comes from a worker
    *     that has failed: `fail` hears of that
@@ -114,7 +122,7 @@ export class Bridge {
       return;
     }
     if (message.type === "error" && message.id === null) {
-      this.#end(new Problem(message.message, message.way_out));
+      this.#fail(new Problem(message.message, message.way_out));
       return;
     }
     const asked = this.#asked.get(/** @type {number} */ (message.id));
@@ -127,16 +135,21 @@ export class Bridge {
     else asked?.resolve(message.type === "ready" ? message.model : message);
   }
 
-  /**
-   * Ends the worker; nothing more is heard of it.
-   * @param {unknown} problem
-   */
-  #end(problem) {
-    if (this.#over) return;
+  /** Ends the worker, of which nothing more is heard. */
+  end() {
     this.#over = true;
     clearTimeout(this.#silence);
     this.#worker?.terminate();
     this.#worker = undefined;
+  }
+
+  /**
+   * Ends the worker, and tells why.
+   * @param {unknown} problem
+   */
+  #fail(problem) {
+    if (this.#over) return;
+    this.end();
     this.fail(problem);
   }
 }

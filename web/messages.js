@@ -21,8 +21,12 @@
  * @property {Part} worker
  * @property {Part} helper  the script of a helper thread
  * @property {Python} python
+ * @property {string[]} hosts  of models from elsewhere: the origins that the page's policy allows
  * @property {Record<Build, Part>} engines  run.wasm in every build
- * @property {Part & {name: string}} model
+ * @property {Offer[]} models  what the builder offers; the first is the page's own
+ * @property {Record<Room, Part>} rooms  scripts for what is not there at first (rooms.js)
+ *
+ * @typedef {"chat" | "shelf"} Room
  *
  * @typedef {"simd" | "relaxed" | "threads-simd" | "threads-relaxed"} Build
  *
@@ -30,40 +34,61 @@
  * @property {number} temperature
  * @property {number} top_p
  * @property {number} top_k  0: off
+ * @property {number} min_p  0: off
+ * @property {number} repetition_penalty  1: off
  * @property {string} seed  decimal digits, up to 64 bits
- * @property {number} length  the greatest length in tokens: of a story, the prompt's included, or of an answer
- *     (others, left out by most: py/fabella/page.py)
+ * @property {number} length  the greatest length in tokens, 0: the context's: of a story, the prompt's included, or of an
+ *     answer (others, left out by most: py/fabella/page.py)
  *
- * @typedef {object} Model  what the model file says of itself
+ * @typedef {object} Card  what a model file says of itself
+ * @property {string} id  the SHA-256 of the file, in hexadecimal digits
  * @property {string} name
  * @property {number} bytes
- * @property {number} parameters
- * @property {number} context  tokens
- * @property {number} vocab_size
- * @property {number} layers
- * @property {number} dim
+ * @property {string} [title]  what it is called where it is used
+ * @property {string} [about]  what it is, in a sentence or two
+ * @property {string[]} [beginnings]  that it goes on with well
+ * @property {string} [language]  as in "en"
+ * @property {Partial<Settings>} [settings]  that suit it
+ * @property {string} [family]  as in "Llama"
+ * @property {string} [quantization]  as in "Q8_0"
+ * @property {number} [memory]  bytes that running it takes
+ * @property {number} [parameters]
+ * @property {number} [context]  tokens
+ * @property {number} [vocab_size]
+ * @property {number} [layers]
+ * @property {number} [dim]
  * @property {string | null} [license]
- * @property {boolean} chats  whether it is made for conversations
+ * @property {boolean} [chats]  whether it is made for conversations
+ *
+ * @typedef {Part & Card} Offer  a model that the page's builder offers
+ *
+ * @typedef {{kind: "offer", part: Offer} | {kind: "kept", id: string} | {kind: "file", file: File, tokenizer?: File}
+ *     | {kind: "url", url: string}} Source  where a model comes from
  *
  * @typedef {{role: "system" | "user" | "assistant", content: string}} Message
  *
  * @typedef {{token: number, text: string, from_prompt: boolean, dropped?: number}} Step  dropped: how many of the
  *     oldest turns the model no longer sees from here on
- * @typedef {"end" | "length" | "context" | "stop" | "stopped"} Reason
+ * @typedef {"end" | "length" | "context" | "stop" | "loop" | "stopped"} Reason
  *
  * page → worker
- * @typedef {{type: "load", id: number, assets: Assets, base: string}} Load  once, first; base: the page's URL;
+ * @typedef {{type: "load", id: number, assets: Assets, base: string, source: Source}} Load  once, first; base: the page's URL;
  *     the answer is Ready
- * @typedef {{type: "tell", id: number, prompt: string, settings: Settings}} Tell  after Ready; the
- *     answer is Done, or Failure, and before it Steps
+ * @typedef {{type: "tell", id: number, prompt: string, settings: Settings, told?: number[]}} Tell  after
+ *     Ready; told: the tokens after which it goes on; the answer is Done, or Failure, and before it Steps
  * @typedef {{type: "say", id: number, messages: Message[], settings: Settings}} Say  after Ready, to a model that chats:
  *     the last message is to be answered or, if it is an answer, gone on with; answered as Tell
  * @typedef {{type: "stop", id: number}} Stop  has a Tell or Say answered at once
- * @typedef {Load | Tell | Say | Stop} ToWorker
+ * @typedef {{type: "count", id: number, prompt?: string, messages?: Message[]}} Count  after Ready; answered by Counted
+ * @typedef {{type: "describe", id: number, file: File, tokenizer?: File}} Describe  after Ready: what is this model file?
+ *     Answered by Described, or by Failure if it cannot run
+ * @typedef {Load | Tell | Say | Stop | Count | Describe} ToWorker
  *
  * worker → page
  * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number}} Progress  bytes
- * @typedef {{type: "ready", id: number, model: Model}} Ready
+ * @typedef {{type: "ready", id: number, model: Card}} Ready
+ * @typedef {{type: "counted", id: number, tokens: number}} Counted
+ * @typedef {{type: "described", id: number, card: Card}} Described
  * @typedef {{type: "engine", simd: "simd" | "relaxed", threads: number}} EngineState  the build, and how many threads
  *     were chosen: before the first story, and when there was time after one
  * @typedef {{type: "steps", id: number, steps: Step[], tokens_per_second: number}} Steps  at most one a frame,
@@ -72,7 +97,7 @@
  *            tokens_per_second: number}} Done
  * @typedef {{type: "error", id: number | null, field: string | null, message: string, way_out?: WayOut}} Failure
  *     id null: the worker could not load or cannot go on, and has to be started afresh; way_out: how
- * @typedef {Progress | Ready | EngineState | Steps | Done | Failure} FromWorker
+ * @typedef {Progress | Ready | Counted | Described | EngineState | Steps | Done | Failure} FromWorker
  */
 
 export {};

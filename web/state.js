@@ -1,39 +1,45 @@
 /**
- * The page's state: one object. What happens is told to `change`; what is seen is drawn by the views (views/), each of
- * which watches the part that it shows.
+ * The page's state: one object. What happens is told to `change`; what is seen is drawn by the views (views/, rooms/),
+ * each of which watches the part that it shows.
  */
 
-/** @import { Model, Reason, Settings } from "./messages.js" */
+/** @import { Leaf } from "./leaf.js" */
+/** @import { Card, Reason, Settings, Source, ToWorker } from "./messages.js" */
+/** @import { Pace } from "./pace.js" */
 /** @import { WayOut } from "./problem.js" */
 
 /**
  * @typedef {object} State
  * @property {"loading" | "ready" | "failed"} worker  how far the storyteller is
  * @property {Record<string, { loaded: number, total: number }>} arrived  bytes of the download, part by part
- * @property {({ name: string, bytes: number } & Partial<Model>) | null} model  what is known of it so far
+ * @property {number} rate  bytes a second of it
+ * @property {Source | null} source  where the model comes from
+ * @property {Card | null} model  what is known of it
  * @property {{ simd: "simd" | "relaxed", threads: number } | null} engine
+ * @property {"story" | "chat"} mode  whether the model tells or talks
  * @property {string} prompt  as it is in its field
+ * @property {string} system  what a conversation's model is told at first, as it is in its field
  * @property {Settings} settings  as the visitor has them; the seed is empty as long as chance chooses it
- * @property {Request | null} request  the story that is being told, or will be once the storyteller is ready
- * @property {Story | null} story  the one on the page
+ * @property {Pace} pace
+ * @property {{ tokens: number } | null} counted  how long the prompt is, or the conversation with it
+ * @property {Leaf | null} leaf  what stands on the page
+ * @property {Request | null} request  what is being told, or will be once the storyteller is ready
  * @property {Reason | null} ended  how the last request ended
  * @property {Complaint | null} complaint
+ * @property {string} keeping  why nothing can be kept on this machine; "" if it can
  *
- * @typedef {object} Request  a story that the visitor asked for
+ * @typedef {object} Request  what the visitor asked for
  * @property {number} id
- * @property {string} prompt
- * @property {Settings} settings
+ * @property {Asked} message  to the worker
+ * @property {() => Leaf} place  the leaf with room for the text: its last turn
+ * @property {Leaf | null} before  the leaf as it was
+ * @property {number | null} turn  where the text goes, once there is room for it
+ * @property {boolean} reads  whether the reader is to see the prompt as the model reads it
  * @property {number | null} question  its number at the worker, once it has been asked
+ * @property {number} rate  tokens a second
  * @property {boolean} stopped  Stop was pressed: nothing more of it is shown
  *
- * @typedef {object} Story
- * @property {number} id  the request's
- * @property {string} prompt  what of the prompt is there
- * @property {string} text  what the model has added
- * @property {number} tokens  in that
- * @property {number} rate  tokens a second
- * @property {{ reason: Reason, context: number, seconds: number, seed: string, keep: boolean } | null} ending
- *     `context`: the model's; `keep`: the seed is not in its field
+ * @typedef {Omit<Extract<ToWorker, { type: "tell" }>, "id"> | Omit<Extract<ToWorker, { type: "say" }>, "id">} Asked
  *
  * @typedef {object} Complaint
  * @property {string} message
@@ -45,14 +51,21 @@
 const state = {
   worker: "loading",
   arrived: {},
+  rate: 0,
+  source: null,
   model: null,
   engine: null,
+  mode: "story",
   prompt: "",
-  settings: { temperature: 0, top_p: 0, top_k: 0, length: 0, seed: "" },
+  system: "",
+  settings: { temperature: 0, top_p: 0, top_k: 0, min_p: 0, repetition_penalty: 1, length: 0, seed: "" },
+  pace: "reading",
+  counted: null,
+  leaf: null,
   request: null,
-  story: null,
   ended: null,
   complaint: null,
+  keeping: "",
 };
 
 /** @type {(() => void)[]} */

@@ -15,6 +15,12 @@ export function roughly(number) {
   return `${scaled.toFixed(scaled < 10 ? 1 : 0)} ${name}`;
 }
 
+/** @param {number} seconds @returns {string} as in "2 min" */
+export const duration = (seconds) => (seconds < 90 ? `${Math.ceil(seconds)} s` : `${Math.round(seconds / 60)} min`);
+
+/** @param {number} count */
+export const wholeNumber = (count) => count.toLocaleString("en");
+
 /** @param {number} count */
 export const tokens = (count) => `${count.toLocaleString("en")} ${count === 1 ? "token" : "tokens"}`;
 
@@ -30,23 +36,26 @@ export const engineName = (simd, threads) =>
   `${simd === "relaxed" ? "relaxed SIMD" : "SIMD"}, ${threads} ${threads === 1 ? "thread" : "threads"}`;
 
 /**
- * Why a story is over: in short, and in a sentence below it.
+ * Why a text is over: in short, and in a sentence below it.
  * @param {Reason} reason
  * @param {number} context  the model's, in tokens
+ * @param {"story" | "chat"} [kind]
  * @returns {[string, string]}
  */
-export function ending(reason, context) {
+export function ending(reason, context, kind = "story") {
   switch (reason) {
     case "end":
-      return ["The end.", "The end."];
+      return kind === "story" ? ["The end.", "The end."] : ["Answered.", ""];
     case "length":
       return ["The length is reached.", "Broken off here: this is the length you set."];
     case "context":
       return ["The context is full.", `Broken off here: the model cannot see further than ${tokens(context)}.`];
     case "stop":
       return ["The end.", "It ends where you wanted it to."];
+    case "loop":
+      return ["It went in circles.", "Broken off here: it had begun to say the same over and over."];
     case "stopped":
-      return ["Stopped.", "You stopped the story here."];
+      return ["Stopped.", kind === "story" ? "You stopped the story here." : "You stopped the answer here."];
   }
 }
 

@@ -9,7 +9,7 @@ import { Problem, causeOf, impossible } from "./problem.js";
 import { startPython } from "./python.js";
 
 /** @import { Engine } from "./engine.js" */
-/** @import { Assets, FromWorker, Part, Say, Tell, ToWorker } from "./messages.js" */
+/** @import { Count, FromWorker, Load, Part, Say, Tell, ToWorker } from "./messages.js" */
 
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 50;
@@ -26,6 +26,7 @@ const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ 
  *   say: (request: string) => void,
  *   advance: (milliseconds: number) => string,
  *   stop: () => void,
+ *   count: (request: string) => number,
  *   forward_time: (milliseconds: number) => number,
  * }}
  */
@@ -52,11 +53,13 @@ nextTurn.port1.onmessage = ({ data: id }) => {
 
 scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
   if (message.type === "load") {
-    load(message.id, message.assets, message.base).catch(async (error) => {
+    load(message).catch(async (error) => {
       fail(null, await causeOf(error), "The model could not be loaded: ");
     });
   } else if (message.type === "tell" || message.type === "say") {
     begin(message);
+  } else if (message.type === "count") {
+    count(message);
   } else if (message.id === story?.id) {
     storyteller.stop();
     send({ type: "done", reason: "stopped", ...story });
@@ -82,6 +85,15 @@ function begin({ id, type, ...request }) {
   }
   story = { id, tokens: 0, seconds: 0, tokens_per_second: 0 };
   nextTurn.port2.postMessage(id);
+}
+
+/** @param {Count} message */
+function count({ id, type: _, ...request }) {
+  try {
+    send({ type: "counted", id, tokens: storyteller.count(JSON.stringify(request)) });
+  } catch (error) {
+    fail(id, error);
+  }
 }
 
 /** Goes on with the story for one frame. */
@@ -146,12 +158,8 @@ function fail(id, error, before = "") {
 
 // ---- Loading ---------------------------------------------------------------------------------------------------------
 
-/**
- * @param {number} id
- * @param {Assets} assets
- * @param {string} base
- */
-async function load(id, assets, base) {
+/** @param {Load} message */
+async function load({ id, assets, base, source }) {
   const problem = impossible();
   if (problem) throw problem;
   /** @template {Part} T @param {T} part */
@@ -167,11 +175,12 @@ async function load(id, assets, base) {
     "python",
     programs.reduce((sum, { bytes }) => sum + bytes, 0),
   );
-  const model = counter("model", assets.model.bytes);
+  if (source.kind !== "offer") throw new Problem("not yet");
+  const model = counter("model", source.part.bytes);
   // The model's bytes stay in their blocks until Python has them packed, piece by piece.
   const [started, file, python] = await Promise.all([
     startEngine(build, run, at(assets.helper), downloaded.add),
-    download(at(assets.model), "The model file", model.add),
+    download(at(source.part), "The model file", model.add),
     startPython({ info, script, wasm, stdlib, program, chat }, downloaded.add),
   ]);
 
@@ -179,9 +188,9 @@ async function load(id, assets, base) {
   const { Page } = python.pyimport("fabella.page");
   engine = started;
   const page = Page(engine.exports, file);
-  const { tell, say, advance, stop, forward_time } = page;
-  storyteller = { tell, say, advance, stop, forward_time };
-  send({ type: "ready", id, model: JSON.parse(page.info()) });
+  const { tell, say, advance, stop, count, forward_time } = page;
+  storyteller = { tell, say, advance, stop, count, forward_time };
+  send({ type: "ready", id, model: { ...JSON.parse(page.info()), id: source.part.id } });
   rest();
 }
 

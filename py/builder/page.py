@@ -21,6 +21,9 @@ from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, run, say,
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
 
+ROOMS = ("chat", "shelf")  # web/rooms/: scripts that the page loads when they are wanted
+
+
 def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
     """Build everything that has changed and write the static page into `out`."""
     out = out.resolve()
@@ -48,7 +51,9 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
             "engines": {
                 name: part(new, publish(path, new, f"run-{name}-{{hash}}.wasm")) for name, path in engines.items()
             },
-            "model": {**part(new, publish(gguf, new, "{stem}-{hash}.gguf")), "name": gguf.name},
+            "rooms": {name: part(new, scripts[f"{name}.js"]) for name in ROOMS},
+            "hosts": [],
+            "models": [{**part(new, publish(gguf, new, "{stem}-{hash}.gguf")), "name": gguf.name, "id": hashlib.sha256(gguf.read_bytes()).hexdigest(), "chats": chats(gguf)}],
         }
         write_index(new, scripts, assets)
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
@@ -100,10 +105,11 @@ def bundle_scripts(out: Path) -> dict[str, str]:
     esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--target=es2022")
     output = ("--entry-names=[name]-[hash]", f"--outdir={out / 'assets'}")
     loader = ("--external:node:*", "--external:ws", f"--alias:pyodide={pyodide_loader()}")
-    run(*esbuild, *output, "--format=iife", "web/app.js", "web/style.css")
+    run(*esbuild, *output, "--format=iife", "--minify", "web/app.js", "web/style.css")
     run(*esbuild, *output, "--format=esm", *loader, "web/worker.js", "web/helper.js")
+    run(*esbuild, *output, "--format=esm", "--minify", *(f"web/rooms/{name}.js" for name in ROOMS))
     urls = {}
-    for name in ("app.js", "style.css", "worker.js", "helper.js"):
+    for name in ("app.js", "style.css", "worker.js", "helper.js", *(f"{room}.js" for room in ROOMS)):
         stem, suffix = name.split(".")
         (path,) = (out / "assets").glob(f"{stem}-*.{suffix}")
         urls[name] = f"assets/{path.name}"

@@ -185,6 +185,10 @@ class Page:
             }
         )
 
+    def count(self, request: str) -> int:
+        asked = json.loads(request)
+        return len(self._model.tokenizer.encode(asked.get("prompt") or "x"))
+
     def stop(self) -> None:
         """Forgets the story that is going on."""
         self._steps = None

@@ -1,37 +1,39 @@
-/** What the visitor writes and chooses: the prompt, the settings, and the button that has the story told. */
+/** What the visitor writes: the box, how long it is, suggestions for it, and the button that has it told. */
 
 import { element } from "../dom.js";
+import { last } from "../leaf.js";
 import { change, current, phase, watch } from "../state.js";
-import { tokens } from "../words.js";
+import { wholeNumber } from "../words.js";
 
-/** @param {{ tell: () => void, stop: () => void }} actions */
-export function mountComposer({ tell, stop }) {
+/**
+ * @param {object} actions
+ * @param {() => void} actions.tell
+ * @param {() => void} actions.stop
+ * @param {() => void} actions.editLast
+ */
+export function mountComposer({ tell, stop, editLast }) {
   const form = element("ask", HTMLFormElement);
+  const composer = element("composer", HTMLElement);
   const prompt = element("prompt", HTMLTextAreaElement);
   const button = element("tell", HTMLButtonElement);
-  const temperature = element("temperature", HTMLInputElement);
-  const topP = element("top_p", HTMLInputElement);
-  const topK = element("top_k", HTMLInputElement);
-  const length = element("length", HTMLInputElement);
   const seed = element("seed", HTMLInputElement);
-  const controls = [prompt, temperature, topP, topK, length, seed];
-  let seedInField = "";
+  const count = element("count", HTMLElement);
+  const beginnings = element("beginnings", HTMLElement);
+  let inField = prompt.value;
 
-  /** Takes over what the visitor has done; at first, what the page begins with. */
-  function changed() {
-    seedInField = seed.value;
-    const numbers = { temperature: temperature.valueAsNumber, top_p: topP.valueAsNumber, top_k: topK.valueAsNumber };
-    const settings = { ...numbers, length: length.valueAsNumber, seed: seedInField };
-    change({ prompt: prompt.value, settings });
-  }
-
+  const changed = () => change({ prompt: (inField = prompt.value) });
   changed();
-  form.addEventListener("input", changed);
+  prompt.addEventListener("input", changed);
 
+  form.noValidate = true; // what is wrong is said in this page's own words
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     changed(); // also by a program, of which no event tells
-    tell();
+    if (seed.validity.valid) tell();
+    else {
+      change({ complaint: { message: seed.validationMessage, field: "seed", wayOut: "again" } });
+      seed.focus();
+    }
   });
 
   button.addEventListener("click", (event) => {
@@ -47,44 +49,69 @@ export function mountComposer({ tell, stop }) {
       event.preventDefault();
       form.requestSubmit();
     }
+    if (event.key === "ArrowUp" && prompt.value === "" && current().mode === "chat") {
+      event.preventDefault();
+      editLast();
+    }
   });
 
   watch(
-    ({ request }) => [request !== null],
-    (busy) => {
-      button.textContent = busy ? "Stop" : "Tell";
+    ({ prompt }) => [prompt],
+    (text) => {
+      if (text !== inField) prompt.value = inField = text;
+    },
+  );
+  watch(
+    (state) => [state.mode, state.request !== null, phase(state)],
+    (mode, busy, phase) => {
+      button.textContent = busy ? "Stop" : mode === "chat" ? "Ask" : "Tell";
       button.type = busy ? "button" : "submit"; // so that Enter in a field never presses Stop
+      button.hidden = phase === "failed"; // “Try again” is there
     },
   );
   watch(
-    ({ model }) => [model?.context],
-    (context) => {
-      if (!context) return;
-      length.max = String(context);
-      changed(); // for the browser has lowered what was above it
+    ({ mode }) => [mode],
+    (mode) => {
+      element("prompt-label", HTMLElement).textContent = mode === "chat" ? "You" : "Prompt";
+      element("how", HTMLElement).textContent =
+        mode === "chat" ? "What you say." : "How the story begins; it may be empty.";
+      const leaf = /** @type {HTMLElement} */ (composer.parentElement);
+      // Below the conversation, and above a story: also for whoever goes through the page by keyboard.
+      if (mode === "chat") leaf.append(composer);
+      else leaf.prepend(composer);
+      document.body.dataset.mode = mode;
     },
   );
   watch(
-    ({ settings }) => [settings],
-    (settings) => {
-      /** @type {[HTMLInputElement, string][]} */
-      const values = [
-        [temperature, settings.temperature.toFixed(2)],
-        [topP, settings.top_p < 1 ? settings.top_p.toFixed(2) : "off"],
-        [topK, settings.top_k > 0 ? String(settings.top_k) : "off"],
-        [length, tokens(settings.length)],
-      ];
-      for (const [control, value] of values) {
-        element(`${control.id}-value`, HTMLElement).textContent = value;
-        control.ariaValueText = value;
-      }
-      if (settings.seed !== seedInField) seed.value = seedInField = settings.seed;
+    ({ counted, model }) => [counted, model?.context],
+    (counted, context) => {
+      count.textContent = counted && context ? `${wholeNumber(counted.tokens)} of ${wholeNumber(context)}` : "";
+      count.title = "Tokens, which are words or pieces of words, of those that the model can see";
+      count.classList.toggle("over", Boolean(counted && context && counted.tokens >= context));
+    },
+  );
+  watch(
+    ({ model, leaf, mode }) => [model?.beginnings, mode === "chat" && Boolean(last(leaf))],
+    (texts, talking) => {
+      beginnings.hidden = talking || !texts?.length;
+      const buttons = (texts ?? []).map((text) => {
+        const button = document.createElement("button");
+        button.type = "button";
+        button.className = "plain";
+        button.textContent = text;
+        button.addEventListener("click", () => {
+          change({ prompt: text });
+          prompt.focus();
+        });
+        return button;
+      });
+      beginnings.replaceChildren("or: ", ...buttons);
     },
   );
   watch(
     ({ complaint }) => [complaint],
     (complaint) => {
-      for (const control of controls) control.ariaInvalid = String(control.id === complaint?.field);
+      prompt.ariaInvalid = String(complaint?.field === "prompt");
     },
   );
 }

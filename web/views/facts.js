@@ -1,4 +1,4 @@
-/** What is known of the model and its engine. */
+/** What is known of the model and its engine: its name above all, and the rest in the margin. */
 
 import { element } from "../dom.js";
 import { watch } from "../state.js";
@@ -9,21 +9,23 @@ import { engineName, megabytes, roughly, tokens } from "../words.js";
 /** @param {State["model"]} model @param {State["engine"]} engine @returns {Record<string, string>} */
 function facts(model, engine) {
   if (!model) return {};
-  const { name, bytes, parameters, layers, dim, vocab_size, context, license } = model;
+  const { name, bytes, parameters, layers, dim, vocab_size, context, license, quantization, memory } = model;
   const size = megabytes(bytes);
   const more = context && {
     Size: `${roughly(parameters ?? 0)} parameters, ${size}`,
+    ...(quantization && { Numbers: quantization }),
     Shape: `${layers} layers, ${dim} wide`,
     Vocabulary: tokens(vocab_size ?? 0),
     Context: tokens(context),
+    ...(memory && { Memory: megabytes(memory) }),
     Licence: license ?? "not stated",
   };
   return { Name: name, Size: size, ...more, ...(engine && { Engine: engineName(engine.simd, engine.threads) }) };
 }
 
-export function mountFacts() {
+/** @param {{ openShelf: () => void }} actions */
+export function mountFacts({ openShelf }) {
   const list = element("model", HTMLElement);
-  const scale = element("scale", HTMLElement);
   watch(
     ({ model, engine }) => [model, engine],
     (model, engine) => {
@@ -34,7 +36,16 @@ export function mountFacts() {
         return row;
       });
       list.replaceChildren(...rows);
-      if (model?.parameters) scale.textContent = `${roughly(model.parameters).replace(" ", "-")}-parameter`;
     },
   );
+  watch(
+    ({ model }) => [model],
+    (model) => {
+      if (!model) return;
+      element("model-name", HTMLElement).textContent = model.name;
+      const parameters = model.parameters ? `${roughly(model.parameters)} parameters, ` : "";
+      element("model-size", HTMLElement).textContent = `${parameters}${megabytes(model.bytes)}`;
+    },
+  );
+  element("shelf-button", HTMLButtonElement).addEventListener("click", openShelf);
 }

@@ -2,7 +2,7 @@
 
 import { element } from "../dom.js";
 import { phase, watch } from "../state.js";
-import { ending, megabytes, pace, sentence, tokens } from "../words.js";
+import { duration, ending, megabytes, pace, sentence, tokens } from "../words.js";
 
 const STATUS = {
   loading: "The storyteller is waking up.",
@@ -11,6 +11,9 @@ const STATUS = {
   telling: "Telling …",
   failed: "The storyteller is not awake.",
 };
+
+/** Seconds: what takes less needs no forecast. */
+const LONG = 3;
 
 /** @param {{ again: () => void }} actions */
 export function mountStatus(actions) {
@@ -21,25 +24,30 @@ export function mountStatus(actions) {
   const again = element("again", HTMLButtonElement);
 
   watch(
-    (state) => [phase(state), state.ended],
-    (phase, ended) => {
+    (state) => [phase(state), state.ended, state.mode],
+    (phase, ended, mode) => {
       document.body.dataset.state = phase;
-      line.textContent = phase === "ready" && ended ? ending(ended, 0)[0] : STATUS[phase];
+      const chat = mode === "chat";
+      const busy = chat && phase === "telling" ? "Answering …" : STATUS[phase];
+      line.textContent = phase === "ready" && ended ? ending(ended, 0, mode)[0] : busy;
       again.hidden = phase !== "failed";
     },
   );
   watch(
-    (state) => [phase(state), state.arrived, state.request, state.story],
-    (phase, arrived, request, story) => {
+    (state) => [phase(state), state.arrived, state.rate, state.request, state.leaf],
+    (phase, arrived, rate, request, leaf) => {
       meter.textContent = "";
       if (phase === "loading" || phase === "waiting") {
         const parts = Object.values(arrived);
-        progress.max = parts.reduce((sum, { total }) => sum + total, 0);
+        progress.max = parts.reduce((sum, { total }) => sum + total, 0) || 1;
         progress.value = parts.reduce((sum, { loaded }) => sum + loaded, 0);
         const percent = Math.floor((100 * progress.value) / progress.max);
-        meter.textContent = percent < 100 ? `${percent} % of ${megabytes(progress.max)}` : "any moment now";
-      } else if (phase === "telling" && story && story.id === request?.id && !request.stopped && story.tokens > 0) {
-        meter.textContent = tokens(story.tokens) + pace(story.rate);
+        const left = (progress.max - progress.value) / rate;
+        const forecast = left > LONG && Number.isFinite(left) ? `, ${megabytes(rate)}/s, ${duration(left)} left` : "";
+        meter.textContent = percent < 100 ? `${percent} % of ${megabytes(progress.max)}${forecast}` : "any moment now";
+      } else if (phase === "telling" && request && !request.stopped && request.turn !== null && leaf) {
+        const count = leaf.turns[request.turn].tokens.length;
+        if (count > 0) meter.textContent = tokens(count) + pace(request.rate);
       }
     },
   );

@@ -1,6 +1,7 @@
 /** The story on the page, and how it ended. */
 
 import { element } from "../dom.js";
+import { path } from "../leaf.js";
 import { phase, watch } from "../state.js";
 import { ending, pace, tokens } from "../words.js";
 
@@ -40,21 +41,24 @@ class Paragraphs {
   }
 }
 
-/** @param {{ keepSeed: () => void }} actions */
-export function mountStory({ keepSeed }) {
+/** @param {{ nextWord: () => void }} actions */
+export function mountStory({ nextWord }) {
   const box = element("story", HTMLElement);
+  const before = element("told-before", HTMLElement);
   const endingBox = element("ending", HTMLElement);
-  const keep = element("keep-seed", HTMLButtonElement);
   const reason = element("reason", HTMLElement);
   const figures = element("figures", HTMLElement);
+  const earlier = element("earlier", HTMLElement);
+  const bar = /** @type {HTMLElement} */ (document.querySelector(".bar"));
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   const paragraphs = new Paragraphs(box);
-  let drawn = { id: 0, prompt: 0, text: 0 }; // of the story, so many characters
+  let drawn = { turn: "", prompt: "", text: "" }; // of the story
 
   /** Scrolls to where the story begins, unless that is in sight. Its end is not followed: no reader is so fast. */
   function bringIntoView() {
     const { top } = box.getBoundingClientRect();
-    if (top < 0 || top > innerHeight * 0.6) box.scrollIntoView({ behavior: calm.matches ? "instant" : "smooth" });
+    const covered = getComputedStyle(bar).position === "sticky" ? bar.offsetHeight : 0;
+    if (top < covered || top > innerHeight * 0.6) box.scrollIntoView({ behavior: calm.matches ? "instant" : "smooth" });
   }
 
   // A screen reader hears the story when it is whole.
@@ -65,26 +69,48 @@ export function mountStory({ keepSeed }) {
     },
   );
   watch(
-    ({ story }) => [story],
-    (story) => {
-      if (!story) return;
-      if (story.id !== drawn.id) {
-        drawn = { id: story.id, prompt: 0, text: 0 };
-        paragraphs.clear();
-        endingBox.hidden = true;
-        bringIntoView();
+    ({ leaf, mode }) => [leaf, mode],
+    (leaf, mode) => {
+      box.hidden = mode === "chat";
+      before.hidden = leaf !== null || mode === "chat";
+      const [prompt, told] = leaf?.kind === "story" ? path(leaf) : [];
+      if (!leaf || !prompt || !told) {
+        if (drawn.turn) paragraphs.clear();
+        drawn = { turn: "", prompt: "", text: "" };
+        endingBox.hidden = !leaf || leaf.kind === "story";
+        return;
       }
-      paragraphs.add(story.prompt.slice(drawn.prompt), true);
-      paragraphs.add(story.text.slice(drawn.text), false);
-      drawn = { id: story.id, prompt: story.prompt.length, text: story.text.length };
-      if (!story.ending) return;
-      const { context, seconds, seed } = story.ending;
-      endingBox.dataset.reason = story.ending.reason;
-      [, reason.textContent] = ending(story.ending.reason, context);
-      figures.textContent = `${tokens(story.tokens)} in ${seconds.toFixed(1)} s${pace(story.rate)}. Seed ${seed}.`;
-      keep.hidden = !story.ending.keep;
-      endingBox.hidden = false;
+      const turn = `${leaf.id} ${told.id}`;
+      if (turn !== drawn.turn || !prompt.text.startsWith(drawn.prompt) || !told.text.startsWith(drawn.text)) {
+        const isNew = turn !== drawn.turn;
+        drawn = { turn, prompt: "", text: "" };
+        paragraphs.clear();
+        if (isNew) bringIntoView();
+      }
+      paragraphs.add(prompt.text.slice(drawn.prompt.length), true);
+      paragraphs.add(told.text.slice(drawn.text.length), false);
+      drawn = { turn, prompt: prompt.text, text: told.text };
     },
   );
-  keep.addEventListener("click", keepSeed);
+  watch(
+    ({ leaf, request, model }) => [leaf, request, model?.context],
+    (leaf, request, context) => {
+      const turn = leaf ? path(leaf).at(-1) : undefined;
+      const told = turn?.role === "assistant" && turn.reason !== null && request?.turn !== turn.id ? turn : null;
+      endingBox.hidden = !told;
+      if (!told?.reason || !leaf) return;
+      endingBox.dataset.reason = told.reason;
+      [, reason.textContent] = ending(told.reason, context ?? 0, leaf.kind);
+      const time = `${tokens(told.tokens.length)} in ${told.seconds.toFixed(1)} s${pace(told.rate)}.`;
+      figures.textContent = `${time} Seed ${told.settings?.seed}.`;
+    },
+  );
+  watch(
+    ({ complaint, leaf, worker }) => [complaint, leaf, worker],
+    (complaint, leaf, worker) => {
+      earlier.hidden = !complaint || worker === "failed" || !leaf;
+      earlier.textContent = leaf?.kind === "chat" ? "What was said before:" : "The story before:";
+    },
+  );
+  box.addEventListener("click", nextWord);
 }

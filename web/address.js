@@ -1,0 +1,82 @@
+/**
+ * The page's state as an address: all that makes a story, in the fragment, which browsers send to no server. Whoever
+ * opens the address hears the same story, for one seed tells one story.
+ */
+
+import { presets } from "./presets.js";
+
+/** @import { Leaf, Turn } from "./leaf.js" */
+/** @import { Card, Settings } from "./messages.js" */
+
+/** In the fragment, by the setting's name. */
+const NAMES = /** @type {const} */ ({
+  temperature: "t",
+  top_p: "tp",
+  top_k: "tk",
+  min_p: "mp",
+  repetition_penalty: "rp",
+  length: "n",
+});
+
+/** So much of a model's hash names it. */
+const SHORT = 12;
+
+/**
+ * @typedef {object} Address
+ * @property {string} model  the beginning of its hash, or "" for the page's own
+ * @property {string | null} prompt
+ * @property {string} seed
+ * @property {Partial<Settings>} settings
+ * @property {boolean} compact  whether nothing but the leaf is wanted
+ */
+
+/** @param {string} fragment  with its # @returns {Address} */
+export function read(fragment) {
+  const named = new URLSearchParams(fragment.slice(1));
+  /** @type {Partial<Settings>} */
+  const settings = {};
+  for (const [setting, name] of Object.entries(NAMES)) {
+    const value = Number(named.get(name) ?? NaN);
+    if (Number.isFinite(value)) settings[/** @type {keyof typeof NAMES} */ (setting)] = value;
+  }
+  const seed = named.get("s") ?? "";
+  return {
+    model: named.get("m") ?? "",
+    prompt: named.get("p"),
+    seed: /^[1-9][0-9]{0,17}$/.test(seed) ? seed : "",
+    settings,
+    compact: named.get("view") === "leaf",
+  };
+}
+
+/**
+ * The fragment of a story.
+ * @param {Leaf} leaf
+ * @param {Turn} turn  the model's
+ * @param {Card | null} model
+ */
+export function write(leaf, turn, model) {
+  const { settings } = turn;
+  if (!settings) return "";
+  const named = new URLSearchParams({
+    m: leaf.model.id.slice(0, SHORT),
+    p: leaf.turns[turn.parent ?? 0].text,
+    s: settings.seed,
+  });
+  const usual = { ...presets(model).balanced, length: model?.context };
+  for (const [setting, name] of Object.entries(NAMES)) {
+    const key = /** @type {keyof typeof NAMES} */ (setting);
+    if (settings[key] !== usual[key]) named.set(name, String(settings[key]));
+  }
+  return `#${named}`;
+}
+
+/** The same as a command for a terminal. @param {Leaf} leaf @param {Turn} turn */
+export function command(leaf, { parent, settings }) {
+  if (!settings) return "";
+  const { temperature, top_p, top_k, min_p, repetition_penalty, length, seed } = settings;
+  const quoted = (/** @type {string} */ text) => `'${text.replaceAll("'", "'\\''")}'`;
+  const flags = [`-t ${temperature}`, `-p ${top_p}`, `-k ${top_k}`, `--min-p ${min_p}`];
+  flags.push(`--repetition-penalty ${repetition_penalty}`, `-n ${length}`, `-s ${seed}`);
+  return `python -m fabella ${quoted(`${leaf.model.name}.gguf`)} ${flags.join(" ")} -i ${quoted(leaf.turns[parent ?? 0].text)}`;
+}

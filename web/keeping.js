@@ -1,0 +1,91 @@
+/**
+ * Keeps what stands on the page: the leaf on this machine, as it grows, and in this tab what a reload shall not lose.
+ */
+
+import { read, write } from "./address.js";
+import { fetchLeaf, keep, whyNot } from "./kept.js";
+import { last, path } from "./leaf.js";
+import { recall, remember, tab } from "./memory.js";
+import { change, current, watch } from "./state.js";
+
+/** @import { Leaf } from "./leaf.js" */
+/** @import { State } from "./state.js" */
+
+/** Milliseconds between two writings of a text that grows. */
+const OFTEN = 1000;
+
+/** @typedef {Pick<State, "prompt" | "settings" | "mode" | "system"> & { leaf: string, model: string }} Remembered */
+
+/** What stood in this tab before a reload. @returns {Remembered | null} */
+export function remembered() {
+  const text = recall("state", tab());
+  return text ? JSON.parse(text) : null;
+}
+
+/** Puts back the leaf that stood here. @param {string} id */
+export async function restoreLeaf(id) {
+  const leaf = id ? await fetchLeaf(id).catch(() => undefined) : undefined;
+  if (leaf && !current().leaf) change({ leaf: finished(leaf) });
+}
+
+/** A text in the middle of which the page was left has stopped there. @param {Leaf} leaf @returns {Leaf} */
+export function finished(leaf) {
+  const stopped = /** @type {const} */ ({ reason: "stopped" });
+  const turns = leaf.turns.map((turn) => (turn.role === "assistant" && !turn.reason ? { ...turn, ...stopped } : turn));
+  return { ...leaf, turns };
+}
+
+/** From now on keeps everything that changes. */
+export async function startKeeping() {
+  /** @type {Leaf | null} */
+  let written = current().leaf;
+  let timer = 0;
+
+  async function save() {
+    clearTimeout(timer);
+    timer = 0;
+    const { leaf, keeping } = current();
+    if (!leaf || leaf === written || keeping || !leaf.turns.some(({ text }) => text)) return;
+    written = leaf;
+    try {
+      await keep(leaf);
+    } catch {
+      change({ keeping: "There is no room left on this machine: what is told here is lost when the page is closed." });
+    }
+  }
+
+  watch(
+    (state) => [state.prompt, state.settings, state.mode, state.system, state.leaf?.id, state.model?.id],
+    (prompt, settings, mode, system, leaf = "", model = "") => {
+      remember("state", JSON.stringify({ prompt, settings, mode, system, leaf, model }), tab());
+    },
+  );
+  watch(
+    ({ leaf, request, model }) => [request === null ? leaf : null, model],
+    (leaf, model) => {
+      if (leaf?.kind !== "story" || !model || path(leaf).length !== 2) return;
+      const turn = last(leaf);
+      if (turn?.reason) history.replaceState(history.state, "", write(leaf, turn, model));
+    },
+  );
+
+  change({ keeping: await whyNot() });
+  watch(
+    ({ leaf, request }) => [leaf, request === null],
+    (_, over) => {
+      if (over) save();
+      else timer ||= setTimeout(save, OFTEN);
+    },
+  );
+  addEventListener("pagehide", save);
+  document.addEventListener("visibilitychange", () => document.hidden && save());
+}
+
+/** Whether the address names another story than the one that stands here. */
+export function isAnother() {
+  const { prompt, seed } = read(location.hash);
+  if (prompt === null || !seed) return false;
+  const { leaf } = current();
+  const [given, told] = leaf?.kind === "story" ? path(leaf) : [];
+  return given?.text !== prompt || told?.settings?.seed !== seed;
+}

@@ -1,0 +1,133 @@
+/** How the words are chosen, and how fast they appear: three presets, a pace, a seed, and the sliders beneath. */
+
+import { element } from "../dom.js";
+import { presetOf, presets } from "../presets.js";
+import { change, current, watch } from "../state.js";
+import { tokens } from "../words.js";
+
+/** @import { Pace } from "../pace.js" */
+/** @import { Preset } from "../presets.js" */
+
+const SLIDERS = /** @type {const} */ (["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "length"]);
+
+const SEED = /^([1-9][0-9]{0,17})?$/;
+
+const PACES = {
+  "at once": "As fast as it can.",
+  reading: "About as fast as you read.",
+  "a word": "Space, or a tap on the text, shows the next word.",
+};
+
+/**
+ * @param {object} actions
+ * @param {(pace: Pace) => void} actions.setPace
+ * @param {(mode: "story" | "chat") => void} actions.setMode
+ */
+export function mountSettings({ setPace, setMode }) {
+  const sliders = SLIDERS.map((name) => element(name, HTMLInputElement));
+  const seed = element("seed", HTMLInputElement);
+  const system = element("system", HTMLTextAreaElement);
+  const fine = element("fine", HTMLDetailsElement);
+  const radios = (/** @type {string} */ name) =>
+    /** @type {HTMLInputElement[]} */ ([...document.querySelectorAll(`input[name="${name}"]`)]);
+  let seedInField = "";
+
+  /** Takes over what the visitor has done; at first, what the page begins with. */
+  function changed() {
+    seedInField = seed.value;
+    const fits = SEED.test(seedInField);
+    seed.setCustomValidity(fits ? "" : "The seed must be a whole number from 1 on, of up to 18 digits");
+    const numbers = /** @type {Record<(typeof SLIDERS)[number], number>} */ (
+      Object.fromEntries(sliders.map((slider) => [slider.id, slider.valueAsNumber]))
+    );
+    change({ system: system.value, settings: { ...numbers, seed: fits ? seedInField : "" } });
+  }
+
+  changed();
+  for (const control of [...sliders, seed, system]) control.addEventListener("input", changed);
+  element("ask", HTMLFormElement).addEventListener("submit", changed, { capture: true }); // also by a program
+
+  for (const radio of radios("preset")) {
+    radio.addEventListener("change", () => {
+      const { settings, model } = current();
+      change({ settings: { ...settings, ...presets(model)[/** @type {Preset} */ (radio.value)] } });
+    });
+  }
+  for (const radio of radios("pace")) {
+    radio.addEventListener("change", () => setPace(/** @type {Pace} */ (radio.value)));
+  }
+
+  for (const radio of radios("mode")) {
+    radio.addEventListener("change", () => setMode(/** @type {"story" | "chat"} */ (radio.value)));
+  }
+
+  watch(
+    ({ model, mode, request }) => [model?.chats, mode, request !== null],
+    (chats, mode, busy) => {
+      element("modes", HTMLElement).hidden = !chats;
+      for (const radio of radios("mode")) {
+        radio.checked = radio.value === mode;
+        radio.disabled = busy;
+      }
+    },
+  );
+  watch(
+    ({ model }) => [model?.context],
+    (context) => {
+      if (!context) return;
+      const length = element("length", HTMLInputElement);
+      const whole = length.value === length.max;
+      length.max = String(context);
+      if (whole) length.value = length.max;
+      changed(); // for the browser has lowered what was above it
+    },
+  );
+  watch(
+    ({ settings, model }) => [settings, model],
+    (settings, model) => {
+      for (const slider of sliders) {
+        const name = /** @type {(typeof SLIDERS)[number]} */ (slider.id);
+        if (slider.valueAsNumber !== settings[name]) slider.value = String(settings[name]);
+        const value = inWords(name, settings[name]);
+        element(`${name}-value`, HTMLElement).textContent = value;
+        slider.ariaValueText = value;
+      }
+      if (settings.seed !== seedInField && seed.validity.valid) seed.value = seedInField = settings.seed;
+      const preset = presetOf(settings, model);
+      for (const radio of radios("preset")) radio.checked = radio.value === preset;
+    },
+  );
+  watch(
+    ({ pace }) => [pace],
+    (pace) => {
+      for (const radio of radios("pace")) radio.checked = radio.value === pace;
+      element("pace-hint", HTMLElement).textContent = PACES[pace];
+    },
+  );
+  watch(
+    ({ mode, system: text }) => [mode, text],
+    (mode, text) => {
+      element("system-setting", HTMLElement).hidden = mode !== "chat";
+      element("length-of", HTMLElement).hidden = mode === "chat";
+      if (text !== system.value) system.value = text;
+    },
+  );
+  watch(
+    ({ complaint }) => [complaint],
+    (complaint) => {
+      for (const control of [...sliders, seed]) {
+        const concerned = control.id === complaint?.field;
+        control.ariaInvalid = String(concerned);
+        if (concerned && control !== seed) fine.open = true;
+      }
+    },
+  );
+}
+
+/** @param {(typeof SLIDERS)[number]} name @param {number} value */
+function inWords(name, value) {
+  if (name === "length") return tokens(value);
+  const off = { top_p: 1, top_k: 0, min_p: 0, repetition_penalty: 1 };
+  if (name in off && value === off[/** @type {keyof typeof off} */ (name)]) return "off";
+  return name === "top_k" ? String(value) : value.toFixed(2);
+}
