@@ -4,8 +4,8 @@
     python -m train.export stories.gguf -o mine.gguf --title "Stories of mine"   # the same model, in other words
 
 A matrix is stored as Q8_0, about a byte per weight, or as another type that quantize.py has; norms are F32 always. The
-tokenizer, the context, what the model was trained on, its licence and what it says to those who meet it go into the file,
-so that it stands alone. Of a GGUF file in the run's place these words are changed, and nothing else.
+tokenizer, the context, what the model was trained on, its licence and what it says of itself (fabella/card.py) go into
+the file, so that it stands alone. Of a GGUF file in the run's place these words are changed, and nothing else.
 """
 
 from __future__ import annotations
@@ -100,9 +100,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
         "--beginning", action="append", metavar="TEXT", help="of a text that it tells well; may be given several times"
     )
     parser.add_argument("--language", metavar="TAG", help="that it speaks, as en or pt-BR")
-    parser.add_argument(
-        "--settings", metavar="JSON", help="how its tokens are to be picked, as '{\"temperature\": 0.7}'"
-    )
+    parser.add_argument("--settings", metavar="JSON", help="how it picks its tokens, as '{\"temperature\": 0.7}'")
 
 
 def words_of(options: argparse.Namespace) -> dict[str, Any]:
