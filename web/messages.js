@@ -34,16 +34,37 @@
  * @property {number} length  the greatest length in tokens: of a story, the prompt's included, or of an answer
  *     (others, left out by most: py/fabella/page.py)
  *
- * @typedef {object} Model  what the model file says of itself
- * @property {string} name
- * @property {number} bytes
+ * @typedef {object} Model  what the model file says of itself: py/fabella/summary.py
+ * @property {string} name  may be empty
+ * @property {string | null} title  of a page around it
+ * @property {string | null} about  one or two sentences
+ * @property {string[]} beginnings  of texts that it tells well; there may be none
+ * @property {string | null} language  a tag of BCP 47
+ * @property {ModelSettings} settings  how its tokens are to be picked, unless the visitor says otherwise
+ * @property {string} family  as "Llama" or "Gemma 3"
+ * @property {string} quantization  the number format of most of its weights, as "Q8_0"; or "mixed"
+ * @property {number} bytes  of the file
  * @property {number} parameters
  * @property {number} context  tokens
  * @property {number} vocab_size
  * @property {number} layers
  * @property {number} dim
- * @property {string | null} [license]
+ * @property {string | null} license
  * @property {boolean} chats  whether it is made for conversations
+ * @property {number} memory  bytes that the engine needs for it, once its context is full
+ * @property {number} memory_per_token  bytes of these for each token of the context
+ *
+ * @typedef {object} ModelSettings  py/fabella/sampler.py says what each means
+ * @property {number} temperature
+ * @property {number} top_p
+ * @property {number} top_k
+ * @property {number} min_p
+ * @property {number} typical_p
+ * @property {number} repetition_penalty
+ * @property {number} presence_penalty
+ * @property {number} frequency_penalty
+ * @property {number} penalty_window
+ * @property {number} length  tokens; 0: the whole context
  *
  * @typedef {{role: "system" | "user" | "assistant", content: string}} Message
  *

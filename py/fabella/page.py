@@ -9,17 +9,49 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from fabella.architectures import parameter_count
 from fabella.engine import Engine
 from fabella.errors import PromptError, SettingsError, TemplateError
 from fabella.generate import Ending, Step, generate
-from fabella.gguf import read_gguf
+from fabella.gguf import MAGIC, read_gguf
 from fabella.hosts import BrowserFile, BrowserHost
+from fabella.modelfile import ModelFile
 from fabella.sampler import Settings
 from fabella.session import Session
+from fabella.summary import summary
 
 if TYPE_CHECKING:
     from fabella.chat import Conversation
+
+
+def describe(blocks: Any, tokenizer: Any = None) -> str:
+    """Say what a model file is before its weights are read.
+
+    Parameters
+    ----------
+    blocks, tokenizer
+        As for `Page`; of all that a ``Blocks`` has they need `size`, `copy(offset, target)` and `texts(offset, count)`,
+        which may return null. Only the header is read, and what pads the weights.
+
+    Returns
+    -------
+    The ``Model`` of ``web/messages.js``, as JSON.
+
+    Raises
+    ------
+    FabellaError
+        If this engine cannot run the file.
+    """
+    model, file = _open(blocks, tokenizer)
+    return json.dumps(summary(model, file.size), allow_nan=False)
+
+
+def _open(blocks: Any, tokenizer: Any) -> tuple[ModelFile, BrowserFile]:
+    file = BrowserFile(blocks)
+    if tokenizer is None and file.read(0, min(len(MAGIC), file.size)) == MAGIC:
+        return read_gguf(file), file
+    from fabella.models import read_model  # the page's own model is GGUF, and does not wait for it
+
+    return read_model(file, None if tokenizer is None else BrowserFile(tokenizer), "the second file"), file
 
 
 class Page:
@@ -30,7 +62,10 @@ class Page:
     exports
         The exports of the worker's ``run.wasm`` instance.
     blocks
-        The model file (GGUF), a ``Blocks`` of ``web/download.js``, which gives its bytes up as they are packed.
+        The model file, a ``Blocks`` of ``web/download.js``, which gives its bytes up as they are packed: GGUF, or
+        llama2.c's .bin.
+    tokenizer
+        The same of tokenizer.bin, which goes with a .bin.
 
     Raises
     ------
@@ -38,33 +73,18 @@ class Page:
         If this engine cannot run the file, or memory runs out.
     """
 
-    def __init__(self, exports: Any, blocks: Any) -> None:
-        file = BrowserFile(blocks)
-        self._model = read_gguf(file)
+    def __init__(self, exports: Any, blocks: Any, tokenizer: Any = None) -> None:
+        self._model, file = _open(blocks, tokenizer)
+        self._summary = summary(self._model, file.size)
         self._session = Session(Engine(BrowserHost(exports), self._model, file))
-        self._size = file.size
         self._conversation: Conversation | None = None
         self._steps: Iterator[Step] | None = None
         self._sampled = 0
         self._seconds = 0.0
 
     def info(self) -> str:
-        """What the page says of the model, as JSON."""
-        model, config = self._model, self._model.config
-        return json.dumps(
-            {
-                "name": model.name,
-                "bytes": self._size,
-                "parameters": parameter_count(model.tensors),
-                "context": config.seq_len,
-                "vocab_size": config.vocab_size,
-                "layers": config.n_layers,
-                "dim": config.dim,
-                "license": model.license or None,
-                "chats": model.chat_template is not None,
-            },
-            allow_nan=False,
-        )
+        """What `describe` says of the model's file, as JSON."""
+        return json.dumps(self._summary, allow_nan=False)
 
     def forward_time(self, milliseconds: float) -> float:
         """Computes tokens for about this long, one at least, and returns a token's time in seconds.
