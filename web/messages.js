@@ -30,8 +30,9 @@
  * @property {number} temperature
  * @property {number} top_p
  * @property {number} top_k  0: off
- * @property {string} seed  decimal digits, up to 64 bits
+ * @property {string} seed  a whole number from 1 on, of up to 18 decimal digits
  * @property {number} length  the greatest length in tokens: of a story, the prompt's included, or of an answer
+ * @property {boolean} [loops]  whether to stop when it has begun to loop
  *     (others, left out by most: py/fabella/page.py)
  *
  * @typedef {object} Model  what the model file says of itself: py/fabella/summary.py
@@ -70,13 +71,14 @@
  *
  * @typedef {{token: number, text: string, from_prompt: boolean, dropped?: number}} Step  dropped: how many of the
  *     oldest turns the model no longer sees from here on
- * @typedef {"end" | "length" | "context" | "stop" | "stopped"} Reason
+ * @typedef {"end" | "length" | "context" | "stop" | "loop" | "stopped"} Reason
  *
  * page → worker
  * @typedef {{type: "load", id: number, assets: Assets, base: string}} Load  once, first; base: the page's URL;
  *     the answer is Ready
- * @typedef {{type: "tell", id: number, prompt: string, settings: Settings}} Tell  after Ready; the
- *     answer is Done, or Failure, and before it Steps
+ * @typedef {{type: "tell", id: number, prompt: string, settings: Settings, told?: number[]}} Tell  after Ready; the
+ *     answer is Done, or Failure, and before it Steps; told: all tokens that were sampled so far after this prompt and
+ *     with these settings: the story goes on, and neither it nor the prompt is told again
  * @typedef {{type: "say", id: number, messages: Message[], settings: Settings}} Say  after Ready, to a model that chats:
  *     the last message is to be answered or, if it is an answer, gone on with; answered as Tell
  * @typedef {{type: "stop", id: number}} Stop  has a Tell or Say answered at once

@@ -45,6 +45,8 @@ export function ending(reason, context) {
       return ["The context is full.", `Broken off here: the model cannot see further than ${tokens(context)}.`];
     case "stop":
       return ["The end.", "It ends where you wanted it to."];
+    case "loop":
+      return ["It began to loop.", "Broken off here: the story had begun to say the same words again and again."];
     case "stopped":
       return ["Stopped.", "You stopped the story here."];
   }
