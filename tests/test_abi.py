@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fabella import abi
+from fabella import abi, memory
 from fabella.architectures import ABSENT_IF_TIED, LAYER_TENSORS, TENSORS
-from fabella.formats import FORMATS, GROUP
+from fabella.formats import FORMATS, GROUP, LAYOUTS
 
 SIZES = {"Q_NORM": "q_norm_size", "K_NORM": "k_norm_size"}
 WASM = Path(__file__).parents[1] / "wasm"
@@ -42,10 +42,13 @@ def test_number_formats() -> None:
     assert numbers == {name: format.number for name, format in FORMATS.items()}
     assert f"GROUP = {GROUP} " in text
     table = text[text.index("Format format_of") : text.index("default: return (Format)")]
-    blocks: dict[str, list[int]] = {}
-    for cases, block, size in re.findall(r"((?:case TYPE_\w+:\s*)+)return \(Format\)\{(\d+), (\d+), \w+\};", table):
-        blocks |= {name: [int(block), int(size)] for name in re.findall(r"TYPE_(\w+)", cases)}
-    assert blocks == {name: [format.block, format.block_size] for name, format in FORMATS.items()}
+    blocks: dict[str, tuple[int, int, str]] = {}
+    cases = r"((?:case TYPE_\w+:\s*)+)return \(Format\)\{(\d+), (\d+), (\w+)\};"
+    for types, block, size, layout in re.findall(cases, table):
+        blocks |= {name: (int(block), int(size), layout) for name in re.findall(r"TYPE_(\w+)", types)}
+    assert blocks == {name: (format.block, format.block_size, format.layout) for name, format in FORMATS.items()}
+    (layouts,) = re.findall(r"typedef enum \{([^}]*)\} Layout;", text)
+    assert [name.strip() for name in layouts.split(",")] == list(LAYOUTS)
 
 
 def test_tensors_and_their_shapes() -> None:
@@ -56,3 +59,9 @@ def test_tensors_and_their_shapes() -> None:
         assert (in_layers == "true", struct) == ((True, "Layer") if name in LAYER_TENSORS else (False, "Model"))
         assert tuple(SIZES.get(size, size.lower()) for size in shape if size != "ONE") == TENSORS[name]
     assert f"tensor->place == offsetof(Model, {ABSENT_IF_TIED})" in text
+
+
+def test_sizes_that_memory_is_made_room_for() -> None:
+    text = c_text("run.c") + c_text("parallel.h")
+    numbers = {name: int(number) for name, number in re.findall(r"enum \{ (\w+) = (\d+) \};", text)}
+    assert (numbers["BATCH"], numbers["MAX_THREADS"] * numbers["QUERIES"]) == (memory.BATCH, memory.SCORES)

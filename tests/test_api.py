@@ -147,6 +147,7 @@ def test_the_options_are_the_samplers_settings() -> None:
         "length",
         "stop",
         "constraint",
+        "loops",
     }
 
 

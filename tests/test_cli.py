@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from fabella.architectures import expected_shapes
-from fabella.gguf import describe, write_gguf
+from fabella.gguf import copy_gguf, describe, write_gguf
 from fabella.modelfile import Config
+from fabella.sources import FileSource
 
 from .llama2c_files import model_bin
 from .random_models import tokenizer, write_random_model
@@ -118,11 +119,36 @@ def test_no_argument_is_too_large(model: Path) -> None:
     assert fabella(model, "-t", "0", "-n", "1" + "0" * 30, "-k", "1" + "0" * 30).stdout
 
 
-def test_a_random_seed_can_be_carried_to_the_page(model: Path) -> None:
-    """Its field takes 18 digits."""
+def test_seeds_are_those_of_the_page(model: Path) -> None:
+    """Its field takes 18 digits, and it chooses among 32 bits itself."""
     seed = re.search(r"seed (\d+)", fabella(model, "-n", "3").stderr)
     assert seed
-    assert len(seed[1]) <= 18
+    assert 1 <= int(seed[1]) < 1 << 32
+    assert "seed 999999999999999999;" in fabella(model, "-n", "3", "-s", "9" * 18).stderr
+    done = fabella(model, "-s", "1" + "0" * 18, status=1)
+    assert "seed: is 1000000000000000000, but must be from 1 to 999999999999999999, or 0" in done.stderr
+
+
+def test_defaults_are_the_page_s_or_the_model_s_own(tmp_path: Path, model: Path) -> None:
+    story = fabella(model, "-s", "3").stdout
+    assert story == fabella(model, "-s", "3", "-t", "0.8", "-p", "0.9", "-n", "0").stdout
+    assert story != fabella(model, "-s", "3", "-t", "1.5").stdout
+    own = tmp_path / "own.gguf"
+    with FileSource(model) as source, own.open("wb") as file:
+        copy_gguf(source, file, {"fabella.settings": '{"temperature": 1.5, "top_p": 1, "min_p": 0.02, "length": 30}'})
+    asked = ("-t", "1.5", "-p", "1", "--min-p", "0.02")
+    done = fabella(own, "-s", "3")
+    assert done.stdout == fabella(model, "-s", "3", *asked, "-n", "30").stdout
+    assert "length reached" in done.stderr
+    assert fabella(own, "-s", "3", "-t", "0").stdout == fabella(model, "-t", "0", "--min-p", "0.02", "-n", "30").stdout
+    assert "Settings       temperature 1.5, top_p 1, min_p 0.02, length 30" in fabella("info", own).stdout
+
+
+def test_a_story_that_begins_to_loop_ends() -> None:
+    shipped = ROOT / "web/models/stories.gguf"
+    done = fabella(shipped, "-i", "Zil", "-s", "4", "-t", "0.8", "-p", "0.9", "--repetition-penalty", "1")
+    assert "seed 4; began to loop]" in done.stderr
+    assert done.stdout.rstrip().endswith("-se" * 16)
 
 
 def test_a_prompt_that_is_piped_in(model: Path) -> None:

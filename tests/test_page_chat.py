@@ -151,6 +151,34 @@ def test_the_page_is_told_which_turns_the_model_no_longer_sees(
     assert dropped % 2 == 0
 
 
+def test_a_conversation_s_tokens_are_counted_while_an_answer_is_given(
+    open_page: Callable[[Path], page.Page], model: Path, conversation: Conversation
+) -> None:
+    """As it is read before the answer; and the answer is what it would have been."""
+    opened = open_page(model)
+    messages = said("w1 w2", "w3", "w4 w5", system="w7")
+    conversation.load(messages)
+    expected = len(conversation.tokens())
+
+    def count(messages: Any) -> int:
+        return opened.count(json.dumps({"messages": messages}))
+
+    text, _ = answered(opened, messages)
+    opened.say(json.dumps({"messages": messages, "settings": SETTINGS}))
+    so_far = ""
+    while True:
+        turn = json.loads(opened.advance(0))
+        so_far += "".join(step["text"] for step in turn["steps"])
+        assert count(messages) == expected
+        assert count(said("w1")) < expected
+        if turn["end"]:
+            break
+    assert so_far == text
+    assert count(said("x" * 100_000)) > CONFIG.seq_len
+    with pytest.raises(ConversationError):
+        count("w1")
+
+
 @pytest.mark.parametrize(
     ("request_", "error"),
     [
@@ -180,3 +208,5 @@ def test_a_model_without_a_template_does_not_chat(
     assert json.loads(opened.info())["chats"] is False
     with pytest.raises(TemplateError):
         answered(opened, said("w1"))
+    with pytest.raises(TemplateError):
+        opened.count(json.dumps({"messages": said("w1")}))

@@ -1,9 +1,11 @@
 """Writes a trained model as the one file (GGUF) that the page and the terminal read.
 
     python -m train.export out/stories -o stories.gguf
+    python -m train.export stories.gguf -o mine.gguf --title "Stories of mine"   # the same model, in other words
 
 A matrix is stored as Q8_0, about a byte per weight, or as another type that quantize.py has; norms are F32 always. The
-tokenizer, the context, what the model was trained on and its licence go into the file, so that it stands alone.
+tokenizer, the context, what the model was trained on, its licence and what it says of itself (fabella/card.py) go into
+the file, so that it stands alone. Of a GGUF file in the run's place these words are changed, and nothing else.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fabella.card import metadata_of
 from fabella.console import run_command
 from fabella.errors import FabellaError
 from fabella.formats import FORMATS, QUANTISED, STORED
-from fabella.gguf import describe, read_gguf, write_gguf
+from fabella.gguf import copy_gguf, describe, read_gguf, write_gguf
 from fabella.modelfile import Config
 from fabella.sources import FileSource
 from fabella.tokenizer import Tokenizer
@@ -77,34 +80,78 @@ def parse_arguments() -> argparse.Namespace:
         prog="python -m train.export",
         description="Write a trained model as one GGUF file, for the page and for any program that reads GGUF.",
     )
-    parser.add_argument("run", type=Path, help="the --out folder of train.train")
+    parser.add_argument("run", type=Path, help="the --out folder of train.train, or a GGUF file to give other words")
     parser.add_argument("-o", dest="output", metavar="FILE", type=Path, required=True, help="file to write")
     parser.add_argument(
-        "--format", choices=STORED, default=DEFAULT_FORMAT, help=f"of the matrices (default: {DEFAULT_FORMAT})"
+        "--format", choices=STORED, help=f"of the matrices (default: {DEFAULT_FORMAT}, or as a GGUF file has them)"
     )
     parser.add_argument("--name", help="what the model calls itself (default: the folder's name)")
     parser.add_argument("--license", help="of the model, an SPDX name; the training text's licence may decide it")
     parser.add_argument("--data", help="what it was trained on, in words (default: the text's file name)")
+    add_words(parser)
     return parser.parse_args()
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what a model says of itself to those who meet it."""
+    parser.add_argument("--title", help="of a page around the model")
+    parser.add_argument("--about", metavar="TEXT", help="what the model is, in one or two sentences")
+    parser.add_argument(
+        "--beginning", action="append", metavar="TEXT", help="of a text that it tells well; may be given several times"
+    )
+    parser.add_argument("--language", metavar="TAG", help="that it speaks, as en or pt-BR")
+    parser.add_argument("--settings", metavar="JSON", help="how it picks its tokens, as '{\"temperature\": 0.7}'")
+
+
+def words_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The metadata of the words that the options give. Raises ``FabellaError`` if they cannot be a model's."""
+    given = {
+        "general.name": options.name,
+        "general.license": options.license,
+        "general.datasets": options.data and [options.data],
+    }
+    words = {key: value for key, value in given.items() if value is not None}
+    return words | metadata_of(options.title, options.about, options.beginning, options.language, options.settings)
 
 
 def export(options: argparse.Namespace) -> None:
     """Export as the command's ``options`` say. Raises ``OSError``, ``ValueError`` or ``FabellaError``, in words."""
     check_output(options.output)
+    words = words_of(options)
+    if options.run.is_file():
+        reword(options, words)
+    else:
+        export_run(options, words)
+    print(f"{options.output}: {options.output.stat().st_size:,} bytes")
+
+
+def reword(options: argparse.Namespace, words: dict[str, Any]) -> None:
+    """Write a GGUF file with other words."""
+    if options.format:
+        raise ValueError(f"{options.run}: is a GGUF file, whose matrices stay as they are; leave --format out")
+    with FileSource(options.run) as source:
+        read_gguf(source)
+        with replacing(options.output) as half, half.open("wb") as file:
+            copy_gguf(source, file, words)
+
+
+def export_run(options: argparse.Namespace, words: dict[str, Any]) -> None:
+    """Write a trained model."""
     if RunFolder(options.run).owns(options.output):
         raise ValueError(f"{options.output}: is a file of the run itself; write to another one")
+    format = options.format or DEFAULT_FORMAT
     run, tokenizer = load_run(options.run)
-    if reason := unstorable(run.config, options.format):
+    if reason := unstorable(run.config, format):
         raise ValueError(f"{reason} (--format)")
-    about: dict[str, Any] = {"general.name": options.name or writable(options.run.resolve().name)}
-    if options.license:
-        about["general.license"] = options.license
-    about["general.datasets"] = [options.data or writable(Path(run.options["text"]).name)]
-    about["fabella.training.tokens"] = run.tokens
+    about: dict[str, Any] = {
+        "general.name": writable(options.run.resolve().name),
+        "general.datasets": [writable(Path(run.options["text"]).name)],
+        **words,
+        "fabella.training.tokens": run.tokens,
+    }
     if run.bits_per_byte is not None:
         about["fabella.training.bits_per_byte"] = run.bits_per_byte
-    save_gguf(run.build_model(), as_tokenizer(tokenizer), options.output, options.format, about)
-    print(f"{options.output}: {options.output.stat().st_size:,} bytes")
+    save_gguf(run.build_model(), as_tokenizer(tokenizer), options.output, format, about)
 
 
 if __name__ == "__main__":

@@ -36,29 +36,44 @@
  * @property {number} top_k  0: off
  * @property {number} min_p  0: off
  * @property {number} repetition_penalty  1: off
- * @property {string} seed  decimal digits, up to 64 bits
- * @property {number} length  the greatest length in tokens, 0: the context's: of a story, the prompt's included, or of an
- *     answer (others, left out by most: py/fabella/page.py)
+ * @property {string} seed  a whole number from 1 on, of up to 18 decimal digits
+ * @property {number} length  the greatest length in tokens: of a story, the prompt's included, or of an answer;
+ *     0: the context's
+ * @property {boolean} [loops]  whether to stop when it has begun to loop
+ *     (others, left out by most: py/fabella/page.py)
  *
- * @typedef {object} Card  what a model file says of itself
+ * @typedef {object} Card  what a model file says of itself: py/fabella/summary.py
  * @property {string} id  the SHA-256 of the file, in hexadecimal digits
- * @property {string} name
- * @property {number} bytes
- * @property {string} [title]  what it is called where it is used
- * @property {string} [about]  what it is, in a sentence or two
- * @property {string[]} [beginnings]  that it goes on with well
- * @property {string} [language]  as in "en"
- * @property {Partial<Settings>} [settings]  that suit it
- * @property {string} [family]  as in "Llama"
- * @property {string} [quantization]  as in "Q8_0"
- * @property {number} [memory]  bytes that running it takes
- * @property {number} [parameters]
- * @property {number} [context]  tokens
- * @property {number} [vocab_size]
- * @property {number} [layers]
- * @property {number} [dim]
- * @property {string | null} [license]
- * @property {boolean} [chats]  whether it is made for conversations
+ * @property {string} name  may be empty
+ * @property {string | null} title  of a page around it
+ * @property {string | null} about  one or two sentences
+ * @property {string[]} beginnings  of texts that it tells well; there may be none
+ * @property {string | null} language  a tag of BCP 47
+ * @property {ModelSettings} settings  how its tokens are to be picked, unless the visitor says otherwise
+ * @property {string} family  as "Llama" or "Gemma 3"
+ * @property {string} quantization  the number format of most of its weights, as "Q8_0"; or "mixed"
+ * @property {number} bytes  of the file
+ * @property {number} parameters
+ * @property {number} context  tokens
+ * @property {number} vocab_size
+ * @property {number} layers
+ * @property {number} dim
+ * @property {string | null} license
+ * @property {boolean} chats  whether it is made for conversations
+ * @property {number} memory  bytes that the engine needs for it, once its context is full
+ * @property {number} memory_per_token  bytes of these for each token of the context
+ *
+ * @typedef {object} ModelSettings  py/fabella/sampler.py says what each means
+ * @property {number} temperature
+ * @property {number} top_p
+ * @property {number} top_k
+ * @property {number} min_p
+ * @property {number} typical_p
+ * @property {number} repetition_penalty
+ * @property {number} presence_penalty
+ * @property {number} frequency_penalty
+ * @property {number} penalty_window
+ * @property {number} length  tokens; 0: the whole context
  *
  * @typedef {Part & Card} Offer  a model that the page's builder offers
  *
@@ -74,8 +89,9 @@
  * page → worker
  * @typedef {{type: "load", id: number, assets: Assets, base: string, source: Source}} Load  once, first; base: the page's URL;
  *     the answer is Ready
- * @typedef {{type: "tell", id: number, prompt: string, settings: Settings, told?: number[]}} Tell  after
- *     Ready; told: the tokens after which it goes on; the answer is Done, or Failure, and before it Steps
+ * @typedef {{type: "tell", id: number, prompt: string, settings: Settings, told?: number[]}} Tell  after Ready; the
+ *     answer is Done, or Failure, and before it Steps; told: all tokens that were sampled so far after this prompt and
+ *     with these settings: the story goes on, and neither it nor the prompt is told again
  * @typedef {{type: "say", id: number, messages: Message[], settings: Settings}} Say  after Ready, to a model that chats:
  *     the last message is to be answered or, if it is an answer, gone on with; answered as Tell
  * @typedef {{type: "stop", id: number}} Stop  has a Tell or Say answered at once

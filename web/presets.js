@@ -3,15 +3,18 @@
 /** @import { Card, Settings } from "./messages.js" */
 /** @typedef {"careful" | "balanced" | "bold"} Preset */
 
-/** What llama2.c has, and what a model's own settings may say otherwise. */
-const DEFAULTS = { temperature: 0.8, top_p: 0.9, top_k: 0, min_p: 0, repetition_penalty: 1 };
+/** What every preset says. */
+const NAMES = /** @type {const} */ (["temperature", "top_p", "top_k", "min_p", "repetition_penalty"]);
+
+/** Until a model says otherwise. */
+const USUAL = { temperature: 0.8, top_p: 0.9, top_k: 0, min_p: 0, repetition_penalty: 1, length: 0 };
 
 /**
  * @param {Card | null} model  whose own settings are the balanced ones
  * @returns {Record<Preset, Omit<Settings, "seed" | "length">>}
  */
 export function presets(model) {
-  const balanced = { ...DEFAULTS, ...model?.settings };
+  const { length: _, ...balanced } = model?.settings ?? USUAL;
   const { temperature } = balanced;
   return {
     careful: { ...balanced, temperature: rounded(temperature * 0.6) },
@@ -30,8 +33,6 @@ const rounded = (value) => Math.round(20 * value) / 20;
  */
 export function presetOf(settings, model) {
   const all = Object.entries(presets(model));
-  const found = all.find(([, preset]) =>
-    Object.entries(preset).every(([name, value]) => settings[/** @type {"top_p"} */ (name)] === value),
-  );
+  const found = all.find(([, preset]) => NAMES.every((name) => settings[name] === preset[name]));
   return /** @type {Preset | undefined} */ (found?.[0]) ?? null;
 }

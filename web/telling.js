@@ -30,7 +30,11 @@ export function begin(its) {
 /** The settings as the visitor has them, with a seed. @returns {Settings} */
 function chosen() {
   const { settings } = current();
-  return { ...settings, seed: settings.seed || String(crypto.getRandomValues(new Uint32Array(1))[0] || 1) };
+  return {
+    ...settings,
+    loops: true,
+    seed: settings.seed || String(crypto.getRandomValues(new Uint32Array(1))[0] || 1),
+  };
 }
 
 const own = () => /** @type {{ id: string, name: string }} */ (current().model);

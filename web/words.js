@@ -53,7 +53,7 @@ export function ending(reason, context, kind = "story") {
     case "stop":
       return ["The end.", "It ends where you wanted it to."];
     case "loop":
-      return ["It went in circles.", "Broken off here: it had begun to say the same over and over."];
+      return ["It began to loop.", "Broken off here: it had begun to say the same words again and again."];
     case "stopped":
       return ["Stopped.", kind === "story" ? "You stopped the story here." : "You stopped the answer here."];
   }

@@ -188,9 +188,10 @@ async function load({ id, assets, base, source }) {
   const { Page } = python.pyimport("fabella.page");
   engine = started;
   const page = Page(engine.exports, file);
+  const card = JSON.parse(page.info());
   const { tell, say, advance, stop, count, forward_time } = page;
   storyteller = { tell, say, advance, stop, count, forward_time };
-  send({ type: "ready", id, model: { ...JSON.parse(page.info()), id: source.part.id } });
+  send({ type: "ready", id, model: { ...card, id: source.part.id, name: card.name || source.part.name } });
   rest();
 }
 

@@ -90,6 +90,7 @@ FOREIGN = {
 class Family:
     """In what a family differs from the plain Llama."""
 
+    title: str  # what people call it
     has: tuple[str, ...] = ()  # tensors of a layer that Llama has not
     lacks: tuple[str, ...] = ()  # those that it lacks
     halves: bool = False
@@ -106,18 +107,29 @@ class Family:
 
 
 SAME_BASE = -1.0
-GEMMA = Family(halves=True, gelu=True, scales_embedding=True)
+GEMMA = Family("Gemma", halves=True, gelu=True, scales_embedding=True)
 FAMILIES = {
-    "llama": Family(),  # and Mistral, TinyLlama, SmolLM, MobileLLM
-    "smollm3": Family(no_rope_every=4),
-    "qwen2": Family(has=QKV_BIASES, halves=True),
-    "qwen3": Family(has=QK_NORMS, halves=True),
+    "llama": Family("Llama"),  # and Mistral, TinyLlama, SmolLM, MobileLLM
+    "smollm3": Family("SmolLM3", no_rope_every=4),
+    "qwen2": Family("Qwen2", has=QKV_BIASES, halves=True),
+    "qwen3": Family("Qwen3", has=QK_NORMS, halves=True),
     "gemma": GEMMA,
-    "gemma2": replace(GEMMA, has=OUTPUT_NORMS, window=4096, window_pattern=2, attention_cap=50.0, logit_cap=30.0),
-    "gemma3": replace(GEMMA, has=(*OUTPUT_NORMS, *QK_NORMS), window_pattern=6, local_rope_base=10000.0),
-    "phi3": Family(halves=True),
-    "granite": Family(),
+    "gemma2": replace(
+        GEMMA,
+        title="Gemma 2",
+        has=OUTPUT_NORMS,
+        window=4096,
+        window_pattern=2,
+        attention_cap=50.0,
+        logit_cap=30.0,
+    ),
+    "gemma3": replace(
+        GEMMA, title="Gemma 3", has=(*OUTPUT_NORMS, *QK_NORMS), window_pattern=6, local_rope_base=10000.0
+    ),
+    "phi3": Family("Phi-3", halves=True),
+    "granite": Family("Granite"),
     "olmo2": Family(  # and OLMo 3
+        "OLMo 2",
         has=(*OUTPUT_NORMS, *QK_NORMS),
         lacks=INPUT_NORMS,
         halves=True,
@@ -185,6 +197,11 @@ def tensor_place(name: str) -> tuple[int, int]:
     """Return a tensor's number in C and its layer: of ``blk.3.attn_q.weight`` that of ``attn_q``, and 3."""
     *block, kind, suffix = name.split(".")
     return NUMBERS[f"{kind}_bias" if suffix == "bias" else kind], int(block[1]) if block else 0
+
+
+def family_title(config: Config) -> str:
+    """What people call the model's family."""
+    return FAMILIES[config.family].title
 
 
 def parameter_count(tensors: Mapping[str, Tensor]) -> int:

@@ -203,8 +203,7 @@ class Conversation:
         tokens, dropped = self._fitting(turns, answer, room)
         limit = len(tokens) + ending.length - 1 if ending.length else None  # the last one is told, but not computed
         sampler = Sampler(settings, self._tokenizer.stop_ids)
-        for _ in answer.tokens if settings.temperature else ():
-            sampler.random.coin()
+        sampler.skip(len(answer.tokens))
         return self._steps(tokens, turns, answer, sampler, replace(ending, length=limit), dropped)
 
     def _steps(
@@ -226,7 +225,7 @@ class Conversation:
             answer.text = "".join(texts[-len(answer.tokens) :])  # but for half a character at its end
         answer.end = None
         turns = [*turns, answer]
-        for step in go_on(self._session, self._tokenizer, sampler, ending, begun=answer.text):
+        for step in go_on(self._session, self._tokenizer, sampler, ending, begun=answer.text, told=answer.tokens):
             self.turns, self.dropped = turns, dropped
             answer.text += step.text
             answer.end = step.end
@@ -238,6 +237,12 @@ class Conversation:
     def tokens(self) -> list[int]:
         """Return the tokens of what the model sees of the conversation, up to where the next answer begins."""
         return self._encoded(self._written(self.turns[self.dropped :]))
+
+    def count(self) -> int:
+        """Return how many tokens the whole conversation has, or at the least has, if it is too long for the context."""
+        texts = (self._system or "", *(turn.text for turn in self.turns))
+        fewest = sum(map(self._tokenizer.fewest_tokens, texts))
+        return fewest if fewest > self._session.model.context else len(self._encoded(self._written(self.turns)))
 
     def _written(self, turns: Sequence[Turn]) -> str:
         """These turns as the template writes them, up to where an answer begins."""

@@ -14,14 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from fabella import __version__
+from fabella.card import Card
 from fabella.console import run_command
 from fabella.engine import Engine
 from fabella.errors import FabellaError
-from fabella.generate import Ending, generate
+from fabella.generate import generate
 from fabella.hosts import WasmtimeHost
 from fabella.info import info
 from fabella.models import open_model
-from fabella.options import add_sampling, settings_of
+from fabella.options import add_sampling, ending_of, settings_of
 
 LONGEST_PROMPT = 1 << 24  # bytes of standard input: more is not a prompt, and a pipe may have no end
 ENDS = {
@@ -29,6 +30,7 @@ ENDS = {
     "length": "length reached",
     "context": "context full; --shift goes on",
     "stop": "stop string reached",
+    "loop": "began to loop",
 }
 
 
@@ -44,14 +46,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "-i", dest="prompt", metavar="PROMPT", help="how the story begins (default: what is piped in, if anything is)"
     )
-    add_sampling(p)
-    p.add_argument(
-        "-n",
-        dest="length",
-        type=int,
-        default=256,
-        help="tokens, the prompt's included, 0 = whole context (default 256)",
-    )
+    add_sampling(p, "tokens, the prompt's included, 0 = the whole context")
     p.add_argument("--shift", action="store_true", help="when the context is full, go on, forgetting its oldest half")
     p.add_argument("-z", dest="tokenizer", metavar="FILE", type=Path, help="tokenizer.bin, for a .bin model")
     p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -78,12 +73,11 @@ def piped_prompt() -> str:
 def tell(argv: list[str]) -> None:
     """Loads the model and prints one story."""
     arguments = parser().parse_args(argv)
-    if arguments.length < 0:
-        raise FabellaError(f"-n {arguments.length}: must be 0 or more")
-    settings = settings_of(arguments)
-    ending = Ending(arguments.length, arguments.stop, shift=arguments.shift)
+    settings_of(arguments, Card())  # what is wrong is said before the model is loaded
+    ending_of(arguments, Card())
     with open_model(arguments.model, arguments.tokenizer, "-z") as (model, source):
         engine = Engine(WasmtimeHost(), model, source)
+    settings, ending = settings_of(arguments, model.card), ending_of(arguments, model.card, arguments.shift)
     prompt = piped_prompt() if arguments.prompt is None else arguments.prompt
 
     story = generate(engine, model.tokenizer, prompt, settings, ending=ending)

@@ -21,6 +21,7 @@ from fabella.architectures import ROPE_TENSORS, key_of, tensor_place
 from fabella.errors import EngineError, ModelFileError
 from fabella.formats import FORMATS
 from fabella.hosts import Host, read_all
+from fabella.memory import cache_size
 from fabella.modelfile import ModelFile, Tensor
 from fabella.rope import NO_SCALING, table_of
 from fabella.sampler import Change
@@ -176,9 +177,7 @@ class Engine:
     @property
     def cache_size(self) -> int:
         """Bytes that the KV cache takes in memory for each token."""
-        config = self.config
-        values = config.n_kv_heads * -(-config.head_size // 4) * 4
-        return config.n_layers * config.repeats * 2 * 4 * values
+        return cache_size(self.config)
 
     def prefill(self, tokens: Sequence[int]) -> Logits:
         """Computes `tokens` at the next positions, many in one call, and returns the logits after the last.

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from fabella.errors import PromptError, SettingsError
+from fabella.loops import Loops
 from fabella.sampler import Allowed, Sampler, Settings
 from fabella.session import Model, Session, newest_half
 from fabella.stops import Stops
 from fabella.tokenizer import Decoder, Tokenizer
 
-Reason = Literal["end", "length", "context", "stop"]
+Reason = Literal["end", "length", "context", "stop", "loop"]
 
 # Whether a text may go on: it is asked of the text sampled so far and of what a token would add, or None for its end.
 Constraint = Callable[[str, str | None], bool]
@@ -31,7 +32,7 @@ class Step(NamedTuple):
         True if it was given, False if it was sampled.
     end
         None, or in the last step why the story ends: the model said so, the length asked for is reached, the context is
-        full, or a stop string has come.
+        full, a stop string has come, or the story has begun to loop.
     dropped
         How much the model no longer sees, the context being full, if that has become more before this token: of a story
         its oldest tokens, of a conversation its oldest turns, in all.
@@ -58,6 +59,7 @@ class Ending:
     stop: Sequence[str] = ()  # texts before the first of which it ends
     constraint: Constraint | None = None  # what may be in it
     shift: bool = False  # whether, the context full, the oldest half of it is forgotten instead of ending
+    loops: bool = False  # whether it ends when it has begun to loop (loops.py)
 
     def __post_init__(self) -> None:
         if self.length is not None and (type(self.length) is not int or self.length < 0):
@@ -67,6 +69,8 @@ class Ending:
             raise SettingsError("stop", "must be a list of texts, none of them empty")
         if self.constraint is not None and not callable(self.constraint):
             raise SettingsError("constraint", "must be a function of the text so far and of what would come next")
+        if type(self.loops) is not bool:
+            raise SettingsError("loops", f"must be true or false, not {self.loops!r}")
 
 
 def generate(
@@ -76,6 +80,7 @@ def generate(
     settings: Settings,
     length: int | None = None,
     ending: Ending | None = None,
+    told: Sequence[int] = (),
 ) -> Iterator[Step]:
     """Tells a story: yields the prompt's tokens, then the sampled ones.
 
@@ -95,11 +100,16 @@ def generate(
         context. Short for ``Ending(length)``.
     ending
         The same, and when else the story ends.
+    told
+        To go on with a story: its tokens that were sampled after this prompt and with these settings, all of them. What
+        follows is what would have, had it not ended there. They are not told again, nor is the prompt: each part of
+        them that is computed yields a step without a text.
 
     Raises
     ------
     PromptError
-        Before the first step, if the prompt leaves no room for a token of the model's own.
+        Before the first step, if the prompt leaves no room for a token of the model's own, or the story so far none for
+        another, or is none.
     SettingsError
         If the length is below 0, or a token is to be drawn without a seed (0).
     EngineError
@@ -121,7 +131,23 @@ def generate(
     tokens = tokenizer.encode(prompt) or [tokenizer.bos_id]  # there must be something to go on from
     if len(tokens) > limit:
         raise PromptError(f"the prompt is {len(tokens)} tokens long, but {limited_by} is {limit}: shorten it")
-    return _tell(session, tokenizer, tokens, Sampler(settings, tokenizer.stop_ids), ending)
+    sampler = Sampler(settings, tokenizer.stop_ids)
+    if not told:
+        return _tell(session, tokenizer, tokens, sampler, ending)
+    _check_told(told, tokenizer)
+    if len(tokens) + len(told) > limit:
+        raise PromptError(
+            f"the story is {len(tokens) + len(told)} tokens long, but {limited_by} is {limit}: it cannot go on"
+        )
+    return _go_on(session, tokenizer, tokens, told, sampler, ending)
+
+
+def _check_told(told: Sequence[int], tokenizer: Tokenizer) -> None:
+    """Raise PromptError unless these tokens can be a story that goes on."""
+    if not all(type(token) is int and 0 <= token < len(tokenizer) for token in told):
+        raise PromptError("what was told must be tokens of the model's")
+    if not tokenizer.stop_ids.isdisjoint(told):
+        raise PromptError("the story has come to its end: there is nothing to go on with")
 
 
 def _tell(
@@ -136,6 +162,24 @@ def _tell(
     yield from _Text(session, tokenizer, decoder, sampler, ending).go_on(())
 
 
+def _go_on(
+    session: Session,
+    tokenizer: Tokenizer,
+    tokens: Sequence[int],
+    told: Sequence[int],
+    sampler: Sampler,
+    ending: Ending,
+) -> Iterator[Step]:
+    sampler.skip(len(told))
+    for part in session.read([*tokens, *told]):
+        yield Step(part[-1], "", from_prompt=True)
+    decoder = tokenizer.decoder()
+    for token in tokens:
+        decoder.push(token)
+    begun = "".join([decoder.push(token) for token in told])
+    yield from _Text(session, tokenizer, decoder, sampler, ending, begun, told).go_on(())
+
+
 def go_on(
     session: Session,
     tokenizer: Tokenizer,
@@ -143,6 +187,7 @@ def go_on(
     ending: Ending,
     forced: Iterable[int] = (),
     begun: str = "",
+    told: Sequence[int] = (),
 ) -> Iterator[Step]:
     """Goes on after the session's last token: yields what is sampled, until the end.
 
@@ -159,6 +204,8 @@ def go_on(
         are drawn as they would have been.
     begun
         What the session's last tokens say of the text that `ending` is about, if some of it is there already.
+    told
+        Those of them that were sampled, if they are known.
 
     Raises
     ------
@@ -168,7 +215,7 @@ def go_on(
     decoder = tokenizer.decoder()
     for token in session.tokens:
         decoder.push(token)
-    return _Text(session, tokenizer, decoder, sampler, ending, begun).go_on(forced)
+    return _Text(session, tokenizer, decoder, sampler, ending, begun, told).go_on(forced)
 
 
 @dataclass
@@ -181,16 +228,20 @@ class _Text:
     sampler: Sampler
     ending: Ending
     said: str = ""  # so far; of tokens sampled here only if there is a constraint
+    told: Sequence[int] = ()  # the tokens of it that were sampled before
     forgotten: int = field(default=0, init=False)  # tokens
 
     def go_on(self, forced: Iterable[int]) -> Iterator[Step]:
         session, decoder, stop_ids = self.session, self.decoder, self.tokenizer.stop_ids
         stops, wanted = Stops(self.ending.stop, self.said), iter(forced)
+        loops = Loops(self.told) if self.ending.loops else None
         allowed: Allowed | None = self._allowed if self.ending.constraint else None
         while True:
             token = next(wanted, self.sampler.sample(session.logits, session.tokens, allowed))
             text = "" if token in stop_ids else decoder.push(token)
-            end = "end" if token in stop_ids else self._reason()
+            end: Reason | None = "end" if token in stop_ids else self._reason()
+            if loops and not end and loops.push(token):
+                end = "loop"
             if end:
                 text += decoder.flush()
             if allowed:

@@ -28,6 +28,7 @@ from itertools import pairwise
 from typing import Any, BinaryIO
 
 from fabella import architectures, vocabulary
+from fabella.card import BEGINNINGS, LONGEST, MOST_BEGINNINGS, read_card
 from fabella.errors import ModelFileError, short_text
 from fabella.formats import FORMATS, NAMES, UNREADABLE
 from fabella.metadata import get
@@ -82,6 +83,7 @@ NUMBER_TAKES = 40
 TEXT_TAKES = 64  # besides its characters
 SHOWN = ("general.name", "general.license")  # to people: these are text, or left out
 
+COPIED_AT_ONCE = 1 << 20  # bytes
 WINDOW = 1 << 17  # bytes read at a time: each read may cross from Python into the engine's memory
 
 
@@ -99,6 +101,7 @@ def read_gguf(source: ByteSource) -> ModelFile:
     _refuse_parts(metadata)
     architectures.check_family(metadata)  # the clearest words on a model that cannot be run
     vocabulary.check_kind(metadata)
+    card = read_card(metadata)
     tokenizer = vocabulary.tokenizer_of(metadata)
     infos = _read_tensor_infos(reader, n_tensors)
     config = architectures.config_of(metadata, infos)
@@ -109,7 +112,7 @@ def read_gguf(source: ByteSource) -> ModelFile:
     architectures.check_tensors(config, tensors)
     _check_gaps(source, reader.position, located.values(), start, alignment)
     name = short_text(metadata.get("general.name", ""))
-    return ModelFile(name, config, tensors, tokenizer, metadata)
+    return ModelFile(name, config, tensors, tokenizer, metadata, card)
 
 
 # --- Reading: the bytes -------------------------------------------------------------------------------------
@@ -201,8 +204,8 @@ class _Reader:
         if kind == ARRAY:
             return self._array(key)
         if kind == STRING:
-            length = self._length(key)
-            if length <= SHORT_TEXT or self._has_room(4 * length):
+            length = self._length(key, LONGEST.get(key, LONGEST_STRING))
+            if length <= SHORT_TEXT or key in LONGEST or self._has_room(4 * length):
                 return self._text(length, key)
             self.skip(length, key)
             return None
@@ -215,6 +218,8 @@ class _Reader:
         needed = key in VOCABULARY
         if needed and kind not in VOCABULARY[key][1]:
             raise ModelFileError(key, f"must be an array of {VOCABULARY[key][0]}")
+        if kind == STRING and key == BEGINNINGS:
+            return [self.string(key, LONGEST[key]) for _ in range(self.count(key, MOST_BEGINNINGS, 8))]
         if kind == STRING:
             count = self.count(key, MOST_ITEMS, 8)
             return self._texts(count, key) if needed else self._few_texts(count, key)
@@ -470,6 +475,48 @@ def _refuse_parts(metadata: Mapping[str, Any]) -> None:
 
 
 # --- Writing ------------------------------------------------------------------------------------------------
+
+
+def copy_gguf(source: ByteSource, target: BinaryIO, changes: Mapping[str, Any]) -> None:
+    """Write a GGUF file anew with other metadata: all that is not changed stays as it is, byte for byte.
+
+    Parameters
+    ----------
+    source
+        The file; `read_gguf` has accepted it.
+    target
+        A binary file open for writing.
+    changes
+        Values by their keys, as `write_gguf` takes them: in the place of those of the file, or behind them. None takes
+        a key away.
+
+    Raises
+    ------
+    ModelFileError
+        Something cannot be expressed in GGUF, or `read_gguf` would not accept the source.
+    """
+    reader = _Reader(source)
+    n_tensors, n_pairs = _read_header(reader)
+    pairs: dict[str, bytes] = {}
+    alignment = ALIGNMENT
+    for number in range(n_pairs):
+        begin = reader.position
+        key = reader.string(f"key of pair {number}", LONGEST_KEY)
+        value = reader.value(key)
+        alignment = value if key == "general.alignment" else alignment
+        pairs[key] = source.read(begin, reader.position - begin)
+    for key, value in changes.items():
+        if value is None:
+            pairs.pop(key, None)
+        else:
+            pairs[key] = _string_bytes(key) + _value_bytes(key, value)
+    begin = reader.position
+    _read_tensor_infos(reader, n_tensors)
+    infos = source.read(begin, reader.position - begin)
+    header = MAGIC + source.read(len(MAGIC), 4) + struct.pack("<QQ", n_tensors, len(pairs)) + b"".join(pairs.values())
+    target.write(header + infos + bytes(-len(header + infos) % alignment))
+    for start in range(_round_up(reader.position, alignment), source.size, COPIED_AT_ONCE):
+        target.write(source.read(start, min(COPIED_AT_ONCE, source.size - start)))
 
 
 def describe(config: Config, tokenizer: Tokenizer, about: Mapping[str, Any]) -> dict[str, Any]:

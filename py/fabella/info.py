@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from fabella.architectures import parameter_count
+from fabella.architectures import family_title, parameter_count
 from fabella.bytelevel import ByteLevel
+from fabella.card import Card
 from fabella.engine import Engine
+from fabella.errors import short_text
 from fabella.hosts import WasmtimeHost
+from fabella.memory import model_size
 from fabella.modelfile import Config, ModelFile
 from fabella.models import open_model
 from fabella.tokenizer import Tokenizer
@@ -41,8 +44,9 @@ def describe(model: ModelFile, engine: Engine, size: int) -> Iterator[tuple[str,
     """Yield what there is to say, each thing with its name."""
     config = model.config
     yield "Name", model.name or "not stated"
+    yield from _words(model.card)
     yield "Licence", model.license or "not stated"
-    yield "Family", config.family
+    yield "Family", family_title(config)
     yield "Size", f"{parameter_count(model.tensors) / 1e6:,.1f} million parameters, {size / 1e6:,.1f} MB"
     yield "Shape", _shape(config)
     yield "Vocabulary", _vocabulary(model.tokenizer)
@@ -52,10 +56,24 @@ def describe(model: ModelFile, engine: Engine, size: int) -> Iterator[tuple[str,
     yield (
         "Memory",
         f"{engine.weights_size / 1e6:,.1f} MB of weights, and {token / 1e3:,.1f} kB for each token: "
-        f"{(engine.weights_size + token * config.seq_len) / 1e6:,.0f} MB with a full context",
+        f"{model_size(config, model.tensors) / 1e6:,.0f} MB in all with a full context",
     )
     template = model.chat_template
     yield "Chat template", "none" if template is None else f"{len(template):,} characters"
+
+
+def _words(card: Card) -> Iterator[tuple[str, str]]:
+    """What the model says of itself, if it says anything."""
+    if card.title:
+        yield "Title", card.title
+    if card.about:
+        yield "About", card.about
+    if card.language:
+        yield "Language", card.language
+    if card.beginnings:
+        yield "Beginnings", " | ".join(short_text(text, 60) for text in card.beginnings)
+    if card.own:
+        yield "Settings", ", ".join(f"{name} {value}" for name, value in card.own.items())
 
 
 def _shape(c: Config) -> str:

@@ -36,13 +36,15 @@ class Options(TypedDict, total=False):
     """When a text ends, what may be in it, and how its tokens are picked.
 
     `length` is how many tokens there may be; without it, as many as the context holds. `stop` is a text, or a list of
-    texts, before the first of which it ends, `constraint` says what may come (:mod:`fabella.constraint`). The others
-    are those of :class:`fabella.sampler.Settings`, with the same defaults; without a seed each text is another.
+    texts, before the first of which it ends, `constraint` says what may come (:mod:`fabella.constraint`), `loops`
+    whether it ends when it has begun to loop (:mod:`fabella.loops`). The others are those of
+    :class:`fabella.sampler.Settings`, with the same defaults; without a seed each text is another.
     """
 
     length: int | None
     stop: str | Sequence[str]
     constraint: Constraint | None
+    loops: bool
     temperature: float
     top_p: float
     top_k: int
@@ -246,7 +248,8 @@ class Chat:
 def _parts(options: Options, shift: bool = False) -> tuple[Settings, Ending]:
     sampling: dict[str, Any] = dict(options)
     length, constraint, stop = (sampling.pop(name, None) for name in ("length", "constraint", "stop"))
-    ending = Ending(length, (stop,) if isinstance(stop, str) else () if stop is None else stop, constraint, shift)
+    stops = (stop,) if isinstance(stop, str) else () if stop is None else stop
+    ending = Ending(length, stops, constraint, shift, sampling.pop("loops", False))
     return Settings(**sampling | {"seed": sampling.get("seed") or random_seed()}), ending
 
 

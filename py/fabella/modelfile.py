@@ -9,10 +9,11 @@ Whoever works with model files finds here what goes with them, too: Config, the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fabella.architectures import expected_shapes, parameter_count
+from fabella.card import Card
 from fabella.config import LARGEST, Config, Tensor
 from fabella.errors import short_text
 from fabella.sources import ByteSource, BytesSource, FileSource
@@ -43,6 +44,7 @@ class ModelFile:
     tokenizer: Tokenizer
     # GGUF's key/value pairs as they are, but for large ones that nothing needs; empty for llama2.c files.
     metadata: dict[str, Any]
+    card: Card = field(default_factory=Card)  # its words for those who meet it
 
     @property
     def license(self) -> str:

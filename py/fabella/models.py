@@ -14,7 +14,7 @@ from fabella.filetype import incomplete
 from fabella.gguf import MAGIC, read_gguf
 from fabella.llama2c import is_llama2c, read_llama2c
 from fabella.modelfile import ModelFile
-from fabella.sources import BytesSource, FileSource
+from fabella.sources import ByteSource, BytesSource, FileSource
 
 File = str | os.PathLike[str] | bytes | BinaryIO  # where it is, its bytes, or it itself, opened
 
@@ -49,7 +49,7 @@ def open_model(
         with ExitStack() as files:
             source = _open(file, files)
             vocabulary = None if tokenizer is None else _open(tokenizer, files)
-            yield _read(source, vocabulary, option), source
+            yield read_model(source, vocabulary, option), source
     except ModelFileError as error:
         path = Path(file) if isinstance(file, (str, os.PathLike)) else None
         part = incomplete(path.name) if path else ""
@@ -68,8 +68,9 @@ def _open(file: File, files: ExitStack) -> FileSource | BytesSource:
     return BytesSource(bytes(file if isinstance(file, (bytes, bytearray, memoryview)) else file.read()))
 
 
-def _read(source: FileSource | BytesSource, vocabulary: FileSource | BytesSource | None, option: str) -> ModelFile:
-    if source.read(0, len(MAGIC)) == MAGIC:
+def read_model(source: ByteSource, vocabulary: ByteSource | None, option: str) -> ModelFile:
+    """Read and check a model's header, and its tokenizer, as `open_model` does. Raises ModelFileError."""
+    if source.read(0, min(len(MAGIC), source.size)) == MAGIC:
         if vocabulary:
             raise ModelFileError("tokenizer", f"a GGUF file has its own; leave {option} out")
         return read_gguf(source)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from fabella.errors import FabellaError
-from fabella.sampler import Settings, random_seed
+from fabella.card import DEFAULTS, Card
+from fabella.errors import FabellaError, SettingsError
+from fabella.generate import Ending
+from fabella.sampler import LARGEST_SEED, Settings, random_seed
 
 OPTIONS = {
     "temperature": ("-t", "temperature, 0 = greedy"),
@@ -21,29 +23,35 @@ OPTIONS = {
 }
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add the options, with the defaults that all of Fabella has."""
-    defaults = Settings()
+def add_sampling(parser: argparse.ArgumentParser, counted: str) -> None:
+    """Add the options, with the defaults that all of Fabella has; `counted` says what the length is of."""
+    group = parser.add_argument_group(
+        "how tokens are picked", "A model's file may have other defaults than these; `fabella info` tells them."
+    )
+    plain = Settings()
     for name, (flag, words) in OPTIONS.items():
-        default = getattr(defaults, name)
-        parser.add_argument(
-            flag, dest=name, type=type(default), default=default, metavar="N", help=f"{words} (default {default})"
-        )
-    parser.add_argument(
+        default = DEFAULTS.get(name, getattr(plain, name))
+        group.add_argument(flag, dest=name, type=type(default), metavar="N", help=f"{words} (default {default})")
+    group.add_argument("-n", dest="length", type=int, metavar="N", help=f"{counted} (default {DEFAULTS['length']})")
+    group.add_argument(
         "--logit-bias",
         action="append",
         default=[],
         metavar="TOKEN:BIAS",
         help="makes a token likelier, or less likely; -inf forbids it; may be given several times",
     )
-    parser.add_argument(
+    group.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
     )
 
 
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    """Return the settings that were asked for. Raises FabellaError."""
-    values = {name: getattr(arguments, name) for name in OPTIONS}
+def settings_of(arguments: argparse.Namespace, card: Card) -> Settings:
+    """Return the settings that were asked for, or else those of the model. Raises FabellaError."""
+    asked = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
+    seed = asked.pop("seed", 0)
+    if not 0 <= seed <= LARGEST_SEED:
+        raise SettingsError("seed", f"is {seed}, but must be from 1 to {LARGEST_SEED}, or 0")
+    values = {name: value for name, value in card.settings.items() if name != "length"} | asked
     biases = {}
     for text in arguments.logit_bias:
         token, _, bias = text.partition(":")
@@ -51,4 +59,12 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
             biases[int(token)] = float(bias)
         except ValueError:
             raise FabellaError(f"--logit-bias {text}: must be a token's number, a colon and a number") from None
-    return Settings(**values | {"seed": arguments.seed or random_seed(), "logit_bias": biases})
+    return Settings(**values | {"seed": seed or random_seed(), "logit_bias": biases})
+
+
+def ending_of(arguments: argparse.Namespace, card: Card, shift: bool = False) -> Ending:
+    """Return when the text is to end: as was asked for, or else as the model says. Raises FabellaError."""
+    length = card.settings["length"] if arguments.length is None else arguments.length
+    if length < 0:
+        raise FabellaError(f"-n {length}: must be 0 or more")
+    return Ending(int(length), arguments.stop, shift=shift, loops=True)

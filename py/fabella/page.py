@@ -9,17 +9,49 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from fabella.architectures import parameter_count
 from fabella.engine import Engine
 from fabella.errors import PromptError, SettingsError, TemplateError
 from fabella.generate import Ending, Step, generate
-from fabella.gguf import read_gguf
+from fabella.gguf import MAGIC, read_gguf
 from fabella.hosts import BrowserFile, BrowserHost
-from fabella.sampler import Settings
+from fabella.modelfile import ModelFile
+from fabella.sampler import LARGEST_SEED, Settings
 from fabella.session import Session
+from fabella.summary import summary
 
 if TYPE_CHECKING:
     from fabella.chat import Conversation
+
+
+def describe(blocks: Any, tokenizer: Any = None) -> str:
+    """Say what a model file is before its weights are read.
+
+    Parameters
+    ----------
+    blocks, tokenizer
+        As for `Page`; of all that a ``Blocks`` has they need `size`, `copy(offset, target)` and `texts(offset, count)`,
+        which may return null. Only the header is read, and what pads the weights.
+
+    Returns
+    -------
+    The ``Model`` of ``web/messages.js``, as JSON.
+
+    Raises
+    ------
+    FabellaError
+        If this engine cannot run the file.
+    """
+    model, file = _open(blocks, tokenizer)
+    return json.dumps(summary(model, file.size), allow_nan=False)
+
+
+def _open(blocks: Any, tokenizer: Any) -> tuple[ModelFile, BrowserFile]:
+    file = BrowserFile(blocks)
+    if tokenizer is None and file.read(0, min(len(MAGIC), file.size)) == MAGIC:
+        return read_gguf(file), file
+    from fabella.models import read_model  # the page's own model is GGUF, and does not wait for it
+
+    return read_model(file, None if tokenizer is None else BrowserFile(tokenizer), "the second file"), file
 
 
 class Page:
@@ -30,7 +62,10 @@ class Page:
     exports
         The exports of the worker's ``run.wasm`` instance.
     blocks
-        The model file (GGUF), a ``Blocks`` of ``web/download.js``, which gives its bytes up as they are packed.
+        The model file, a ``Blocks`` of ``web/download.js``, which gives its bytes up as they are packed: GGUF, or
+        llama2.c's .bin.
+    tokenizer
+        The same of tokenizer.bin, which goes with a .bin.
 
     Raises
     ------
@@ -38,33 +73,19 @@ class Page:
         If this engine cannot run the file, or memory runs out.
     """
 
-    def __init__(self, exports: Any, blocks: Any) -> None:
-        file = BrowserFile(blocks)
-        self._model = read_gguf(file)
+    def __init__(self, exports: Any, blocks: Any, tokenizer: Any = None) -> None:
+        self._model, file = _open(blocks, tokenizer)
+        self._summary = summary(self._model, file.size)
         self._session = Session(Engine(BrowserHost(exports), self._model, file))
-        self._size = file.size
         self._conversation: Conversation | None = None
+        self._counted: Conversation | None = None  # another: this one only counts
         self._steps: Iterator[Step] | None = None
         self._sampled = 0
         self._seconds = 0.0
 
     def info(self) -> str:
-        """What the page says of the model, as JSON."""
-        model, config = self._model, self._model.config
-        return json.dumps(
-            {
-                "name": model.name,
-                "bytes": self._size,
-                "parameters": parameter_count(model.tensors),
-                "context": config.seq_len,
-                "vocab_size": config.vocab_size,
-                "layers": config.n_layers,
-                "dim": config.dim,
-                "license": model.license or None,
-                "chats": model.chat_template is not None,
-            },
-            allow_nan=False,
-        )
+        """What `describe` says of the model's file, as JSON."""
+        return json.dumps(self._summary, allow_nan=False)
 
     def forward_time(self, milliseconds: float) -> float:
         """Computes tokens for about this long, one at least, and returns a token's time in seconds.
@@ -87,20 +108,24 @@ class Page:
         ----------
         request
             JSON: ``{"prompt", "settings": {"temperature", "top_p", "top_k", "seed", "length"}}``; the settings may have
-            others of Settings, too, and ``"stop"``, a list of texts. The seed is a string of decimal digits, because
-            JavaScript's numbers cannot hold 64 bits.
+            others of Settings, too, ``"stop"``, a list of texts, and ``"loops"``, whether to stop when the story has
+            begun to loop. The seed is a string of decimal digits, because JavaScript's numbers cannot hold so many.
+
+            With ``"told"``, the list of all tokens that were sampled so far after this prompt and with these settings,
+            the story goes on as it would have; neither the prompt nor they are told again.
 
         Raises
         ------
         FabellaError
-            If a setting is out of range or the prompt is too long.
+            If a setting is out of range, the prompt is too long, or the story cannot go on.
         """
         asked = json.loads(request)
-        prompt = asked.get("prompt")
-        if not isinstance(prompt, str):
-            raise PromptError("there is no prompt; the least is an empty text")
+        prompt = _prompt(asked)
+        told = asked.get("told", [])
+        if not isinstance(told, list):
+            raise PromptError("what was told must be a list of tokens")
         settings, ending = _settings(asked.get("settings", {}))
-        self._begin(generate(self._session, self._model.tokenizer, prompt, settings, ending=ending))
+        self._begin(generate(self._session, self._model.tokenizer, prompt, settings, ending=ending, told=told))
 
     def say(self, request: str) -> None:
         """Starts an answer, in the place of what may still be going on.
@@ -117,11 +142,9 @@ class Page:
         FabellaError
             If the model has no chat template, or the messages or settings are none.
         """
-        if self._model.chat_template is None:  # and what chats need may not be here
-            raise TemplateError("this model has no chat template: it tells stories")
-        from fabella.chat import Conversation, template_of
-
         asked = json.loads(request)
+        if not self._conversation:
+            self._conversation = self._new_conversation()
         settings, ending = _settings(asked.get("settings", {}))
         messages = asked.get("messages")
         last = messages[-1] if isinstance(messages, list) and messages else None
@@ -129,9 +152,6 @@ class Page:
             raise PromptError("there is no message to answer")
         if last.get("role") not in ("user", "assistant"):
             raise PromptError(f"a message by {last.get('role')!r} cannot be answered")
-        if not self._conversation:
-            template = template_of(self._model)
-            self._conversation = Conversation(self._session, self._model.tokenizer, template)
         conversation = self._conversation
         is_answer = last.get("role") == "assistant"
         before = messages if is_answer else messages[:-1]
@@ -141,6 +161,42 @@ class Page:
             self._begin(conversation.go_on(settings, ending))
         else:
             self._begin(conversation.say(last["content"], settings, ending))
+
+    def count(self, request: str) -> int:
+        """How many tokens a text has; a story or an answer that is going on is not disturbed.
+
+        Parameters
+        ----------
+        request
+            JSON: ``{"prompt"}``: those of a story's beginning; or ``{"messages"}``: those of a conversation, up to
+            where the next answer begins.
+
+        Returns
+        -------
+        The number of tokens that would be read; of what is too long for the context, how many it has at the least.
+
+        Raises
+        ------
+        FabellaError
+            As `tell` and `say`.
+        """
+        asked = json.loads(request)
+        if "messages" in asked:
+            if not self._counted:
+                self._counted = self._new_conversation()
+            self._counted.load(asked["messages"])
+            return self._counted.count()
+        prompt, tokenizer = _prompt(asked), self._model.tokenizer
+        fewest = tokenizer.fewest_tokens(prompt)
+        return fewest if fewest > self._session.model.context else max(1, len(tokenizer.encode(prompt)))
+
+    def _new_conversation(self) -> Conversation:
+        """One with this model. Raises TemplateError if it is not made for that."""
+        if self._model.chat_template is None:  # and what chats need may not be here
+            raise TemplateError("this model has no chat template: it tells stories")
+        from fabella.chat import Conversation, template_of
+
+        return Conversation(self._session, self._model.tokenizer, template_of(self._model))
 
     def _begin(self, steps: Iterator[Step]) -> None:
         self._steps = steps
@@ -185,13 +241,16 @@ class Page:
             }
         )
 
-    def count(self, request: str) -> int:
-        asked = json.loads(request)
-        return len(self._model.tokenizer.encode(asked.get("prompt") or "x"))
-
     def stop(self) -> None:
         """Forgets the story that is going on."""
         self._steps = None
+
+
+def _prompt(asked: dict[str, Any]) -> str:
+    prompt = asked.get("prompt")
+    if not isinstance(prompt, str):
+        raise PromptError("there is no prompt; the least is an empty text")
+    return prompt
 
 
 def _told(step: Step) -> dict[str, Any]:
@@ -208,14 +267,15 @@ def _settings(asked: dict[str, Any]) -> tuple[Settings, Ending]:
     for name in NEEDED:
         if name not in asked:
             raise SettingsError(name, "is missing")
-    known = (*NEEDED, *FURTHER, "stop")
+    known = (*NEEDED, *FURTHER, "stop", "loops")
     for name in asked:
         if name not in known:
             raise SettingsError(name, f"there is no such setting, only {', '.join(known)}")
     seed, length = asked["seed"], asked["length"]
-    if not (isinstance(seed, str) and re.fullmatch("[0-9]{1,20}", seed)):
-        raise SettingsError("seed", "must be a whole number of at most 20 digits")
+    if not (isinstance(seed, str) and re.fullmatch("[1-9][0-9]{0,17}", seed)):
+        raise SettingsError("seed", f"must be a whole number from 1 to {LARGEST_SEED}")
     if type(length) is not int:
         raise SettingsError("length", f"must be a whole number, not {length!r}")
-    values = {name: asked[name] for name in asked if name not in ("seed", "length", "stop")}
-    return Settings(**values, seed=int(seed)), Ending(length, asked.get("stop", ()))
+    values = {name: asked[name] for name in asked if name not in ("seed", "length", "stop", "loops")}
+    ending = Ending(length, asked.get("stop", ()), loops=asked.get("loops", False))
+    return Settings(**values, seed=int(seed)), ending

@@ -35,7 +35,8 @@ SMALLEST_TEMPERATURE = 1e-6  # above 0; below it, logits divided by it would ove
 SHORTLIST = 16  # candidates asked for at first: enough for most tokens of a story
 MASK64 = (1 << 64) - 1
 NOTHING_TO_PICK = "no token can be picked: none of the model's logits is a finite number"
-LARGEST_RANDOM_SEED = 10**18 - 1  # what the page's field takes, too, so that a seed can be carried there
+LARGEST_SEED = 10**18 - 1  # that a person gives, in the page and in the terminal: programs may take all of 64 bits
+LARGEST_RANDOM_SEED = (1 << 32) - 1  # short enough to be copied by hand
 
 # What a setting may be: the least and the most.
 REALS = {
@@ -204,6 +205,11 @@ class Sampler:
             if self.trace is not None:
                 self.trace.append(("penalties", others.candidates(SHORTLIST, settings.temperature or 1)))
             return self._pick(others, allowed)
+
+    def skip(self, count: int) -> None:
+        """Let the random numbers of so many tokens pass, that were picked with these settings before."""
+        for _ in range(count if self.settings.temperature else 0):
+            self.random.coin()
 
     def _counts(self, said: Sequence[int]) -> dict[int, int]:
         """How often each token was said that is to be penalised."""

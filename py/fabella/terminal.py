@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from fabella.card import Card
 from fabella.chat import Conversation, template_of
 from fabella.console import words
 from fabella.engine import Engine
@@ -25,7 +26,7 @@ from fabella.errors import FabellaError
 from fabella.generate import Ending, Step
 from fabella.hosts import WasmtimeHost
 from fabella.models import open_model
-from fabella.options import add_sampling, settings_of
+from fabella.options import add_sampling, ending_of, settings_of
 from fabella.sampler import Settings
 from fabella.session import Session
 
@@ -43,6 +44,7 @@ HELP = """\
 WHY = {
     "length": "length reached: /continue goes on",
     "context": "the context is full: /continue goes on, without the oldest turns",
+    "loop": "began to loop: /continue goes on",
     "stopped": "stopped: /continue goes on",
 }
 
@@ -55,23 +57,20 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     p.add_argument("model", type=Path, help="model file, .gguf, with a chat template")
     p.add_argument("--system", metavar="TEXT", help="what the model is told first (default: as its template says)")
-    add_sampling(p)
-    p.add_argument("-n", dest="length", type=int, default=0, help="tokens of an answer, 0 = as many as fit (default 0)")
+    add_sampling(p, "tokens of an answer, 0 = as many as fit")
     return p.parse_args(arguments)
 
 
 def chat(arguments: list[str]) -> None:
     """Loads the model and talks until the user has had enough."""
     options = parse_arguments(arguments)
-    if options.length < 0:
-        raise FabellaError(f"-n {options.length}: must be 0 or more")
-    settings_of(options)  # what is wrong is said before the model is loaded
-    Ending(options.length, options.stop)
+    settings_of(options, Card())  # what is wrong is said before the model is loaded
+    ending_of(options, Card())
     with open_model(options.model) as (model, source):
         template = template_of(model)
         engine = Engine(WasmtimeHost(), model, source)
     conversation = Conversation(Session(engine), model.tokenizer, template, options.system)
-    terminal = Terminal(conversation, options)
+    terminal = Terminal(conversation, options, model.card)
     terminal.say(f"[{model.name or options.model.stem}: /help says what can be done here]")
     with suppress(EOFError):
         while True:
@@ -90,11 +89,14 @@ class Terminal:
         The conversation.
     options
         The command line's.
+    card
+        The model's, which has what they do not say.
     """
 
-    def __init__(self, conversation: Conversation, options: argparse.Namespace) -> None:
+    def __init__(self, conversation: Conversation, options: argparse.Namespace, card: Card) -> None:
         self._conversation = conversation
         self._options = options
+        self._card = card
         self._is_person = sys.stdin.isatty() and sys.stdout.isatty()
         self._written: set[Path] = set()  # files
         if isinstance(sys.stdin, TextIOWrapper):
@@ -159,9 +161,9 @@ class Terminal:
 
     def _answer(self, answer: Answer) -> None:
         """Prints an answer as it comes; Ctrl-C stops it."""
-        settings = settings_of(self._options)
+        settings, ending = settings_of(self._options, self._card), ending_of(self._options, self._card)
         with _interrupts() as interrupted:
-            steps = answer(settings, Ending(self._options.length, self._options.stop))
+            steps = answer(settings, ending)
             end = None
             try:
                 for step in steps:

@@ -61,7 +61,10 @@ export function mount(house) {
     if (request && follows) scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });
   }
 
-  watch(({ leaf, request, mode, model }) => [leaf, request, mode, model], (..._) => draw());
+  watch(
+    ({ leaf, request, mode, model }) => [leaf, request, mode, model],
+    (..._) => draw(),
+  );
   box.addEventListener("click", house.nextWord);
   return { edit };
 }

@@ -40,7 +40,7 @@ export function mountSettings({ setPace, setMode }) {
     const numbers = /** @type {Record<(typeof SLIDERS)[number], number>} */ (
       Object.fromEntries(sliders.map((slider) => [slider.id, slider.valueAsNumber]))
     );
-    change({ system: system.value, settings: { ...numbers, seed: fits ? seedInField : "" } });
+    change({ system: system.value, settings: { ...current().settings, ...numbers, seed: fits ? seedInField : "" } });
   }
 
   changed();
