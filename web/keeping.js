@@ -12,7 +12,7 @@ import { change, current, watch } from "./state.js";
 /** @import { State } from "./state.js" */
 
 /** Milliseconds between two writings of a text that grows. */
-const OFTEN = 1000;
+const OFTEN = 900;
 
 /** @typedef {Pick<State, "prompt" | "settings" | "mode" | "system"> & { leaf: string, model: string }} Remembered */
 
@@ -22,9 +22,11 @@ export function remembered() {
   return text ? JSON.parse(text) : null;
 }
 
-/** Puts back the leaf that stood here. @param {string} id */
+/** The leaf that stood in this tab: as the tab remembers it, or as it was kept last. @param {string} id */
 export async function restoreLeaf(id) {
-  const leaf = id ? await fetchLeaf(id).catch(() => undefined) : undefined;
+  const text = recall("leaf", tab());
+  const inTab = text ? /** @type {Leaf} */ (JSON.parse(text)) : undefined;
+  const leaf = inTab?.id === id ? inTab : await fetchLeaf(id).catch(() => undefined);
   if (leaf && !current().leaf) change({ leaf: finished(leaf) });
 }
 
@@ -77,7 +79,11 @@ export async function startKeeping() {
       else timer ||= setTimeout(save, OFTEN);
     },
   );
-  addEventListener("pagehide", save);
+  addEventListener("pagehide", () => {
+    const { leaf } = current();
+    remember("leaf", leaf ? JSON.stringify(leaf) : "", tab()); // the database might be too slow
+    save();
+  });
   document.addEventListener("visibilitychange", () => document.hidden && save());
 }
 

@@ -4,7 +4,7 @@
  */
 
 /** @import { Leaf } from "./leaf.js" */
-/** @import { Card, Reason, Settings, Source, ToWorker } from "./messages.js" */
+/** @import { Card, Done, Reason, Settings, Source, ToWorker } from "./messages.js" */
 /** @import { Pace } from "./pace.js" */
 /** @import { WayOut } from "./problem.js" */
 
@@ -36,6 +36,7 @@
  * @property {number | null} turn  where the text goes, once there is room for it
  * @property {boolean} reads  whether the reader is to see the prompt as the model reads it
  * @property {number | null} question  its number at the worker, once it has been asked
+ * @property {Done | null} done  how it ended at the worker, which may be ahead of the reader
  * @property {number} rate  tokens a second
  * @property {boolean} stopped  Stop was pressed: nothing more of it is shown
  *

@@ -134,7 +134,8 @@ export function goOn(turn) {
     });
   } else {
     // As if it had not ended there: the same settings, and further.
-    const length = settings.length > turn.settings.length ? settings.length : 0;
+    const further = settings.length > turn.settings.length ? settings.length : 0;
+    const length = turn.reason === "length" ? further : turn.settings.length;
     const [{ text: prompt }] = before(leaf, turn.id);
     ask({ type: "tell", prompt, settings: { ...turn.settings, length }, told: turn.tokens }, place, { turn: turn.id });
   }
@@ -204,8 +205,11 @@ export async function send() {
   change({ request: { ...request, question: asked.id } });
   try {
     const done = await asked.answer;
-    if (current().request?.stopped) finish(request.id, { ...done, reason: "stopped" });
-    else if (current().request?.id === request.id) pacer.end(() => finish(request.id, done));
+    const now = current().request;
+    if (now?.id !== request.id) return;
+    change({ request: { ...now, done } });
+    if (now.stopped) finish(request.id, done);
+    else pacer.end(() => finish(request.id, done));
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     pacer.drop();
@@ -233,7 +237,9 @@ export function stop() {
     return;
   }
   change({ request: { ...request, stopped: true } });
-  worker.bridge().stop(request.question);
+  if (request.done)
+    finish(request.id, request.done); // the worker is ahead of the reader
+  else worker.bridge().stop(request.question);
 }
 
 /** Another worker starts: what was asked of the one before and has not begun is asked of this one. */
