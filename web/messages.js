@@ -22,7 +22,8 @@
  * @property {Part} helper  the script of a helper thread
  * @property {Python} python
  * @property {Record<Build, Part>} engines  run.wasm in every build
- * @property {Part & {name: string}} model
+ * @property {Part & {name: string}} model  the first of them, by its file's name
+ * @property {OfferedModel[]} models  the one that the page is built around, then those that it offers besides
  *
  * @typedef {"simd" | "relaxed" | "threads-simd" | "threads-relaxed"} Build
  *
@@ -54,6 +55,12 @@
  * @property {boolean} chats  whether it is made for conversations
  * @property {number} memory  bytes that the engine needs for it, once its context is full
  * @property {number} memory_per_token  bytes of these for each token of the context
+ *
+ * @typedef {Model & Part & Identity} OfferedModel  its URL may be that of another host, without a base
+ *
+ * @typedef {object} Identity
+ * @property {string} file  its file's name
+ * @property {string} id  the SHA-256 of the whole file, in hexadecimal digits
  *
  * @typedef {object} ModelSettings  py/fabella/sampler.py says what each means
  * @property {number} temperature
