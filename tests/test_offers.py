@@ -89,9 +89,8 @@ def test_a_page_whose_model_says_nothing_is_as_it_is_written(models: tuple[Path,
 
 def test_words_that_cannot_be_are_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
     printed = run_build("--language", "no such language", "--out", tmp_path / "dist", status=1)
-    assert (
-        printed == "build.py: fabella.language: must be a language's tag, such as en or pt-BR, not 'no such language'\n"
-    )
+    problem = "must be a language's tag, such as en or pt-BR, not 'no such language'"
+    assert printed == f"build.py: fabella.language: {problem}\n"
 
 
 # ---- Offers ----------------------------------------------------------------------------------------------------------
@@ -148,12 +147,12 @@ class Response(BytesIO):
         super().__init__(data)
         self.url = url
         self.headers = Message()
-        for name, value in {"Content-Length": str(len(data)), "Access-Control-Allow-Origin": "*", **headers}.items():
+        for name, value in {"Content_Length": str(len(data)), "Access_Control_Allow_Origin": "*", **headers}.items():
             self.headers[name.replace("_", "-")] = value
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
+def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
     """Sets what the network answers; returns the list of what it is asked."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -168,7 +167,7 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[.
         monkeypatch.setattr(urllib.request, "urlopen", urlopen)
         return asked
 
-    yield answer
+    return answer
 
 
 def test_a_model_at_a_url_is_looked_at_once_and_stays_there(
