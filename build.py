@@ -32,7 +32,9 @@ from builder.models import KNOWN, model_file
 from builder.page import bundle
 from builder.serve import find_address, listen, serve
 from builder.tools import PYTHON, ROOT, WEB, BuildError, say
+from fabella.card import metadata_of
 from fabella.console import run_command
+from fabella.errors import FabellaError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,6 +48,26 @@ def parser() -> argparse.ArgumentParser:
         f"{', '.join(KNOWN)} (default web/models/stories.gguf)",
     )
     page.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.bin, for a .bin model")
+    page.add_argument("--title", help="of the page (default: the model's own)")
+    page.add_argument(
+        "--about", metavar="TEXT", help="what the page is, in one or two sentences (default: the model's)"
+    )
+    page.add_argument(
+        "--beginning",
+        dest="beginnings",
+        action="append",
+        metavar="TEXT",
+        help="how a story may begin (default: the model's); may be given several times",
+    )
+    page.add_argument("--language", metavar="TAG", help="of the page, as en or pt-BR (default: the model's)")
+    page.add_argument(
+        "--offer",
+        dest="offers",
+        action="append",
+        metavar="FILE_OR_URL",
+        help="another model that the page offers: a GGUF file, which is copied beside it, the name of one that is "
+        "downloaded, or an https:// URL, which the page may then ask; may be given several times",
+    )
     page.add_argument("--out", type=Path, metavar="DIR", help="folder of the built page (default dist)")
 
     main = argparse.ArgumentParser(
@@ -54,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     main.set_defaults(command="bundle", model=WEB / "models/stories.gguf", tokenizer=None, out=ROOT / "dist")
+    main.set_defaults(title=None, about=None, beginnings=None, language=None, offers=[])
     commands = main.add_subparsers(title="more commands", metavar="command")
     text = "bundle the page, then serve it on this machine"
     serving = commands.add_parser("serve", help=text, description=text.capitalize() + ".", parents=[page])
@@ -98,7 +121,8 @@ def command() -> int:
         return 0
     if arguments.command == "serve":
         find_address(arguments.host, arguments.port)
-    bundle(model_file(arguments.model), arguments.tokenizer, arguments.out)
+    words = metadata_of(arguments.title, arguments.about, arguments.beginnings, arguments.language)
+    bundle(model_file(arguments.model), arguments.tokenizer, arguments.out, words, arguments.offers)
     if arguments.command == "serve":
         serve(listen(arguments.out, arguments.port, arguments.host), arguments.host)
     if arguments.command == "test":
@@ -136,4 +160,4 @@ def bench(bench_arguments: list[str], dist: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("build.py", command, errors=(BuildError, OSError)))
+    sys.exit(run_command("build.py", command, errors=(BuildError, FabellaError, OSError)))

@@ -97,7 +97,7 @@ def test_has_exactly_the_files_that_the_page_needs(dist: Path, random_model: Pat
         *(rf"pyodide-{version}/{name}" for name in builder.python.PYODIDE_FILES),
         *(rf"assets/{name}-\w+\.js" for name in ("app", "worker", "helper")),
         *(rf"assets/run-{name}-\w+\.wasm" for name in builder.engines.ENGINES),
-        *(r"assets/favicon-\w+\.svg", r"assets/python-stdlib-\w+\.zip"),
+        *(r"assets/favicon-\w+\.svg", r"assets/share-\w+\.png", r"assets/python-stdlib-\w+\.zip"),
         r"assets/fabella-[\d.]+-0\w+-cp314-none-any\.whl",
         r"assets/random-\w+\.gguf",
     ]

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabella import page
+from fabella.chat import Conversation
 from fabella.errors import PromptError, SettingsError
 from fabella.generate import Ending, Step, generate
 from fabella.hosts import WasmtimeHost
@@ -20,6 +21,7 @@ from fabella.modelfile import Config
 from fabella.sampler import Settings
 from fabella.session import Session
 from fabella.sources import BytesSource
+from fabella.template import ChatTemplate
 
 from .random_models import load, write_random_model
 
@@ -261,3 +263,19 @@ def test_a_prompt_s_tokens_are_counted_while_a_story_is_told(opened: page.Page, 
     assert steps == alone["steps"]
     with pytest.raises(PromptError):
         opened.count(json.dumps({"prompt": None}))
+
+
+# ---- Conversations ---------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_begins_to_loop_is_stopped_and_can_go_on() -> None:
+    engine, file = load(SHIPPED)
+    template = ChatTemplate("{{ messages[-1].content }}", "", "", file.tokenizer.controls)
+    conversation = Conversation(Session(engine), file.tokenizer, template)
+    how = Settings(temperature=0.8, seed=4)
+    steps = list(conversation.say("Zil", how, Ending(loops=True)))
+    assert (steps[-1].end, conversation.turns[-1].end) == ("loop", "loop")
+    begun = conversation.turns[-1].text
+    going_on = list(conversation.go_on(how, Ending(loops=True)))
+    assert len(tokens_of(going_on)) >= FEWEST
+    assert conversation.turns[-1].text.startswith(begun)

@@ -52,7 +52,7 @@ def served(command: str) -> str:
 
 def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     (tmp_path / "my-stories.txt").write_text(TEXT * 60)
-    own_files = {name: str(tmp_path / name) for name in ("my-stories.txt", "out/mine", "mine.gguf")}
+    own_files = {name: str(tmp_path / name) for name in ("my-stories.txt", "out/mine", "mine.gguf", "new.gguf")}
     own_files["FILE"] = str(ROOT / "web/models/stories.gguf")
     dist = f" --out {tmp_path / 'dist'}"
     # How each is run: the beginning of the command, then what is put behind it, and what it prints.

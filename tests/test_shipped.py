@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .random_models import load
 MODEL = Path(__file__).resolve().parent.parent / "web/models/stories.gguf"
 PROMPTS = ["Once upon a time, there was a little fox", "Lily and her mom went to", 'The dragon said, "I']
 TOKENS = 220
+WEIGHTS = "ae80ed7ecb1c244fbd30ac2fab78c5f10201926fe85d85b0821dafaa02a22fd0"  # SHA-256
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -67,3 +69,13 @@ def test_the_file_says_what_it_is() -> None:
     assert "TinyStories" in str(model.metadata)
     assert model.config.seq_len >= 512
     assert math.isclose(model.config.rope_base, 10000.0)
+    card = model.card
+    assert (card.title, card.language, len(card.beginnings)) == ("Fabella Stories", "en", 6)
+    assert card.settings["repetition_penalty"] == 1.1
+
+
+def test_its_weights_are_those_that_were_measured() -> None:
+    """Whatever the file says besides: they are the last of it."""
+    data = MODEL.read_bytes()
+    first = min(tensor.offset for tensor in read_gguf(BytesSource(data)).tensors.values())
+    assert hashlib.sha256(data[first:]).hexdigest() == WEIGHTS

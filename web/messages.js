@@ -75,7 +75,8 @@
  * @property {number} penalty_window
  * @property {number} length  tokens; 0: the whole context
  *
- * @typedef {Part & Card} Offer  a model that the page's builder offers
+ * @typedef {Part & Card & {file: string}} Offer  a model that the page's builder offers; file: its name; the URL may be that
+ *     of another host
  *
  * @typedef {{kind: "offer", part: Offer} | {kind: "kept", id: string} | {kind: "file", file: File, tokenizer?: File}
  *     | {kind: "url", url: string}} Source  where a model comes from

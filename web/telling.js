@@ -176,6 +176,7 @@ function ask(message, place, { turn = null, reads = false } = {}) {
     turn,
     reads,
     question: null,
+    done: null,
     rate: 0,
     stopped: false,
   };

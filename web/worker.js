@@ -191,7 +191,11 @@ async function load({ id, assets, base, source }) {
   const card = JSON.parse(page.info());
   const { tell, say, advance, stop, count, forward_time } = page;
   storyteller = { tell, say, advance, stop, count, forward_time };
-  send({ type: "ready", id, model: { ...card, id: source.part.id, name: card.name || source.part.name } });
+  send({
+    type: "ready",
+    id,
+    model: { ...card, id: source.part.id, name: card.name || source.part.name || source.part.file },
+  });
   rest();
 }
 

@@ -47,7 +47,12 @@ def model_file(model: Path) -> Path:
 
 def file_of(model: KnownModel) -> Path:
     """Where a known model is kept once it is downloaded."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fabella" / model.name
+    return cache_folder() / model.name
+
+
+def cache_folder() -> Path:
+    """Where what was downloaded is kept, whatever becomes of the repository."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fabella"
 
 
 def fetch(model: KnownModel) -> Path:

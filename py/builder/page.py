@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from builder.assets import part, publish
 from builder.engines import build_engines
 from builder.install import ensure_node_packages, ensure_python
+from builder.offers import describe, find_offer
 from builder.python import build_chat, build_program, build_stdlib, copy_pyodide, project_version, pyodide_loader
+from builder.told import as_html, told_before
 from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, run, say, scratch, size
 
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
@@ -24,10 +28,29 @@ ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; 
 ROOMS = ("chat", "shelf")  # web/rooms/: scripts that the page loads when they are wanted
 
 
-def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
-    """Build everything that has changed and write the static page into `out`."""
+def bundle(
+    model: Path,
+    tokenizer: Path | None,
+    out: Path,
+    words: Mapping[str, Any] | None = None,
+    offered: Sequence[str] = (),
+) -> None:
+    """Build everything that has changed and write the static page into `out`.
+
+    Parameters
+    ----------
+    model, tokenizer
+        The model that the page is built around.
+    out
+        A folder that is the page's alone.
+    words
+        Metadata for this model's file, in the place of its own: see fabella/card.py.
+    offered
+        Files, known models or URLs that the page offers besides.
+    """
     out = out.resolve()
     check_out(out)
+    offers = [find_offer(what) for what in offered]
     ensure_python("requirements.txt")
     ensure_node_packages()
     engines, stdlib = build_engines(), build_stdlib()
@@ -35,7 +58,16 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
     with scratch(out.parent) as folder:
         new = folder / "dist"
         (new / "assets").mkdir(parents=True)
-        gguf = model_as_gguf(model, tokenizer, folder)
+        gguf = reworded(model_as_gguf(model, tokenizer, folder), words or {}, folder)
+        for offer in offers:
+            model_as_gguf(offer.file, None, folder)
+        url = publish(gguf, new, "{stem}-{hash}.gguf")
+        models = [describe(gguf, url)]
+        for offer in offers:
+            models.append(describe(offer.file, offer.url or publish(offer.file, new, "{stem}-{hash}.gguf")))
+            if models[-1]["id"] in [other["id"] for other in models[:-1]]:
+                raise BuildError(f"{offer.url or offer.file}: the page has this model already")
+        chats = any(model["chats"] for model in models)
         scripts = bundle_scripts(new)
         assets = {
             "worker": part(new, scripts["worker.js"]),
@@ -46,16 +78,17 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
                 "program": part(
                     new, publish(program, new, f"fabella-{project_version()}-0{{hash}}-cp314-none-any.whl")
                 ),
-                **({"chat": part(new, publish(build_chat(), new, "chat-{hash}.zip"))} if chats(gguf) else {}),
+                **({"chat": part(new, publish(build_chat(), new, "chat-{hash}.zip"))} if chats else {}),
             },
             "engines": {
                 name: part(new, publish(path, new, f"run-{name}-{{hash}}.wasm")) for name, path in engines.items()
             },
             "rooms": {name: part(new, scripts[f"{name}.js"]) for name in ROOMS},
             "hosts": [],
-            "models": [{**part(new, publish(gguf, new, "{stem}-{hash}.gguf")), "name": gguf.name, "id": hashlib.sha256(gguf.read_bytes()).hexdigest(), "chats": chats(gguf)}],
+            "models": models,
         }
-        write_index(new, scripts, assets)
+        origins = [origin for offer in offers for origin in offer.origins]
+        write_index(new, scripts, assets, gguf, origins)
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
         swap(new, out)
     say(f"Built {os.path.relpath(out)} around {model.name}: {size(out) / 1e6:.1f} MB.")
@@ -88,12 +121,18 @@ def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
     return gguf
 
 
-def chats(gguf: Path) -> bool:
-    """Whether a model is made for conversations."""
-    from fabella.models import open_model
+def reworded(gguf: Path, words: Mapping[str, Any], folder: Path) -> Path:
+    """Return a model's file with other metadata, a copy in `folder` if there is anything to change."""
+    from fabella.gguf import copy_gguf
+    from fabella.sources import FileSource
 
-    with open_model(gguf) as (model, _):
-        return model.chat_template is not None
+    if not words:
+        return gguf
+    copy = folder / "reworded" / gguf.name
+    copy.parent.mkdir()
+    with FileSource(gguf) as source, copy.open("wb") as target:
+        copy_gguf(source, target, words)
+    return copy
 
 
 def bundle_scripts(out: Path) -> dict[str, str]:
@@ -116,10 +155,13 @@ def bundle_scripts(out: Path) -> dict[str, str]:
     return urls
 
 
-def write_index(out: Path, scripts: dict[str, str], assets: dict[str, Any]) -> None:
+def write_index(
+    out: Path, scripts: dict[str, str], assets: dict[str, Any], gguf: Path, origins: Sequence[str] = ()
+) -> None:
     """Write index.html: files named by their published URLs, the style inside, and what the worker finds where.
 
-    A style of its own the browser would wait for before it shows anything, for ever if need be.
+    A style of its own the browser would wait for before it shows anything, for ever if need be. The page's words are
+    those of its first model, as far as that has any; it may ask `origins` besides its own.
     """
 
     def url(match: re.Match[str]) -> str:
@@ -129,8 +171,9 @@ def write_index(out: Path, scripts: dict[str, str], assets: dict[str, Any]) -> N
     page = (WEB / "index.html").read_text(encoding="utf-8")
 
     def once(pattern: str, text: str) -> None:
+        """Put a text in the place of what a pattern matches, but for its groups."""
         nonlocal page
-        page, found = re.subn(pattern, lambda _: text, page, flags=re.DOTALL)
+        page, found = re.subn(pattern, lambda match: "".join(match.groups()) + text, page, flags=re.DOTALL)
         if found != 1:
             raise BuildError(f"web/index.html: expected {pattern} once, found it {found} times")
 
@@ -141,10 +184,45 @@ def write_index(out: Path, scripts: dict[str, str], assets: dict[str, Any]) -> N
     once('<link rel="stylesheet" href="style.css" />', f"<style>{style}</style>")
     once("style-src 'self'", f"style-src 'sha256-{style_hash}'")
     once('<script type="module" src="app.js">', '<script defer src="app.js">')
+    once("connect-src 'self'", " ".join(["connect-src 'self'", *dict.fromkeys(origins)]))
+    first = assets["models"][0]
+    for pattern, text in words_of(first):
+        once(pattern, text)
+    told = told_before(gguf, (first["beginnings"] or [""])[0]) if not first["chats"] else None
+    if told:
+        once('(<section id="told-before"[^>]*>)', as_html(told))
+    once('content="share.png"', f'content="{publish(WEB / "share.png", out)}"')
     page = re.sub(r'\b(href|src)="([\w-]+\.\w+)"', url, page)
     data = json.dumps(assets).replace("<", "\\u003c")
     once(f"{ASSETS_BLOCK}.*?</script>", f"{ASSETS_BLOCK}{data}</script>")
     (out / "index.html").write_text(page, encoding="utf-8")
+
+
+def words_of(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what a page says that is built around a model, behind the pattern of what it follows in index.html.
+
+    Elements have no other elements in them: <title>, #title, #about, and #prompt, the field for the story's beginning.
+    """
+
+    def element(id: str) -> str:
+        return rf'(<\w+\b[^>]*\bid="{id}"[^>]*>)[^<]*'
+
+    def meta(name: str) -> str:
+        return rf'(<meta {name} content=")[^"]*'
+
+    if model["chats"] and not model["about"]:
+        model = {**model, "about": "You can talk to this page."}
+    texts = {key: html.escape(model[key] or "") for key in ("title", "about", "language")}
+    if texts["title"]:
+        for pattern in ("(<title>)[^<]*", element("title"), meta('property="og:title"')):
+            yield pattern, texts["title"]
+    if texts["about"]:
+        for pattern in (element("about"), meta('name="description"'), meta('property="og:description"')):
+            yield pattern, texts["about"]
+    if texts["language"]:
+        yield '(<html lang=")[^"]*', texts["language"]
+    if model["beginnings"]:
+        yield element("prompt"), "\n" + html.escape(model["beginnings"][0])  # HTML leaves the first line's end out
 
 
 def check_out(out: Path) -> None:
