@@ -27,7 +27,7 @@ let requests = 0;
 /** Starts a worker, in the place of one that failed. */
 async function load() {
   const { worker, python, model } = assets;
-  const parts = [python.script, python.wasm, python.stdlib, python.program, ...(python.chat ? [python.chat] : [])];
+  const parts = [python.script, python.wasm, python.snapshot, python.stdlib];
   change({
     worker: "loading",
     complaint: null,

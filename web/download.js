@@ -252,6 +252,11 @@ export class Blocks {
     return URL.createObjectURL(new Blob(this.#parts(), { type: "text/javascript" }));
   }
 
+  /** The file's bytes one after the other, as long as none of it is released. */
+  toStream() {
+    return new Blob(this.#parts()).stream();
+  }
+
   /** A copy of the file in one piece, as long as none of it is released. */
   toBytes() {
     const bytes = new Uint8Array(this.size);

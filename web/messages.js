@@ -13,9 +13,8 @@
  * @property {Record<string, string>} info  Pyodide's versions: "info" in its pyodide-lock.json
  * @property {Part} script  pyodide.asm.mjs
  * @property {Part} wasm  pyodide.asm.wasm
+ * @property {Part} snapshot  Python's memory with the part of Fabella in it that tells stories and converses (snapshot.js)
  * @property {Part} stdlib  Python's standard library, a zip
- * @property {Part} program  the part of Fabella that tells stories, a wheel of bytecode
- * @property {Part} [chat]  what conversations need besides, if the model is made for them
  *
  * @typedef {object} Assets  where build.py put the parts
  * @property {Part} worker

@@ -1,10 +1,11 @@
 /**
- * Starts Python: Pyodide, its standard library and our own package, all of which this page downloads itself.
+ * Starts Python: Pyodide with our package in it, all of which this page downloads itself.
  */
 
 import { loadPyodide } from "pyodide";
 import { download, downloadModule, downloadScript } from "./download.js";
 import { notStarted } from "./problem.js";
+import { unpack } from "./snapshot.js";
 
 /** @import { Python } from "./messages.js" */
 /** @import { Count } from "./download.js" */
@@ -14,21 +15,22 @@ const NAME = "The Python engine";
 /** Where Pyodide believes its parts to be: nowhere that a browser could ask. */
 const FOLDER = "python:/";
 
-/** Where Python looks for packages. */
-const PACKAGES = "/lib/python3.14/site-packages";
+/** Where Python looks for its standard library. */
+const LIBRARY = "/lib/python314.zip";
 
 /**
  * @param {Python} parts  their URLs are absolute
  * @param {Count} count
  * @returns {Promise<any>} Pyodide, with the package `fabella`
  */
-export async function startPython({ info, script, wasm, stdlib, program, chat }, count) {
+export async function startPython({ info, script, wasm, snapshot, stdlib }, count) {
   const factory = downloadScript(script, `${NAME}’s script`, count);
-  const library = download(stdlib, `${NAME}’s library`, count);
-  const modules = [program, ...(chat ? [chat] : [])].map((part) => download(part, "The storyteller’s program", count));
   const module = downloadModule(wasm, NAME, count);
-  const [python, ...packed] = await Promise.all([loadPyodideFrom(info, factory, module, library), ...modules]);
-  for (const zip of packed) python.unpackArchive(zip.toBytes(), "zip", { extractDir: PACKAGES });
+  const program = download(snapshot, "The storyteller’s program", count).then((file) => unpack(file.toStream()));
+  const library = download(stdlib, `${NAME}’s library`, count);
+  const python = await loadPyodideFrom(info, factory, module, program);
+  python.FS.writeFile(LIBRARY, (await library).toBytes());
+  python.pyimport("random").seed(); // or chance would be the snapshot's
   await (
     await module
   ).arrived;
@@ -36,15 +38,14 @@ export async function startPython({ info, script, wasm, stdlib, program, chat },
 }
 
 /**
- * Pyodide asks for its parts by fetch() and WebAssembly.instantiateStreaming(), and, as build.py has changed it, takes
- * its script from `pyodideScript`: here it gets them from us, and no others.
+ * Pyodide asks for its parts by fetch() and WebAssembly.instantiateStreaming(): here it gets them from us, and no others.
  * When one fails it never hears of it, for it would not tell.
  * @param {Record<string, string>} info
- * @param {Promise<unknown>} factory  pyodide.asm.mjs
+ * @param {Promise<any>} factory  pyodide.asm.mjs
  * @param {ReturnType<typeof downloadModule>} module
- * @param {ReturnType<typeof download>} library
+ * @param {ReturnType<typeof unpack>} program
  */
-async function loadPyodideFrom(info, factory, module, library) {
+async function loadPyodideFrom(info, factory, module, program) {
   const { fetch } = globalThis;
   const { instantiateStreaming } = WebAssembly;
   /** @type {(error: unknown) => void} */
@@ -53,14 +54,14 @@ async function loadPyodideFrom(info, factory, module, library) {
   const failure = new Promise((_, reject) => {
     fail = reject;
   });
-  for (const part of [factory, library, module.then(({ arrived }) => arrived)]) part.catch(fail);
+  for (const part of [factory, program, module.then(({ arrived }) => arrived)]) part.catch(fail);
   /** @template T @param {Promise<T>} promise @returns {Promise<T>} which is never rejected */
   const orNever = (promise) => promise.catch((error) => (fail(error), new Promise(() => {})));
 
   /** @type {Record<string, () => Promise<Response>>} */
   const responses = {
     "pyodide.asm.wasm": async () => (await module).response,
-    "python_stdlib.zip": async () => new Response((await library).toBytes()),
+    "python_stdlib.zip": async () => new Response(), // nothing in it is needed for the start
   };
   globalThis.fetch = (url) => {
     const asked = responses[String(url).slice(FOLDER.length)];
@@ -68,14 +69,38 @@ async function loadPyodideFrom(info, factory, module, library) {
   };
   WebAssembly.instantiateStreaming = async (_response, imports) =>
     orNever(module.then((arriving) => arriving.instantiate(imports ?? {})));
-  Object.assign(globalThis, { pyodideScript: factory });
-  const lockFileContents = { info, packages: {} }; // what it would otherwise fetch as pyodide-lock.json
+  const options = {
+    indexURL: FOLDER,
+    packageBaseUrl: FOLDER,
+    lockFileContents: { info, packages: {} }, // what it would otherwise fetch as pyodide-lock.json
+    _loadSnapshot: new Uint8Array(), // there is one, but Pyodide would wait for it before all else
+    createPyodideModule: async (/** @type {any} */ settings) => {
+      const created = await (await orNever(factory)).default(settings);
+      const putBack = await orNever(program);
+      settings.API.restoreSnapshot = () => restore(created, putBack);
+      return created;
+    },
+  };
   // @ts-expect-error: Pyodide's types ask for all of a lock file
-  const loaded = loadPyodide({ indexURL: FOLDER, packageBaseUrl: FOLDER, lockFileContents });
+  const loaded = loadPyodide(options);
   try {
     return await Promise.race([loaded.catch((error) => Promise.reject(notStarted(NAME, error))), failure]);
   } finally {
     globalThis.fetch = fetch;
     WebAssembly.instantiateStreaming = instantiateStreaming;
   }
+}
+
+/**
+ * Puts the snapshot into Python's memory, but for the one thing there that depends on the browser: how Python calls C
+ * functions with another number of parameters than they have. Pyodide knows a fast way, which iOS lacks.
+ * @param {any} created  what pyodide.asm.mjs has made
+ * @param {Awaited<ReturnType<typeof unpack>>} putBack
+ */
+function restore({ HEAPU8, HEAP32, __PyRuntime, __PyEM_EMSCRIPTEN_TRAMPOLINE_OFFSET }, putBack) {
+  const place = (__PyRuntime + HEAP32[__PyEM_EMSCRIPTEN_TRAMPOLINE_OFFSET / 4]) / 4;
+  const trampoline = HEAP32[place];
+  const objects = putBack(HEAPU8);
+  HEAP32[place] = trampoline;
+  return objects;
 }

@@ -160,9 +160,8 @@ async function load(id, assets, base) {
   const build = pickBuild();
   const { info, ...parts } = assets.python;
   const run = at(assets.engines[build.name]);
-  const [script, wasm, stdlib, program] = [parts.script, parts.wasm, parts.stdlib, parts.program].map(at);
-  const chat = parts.chat && at(parts.chat);
-  const programs = [run, script, wasm, stdlib, program, ...(chat ? [chat] : [])];
+  const [script, wasm, snapshot, stdlib] = [parts.script, parts.wasm, parts.snapshot, parts.stdlib].map(at);
+  const programs = [run, script, wasm, snapshot, stdlib];
   const downloaded = counter(
     "python",
     programs.reduce((sum, { bytes }) => sum + bytes, 0),
@@ -172,7 +171,7 @@ async function load(id, assets, base) {
   const [started, file, python] = await Promise.all([
     startEngine(build, run, at(assets.helper), downloaded.add),
     download(at(assets.model), "The model file", model.add),
-    startPython({ info, script, wasm, stdlib, program, chat }, downloaded.add),
+    startPython({ info, script, wasm, snapshot, stdlib }, downloaded.add),
   ]);
 
   explain = explainer(python);

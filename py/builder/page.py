@@ -15,7 +15,7 @@ from typing import Any
 from builder.assets import part, publish
 from builder.engines import build_engines
 from builder.install import ensure_node_packages, ensure_python
-from builder.python import build_chat, build_program, build_stdlib, copy_pyodide, project_version, pyodide_loader
+from builder.python import build_program, build_snapshot, build_stdlib, copy_pyodide
 from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, run, say, scratch, size
 
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
@@ -28,7 +28,7 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
     ensure_python("requirements.txt")
     ensure_node_packages()
     engines, stdlib = build_engines(), build_stdlib()
-    program = build_program()
+    snapshot = build_snapshot(stdlib, build_program())
     with scratch(out.parent) as folder:
         new = folder / "dist"
         (new / "assets").mkdir(parents=True)
@@ -40,10 +40,7 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
             "python": {
                 **copy_pyodide(new),
                 "stdlib": part(new, publish(stdlib, new, "python-stdlib-{hash}.zip")),
-                "program": part(
-                    new, publish(program, new, f"fabella-{project_version()}-0{{hash}}-cp314-none-any.whl")
-                ),
-                **({"chat": part(new, publish(build_chat(), new, "chat-{hash}.zip"))} if chats(gguf) else {}),
+                "snapshot": part(new, publish(snapshot, new, "python-{hash}.bin")),
             },
             "engines": {
                 name: part(new, publish(path, new, f"run-{name}-{{hash}}.wasm")) for name, path in engines.items()
@@ -83,14 +80,6 @@ def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
     return gguf
 
 
-def chats(gguf: Path) -> bool:
-    """Whether a model is made for conversations."""
-    from fabella.models import open_model
-
-    with open_model(gguf) as (model, _):
-        return model.chat_template is not None
-
-
 def bundle_scripts(out: Path) -> dict[str, str]:
     """Bundle the page's scripts and style with esbuild; return the URL of each by its name in web/.
 
@@ -99,9 +88,9 @@ def bundle_scripts(out: Path) -> dict[str, str]:
     """
     esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--target=es2022")
     output = ("--entry-names=[name]-[hash]", f"--outdir={out / 'assets'}")
-    loader = ("--external:node:*", "--external:ws", f"--alias:pyodide={pyodide_loader()}")
+    node = ("--external:node:*", "--external:ws")  # what Pyodide would import there
     run(*esbuild, *output, "--format=iife", "web/app.js", "web/style.css")
-    run(*esbuild, *output, "--format=esm", *loader, "web/worker.js", "web/helper.js")
+    run(*esbuild, *output, "--format=esm", *node, "web/worker.js", "web/helper.js")
     urls = {}
     for name in ("app.js", "style.css", "worker.js", "helper.js"):
         stem, suffix = name.split(".")
