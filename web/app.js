@@ -27,14 +27,14 @@ let requests = 0;
 /** Starts a worker, in the place of one that failed. */
 async function load() {
   const { worker, python, model } = assets;
-  const parts = [python.script, python.wasm, python.snapshot, python.stdlib];
+  const first = [worker, python.script, python.wasm, python.snapshot];
   change({
     worker: "loading",
     complaint: null,
     arrived: {
-      worker: { loaded: 0, total: worker.bytes },
+      worker: { loaded: 0, total: first.reduce((sum, { bytes }) => sum + bytes, 0) },
       model: { loaded: 0, total: model.bytes },
-      python: { loaded: 0, total: parts.reduce((sum, { bytes }) => sum + bytes, 0) },
+      python: { loaded: 0, total: python.stdlib.bytes },
     },
     model: { name: model.name, bytes: model.bytes },
     engine: null,

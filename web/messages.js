@@ -50,9 +50,12 @@
  *     oldest turns the model no longer sees from here on
  * @typedef {"end" | "length" | "context" | "stop" | "stopped"} Reason
  *
+ * @typedef {{module: WebAssembly.Module, snapshot: ArrayBuffer}} StartOfPython  pyodide.asm.wasm, and the snapshot without
+ *     its compression
+ *
  * page → worker
- * @typedef {{type: "load", id: number, assets: Assets, base: string}} Load  once, first; base: the page's URL;
- *     the answer is Ready
+ * @typedef {{type: "load", id: number, assets: Assets, base: string, python: StartOfPython}} Load  once, first; base: the
+ *     page's URL; the answer is Ready
  * @typedef {{type: "tell", id: number, prompt: string, settings: Settings}} Tell  after Ready; the
  *     answer is Done, or Failure, and before it Steps
  * @typedef {{type: "say", id: number, messages: Message[], settings: Settings}} Say  after Ready, to a model that chats:

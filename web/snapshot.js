@@ -22,7 +22,8 @@ const PAGE = 4096; // bytes
  * @returns {Uint8Array} the file, before it is compressed
  */
 export function pack(before, after, objects) {
-  if (before.length !== after.length) throw new RangeError(`memory grew from ${before.length} to ${after.length} bytes`);
+  if (before.length !== after.length)
+    throw new RangeError(`memory grew from ${before.length} to ${after.length} bytes`);
   /** @type {[number, number][]} */
   const runs = [];
   for (let at = 0; at < after.length; at += PAGE) {
@@ -34,6 +35,7 @@ export function pack(before, after, objects) {
   /** @type {Header} */
   const header = { memory: after.length, runs, objects };
   const text = new TextEncoder().encode(JSON.stringify(header));
+  /** @type {Uint8Array[]} */
   const parts = [new Uint8Array(Uint32Array.of(text.length).buffer), text];
   parts.push(...runs.map(([offset, bytes]) => after.subarray(offset, offset + bytes)));
   const file = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
@@ -47,21 +49,25 @@ export function pack(before, after, objects) {
 
 /**
  * @param {ReadableStream<Uint8Array<ArrayBuffer>>} compressed
- * @returns {Promise<(memory: Uint8Array) => object>} fills the memory of a Python that has not started; returns the objects
+ * @returns {Promise<ArrayBuffer>} the file
  */
-export async function unpack(compressed) {
-  const stream = compressed.pipeThrough(new DecompressionStream("gzip"));
-  const file = new Uint8Array(await new Response(stream).arrayBuffer());
-  const begin = 4 + new DataView(file.buffer).getUint32(0, true);
+export function decompress(compressed) {
+  return new Response(compressed.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+}
+
+/**
+ * @param {ArrayBuffer} file
+ * @param {Uint8Array} memory  of a Python that has not started; afterwards it has
+ * @returns {object} the objects
+ */
+export function putBack(file, memory) {
+  let from = 4 + new DataView(file).getUint32(0, true);
   /** @type {Header} */
-  const header = JSON.parse(new TextDecoder().decode(file.subarray(4, begin)));
-  return (memory) => {
-    if (memory.length !== header.memory) throw new RangeError(`${memory.length} bytes of memory, not ${header.memory}`);
-    let from = begin;
-    for (const [offset, bytes] of header.runs) {
-      memory.set(file.subarray(from, from + bytes), offset);
-      from += bytes;
-    }
-    return header.objects;
-  };
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(file, 4, from - 4)));
+  if (memory.length !== header.memory) throw new RangeError(`${memory.length} bytes of memory, not ${header.memory}`);
+  for (const [offset, bytes] of header.runs) {
+    memory.set(new Uint8Array(file, from, bytes), offset);
+    from += bytes;
+  }
+  return header.objects;
 }

@@ -9,7 +9,7 @@ import { Problem, causeOf, impossible } from "./problem.js";
 import { startPython } from "./python.js";
 
 /** @import { Engine } from "./engine.js" */
-/** @import { Assets, FromWorker, Part, Say, Tell, ToWorker } from "./messages.js" */
+/** @import { FromWorker, Load, Part, Say, Tell, ToWorker } from "./messages.js" */
 
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 50;
@@ -52,7 +52,7 @@ nextTurn.port1.onmessage = ({ data: id }) => {
 
 scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
   if (message.type === "load") {
-    load(message.id, message.assets, message.base).catch(async (error) => {
+    load(message).catch(async (error) => {
       fail(null, await causeOf(error), "The model could not be loaded: ");
     });
   } else if (message.type === "tell" || message.type === "say") {
@@ -146,32 +146,22 @@ function fail(id, error, before = "") {
 
 // ---- Loading ---------------------------------------------------------------------------------------------------------
 
-/**
- * @param {number} id
- * @param {Assets} assets
- * @param {string} base
- */
-async function load(id, assets, base) {
+/** @param {Load} message */
+async function load({ id, assets, base, python: start }) {
   const problem = impossible();
   if (problem) throw problem;
   /** @template {Part} T @param {T} part */
   const at = (part) => ({ ...part, url: new URL(part.url, base).href });
 
   const build = pickBuild();
-  const { info, ...parts } = assets.python;
-  const run = at(assets.engines[build.name]);
-  const [script, wasm, snapshot, stdlib] = [parts.script, parts.wasm, parts.snapshot, parts.stdlib].map(at);
-  const programs = [run, script, wasm, snapshot, stdlib];
-  const downloaded = counter(
-    "python",
-    programs.reduce((sum, { bytes }) => sum + bytes, 0),
-  );
+  const [run, stdlib] = [assets.engines[build.name], assets.python.stdlib].map(at);
+  const downloaded = counter("python", run.bytes + stdlib.bytes);
   const model = counter("model", assets.model.bytes);
   // The model's bytes stay in their blocks until Python has them packed, piece by piece.
   const [started, file, python] = await Promise.all([
     startEngine(build, run, at(assets.helper), downloaded.add),
     download(at(assets.model), "The model file", model.add),
-    startPython({ info, script, wasm, snapshot, stdlib }, downloaded.add),
+    startPython(assets.python.info, start, stdlib, downloaded.add),
   ]);
 
   explain = explainer(python);

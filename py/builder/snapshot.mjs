@@ -1,28 +1,29 @@
 /**
- * Takes the snapshot that the page starts Python with (web/snapshot.js): node snapshot.mjs STDLIB PROGRAM MODULES TARGET.
- * STDLIB and PROGRAM are zips, MODULES are imported, separated by commas.
+ * Takes the snapshot that the page starts Python with (web/snapshot.js): node snapshot.mjs SCRIPT STDLIB PROGRAM MODULES
+ * TARGET. SCRIPT is the page's pyodide.asm.mjs; STDLIB and PROGRAM are zips; MODULES are imported, separated by commas.
  */
 
 import crypto from "node:crypto";
 import fs from "node:fs";
+import { pathToFileURL } from "node:url";
 import { loadPyodide } from "pyodide";
-import createModule from "pyodide/pyodide.asm.mjs";
 import { pack } from "../../web/snapshot.js";
 
-const [stdLibURL, program, modules, target] = process.argv.slice(2);
+const [script, stdLibURL, program, modules, target] = process.argv.slice(2);
 
 // The same inputs make the same snapshot. What Python would find by chance here, it looks for anew in the page.
 Date.now = () => 0;
 performance.now = () => 0;
 crypto.randomFillSync = (/** @type {Uint8Array} */ bytes) => bytes.fill(0);
 
+await import(pathToFileURL(script).href);
 let before;
 const python = await loadPyodide({
   _makeSnapshot: true,
   stdLibURL,
   createPyodideModule: (settings) => {
     settings.onRuntimeInitialized = () => (before = settings.HEAPU8.slice()); // Python starts after that
-    return createModule(settings);
+    return createPyodideModule(settings);
   },
 });
 python.unpackArchive(new Uint8Array(fs.readFileSync(program)), "zip", { extractDir: python._api.sitepackages });
