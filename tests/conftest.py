@@ -194,9 +194,9 @@ window.Worker = class extends Worker {
       if (data.type !== "progress") notebook.received.push({ ...data, at: performance.now() });
     });
   }
-  postMessage(data) {
-    notebook.sent.push({ ...data, at: performance.now() });
-    super.postMessage(data);
+  postMessage(data, given) {
+    notebook.sent.push({ ...data, python: null, at: performance.now() });
+    super.postMessage(data, given);
   }
 };
 """

@@ -16,6 +16,9 @@ const NAME = "The Python engine";
 /** Where Pyodide believes its parts to be: nowhere that a browser could ask. */
 const FOLDER = "python:/";
 
+/** What it asks for there, and does not need. */
+const NEITHER = [`${FOLDER}pyodide.asm.wasm`, `${FOLDER}python_stdlib.zip`];
+
 /** Where Python looks for its standard library. */
 const LIBRARY = "/lib/python314.zip";
 
@@ -46,7 +49,7 @@ async function loadPyodideFrom(info, { module, snapshot }) {
   const { fetch } = globalThis;
   const { instantiateStreaming } = WebAssembly;
   globalThis.fetch = async (url) => {
-    if (url === `${FOLDER}pyodide.asm.wasm` || url === `${FOLDER}python_stdlib.zip`) return new Response();
+    if (NEITHER.includes(String(url))) return new Response();
     throw new Error(`it asks for ${url}`);
   };
   WebAssembly.instantiateStreaming = async (_response, imports) => {

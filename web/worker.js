@@ -17,6 +17,9 @@ const FRAME = 50;
 /** Milliseconds without a story after which the page has drawn what it was told last. */
 const REST = 250;
 
+/** Milliseconds for which a story is told that nobody hears. */
+const REHEARSAL = 500;
+
 const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));
 
 /**
@@ -43,6 +46,7 @@ let explain = () => null;
 /** The story being told. @type {{ id: number, tokens: number, seconds: number, tokens_per_second: number } | null} */
 let story = null;
 let resting = 0; // a timer
+let rehearsed = false;
 
 // Python works for a frame at a time. Then a message to ourselves queues up behind the page's, so that Stop is heard.
 const nextTurn = new MessageChannel();
@@ -74,6 +78,7 @@ function send(message) {
 /** @param {Tell | Say} message */
 function begin({ id, type, ...request }) {
   try {
+    rehearsed = true; // or will be, by this
     if (engine.threads === 0) chooseThreads(); // there was no rest yet
     storyteller[type](JSON.stringify(request));
   } catch (error) {
@@ -113,7 +118,9 @@ function rest() {
   clearTimeout(resting);
   resting = setTimeout(() => {
     try {
-      if (!story) chooseThreads();
+      if (story) return;
+      chooseThreads();
+      if (!rehearsed) rehearse();
     } catch (error) {
       fail(null, error);
     }
@@ -123,6 +130,27 @@ function rest() {
 function chooseThreads() {
   engine.chooseThreads(storyteller.forward_time);
   send({ type: "engine", simd: engine.simd, threads: engine.threads });
+}
+
+/**
+ * Browsers compile what they run in stages: a story that nobody hears, told a frame at a time until a real one takes its
+ * place, has that done before it.
+ */
+function rehearse() {
+  const until = performance.now() + REHEARSAL;
+  const settings = { temperature: 1, top_p: 0.9, top_k: 0, seed: "1", length: 0 };
+  storyteller.tell(JSON.stringify({ prompt: "", settings }));
+  const turn = () => {
+    if (rehearsed) return;
+    try {
+      rehearsed = JSON.parse(storyteller.advance(FRAME)).end !== null || performance.now() > until;
+      if (rehearsed) storyteller.stop();
+      else setTimeout(turn);
+    } catch (error) {
+      fail(null, error);
+    }
+  };
+  setTimeout(turn);
 }
 
 /**

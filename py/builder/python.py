@@ -23,7 +23,7 @@ PYODIDE_CHANGES = {
     "async function _createPyodideModule(": "globalThis.createPyodideModule=(async function(",
     "}export default _createPyodideModule;": "});",
     # Gives an address only to functions that Python asks for, not to all 8,500 that an extension module could.
-    "for(var symName in exports){if(isInternalSym(symName)){continue}": "for(var symName in GOT){if(!exports[symName]){continue}",
+    "for(var symName in exports){if(isInternalSym(symName))": "for(var symName in GOT){if(!exports[symName])",
 }
 
 
@@ -70,7 +70,7 @@ def build_stdlib() -> Path:
 
 
 def build_program() -> Path:
-    """Compile what the page runs besides: our modules that tell stories and converse, and Jinja with what that needs."""
+    """Compile our modules that tell stories and converse, and Jinja with what that needs."""
     files = dict.fromkeys(modules_of("fabella.page"), ROOT / "py")
     packages = Path(run(PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     for name in ("jinja2", "markupsafe"):  # MarkupSafe does without its part in C
