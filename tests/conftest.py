@@ -194,9 +194,9 @@ window.Worker = class extends Worker {
       if (!["progress", "counted"].includes(data.type)) notebook.received.push({ ...data, at: performance.now() });
     });
   }
-  postMessage(data) {
-    if (data.type !== "count") notebook.sent.push({ ...data, at: performance.now() });
-    super.postMessage(data);
+  postMessage(data, given) {
+    if (data.type !== "count") notebook.sent.push({ ...data, python: null, at: performance.now() });
+    super.postMessage(data, given);
   }
 };
 """

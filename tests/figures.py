@@ -51,16 +51,14 @@ CONFIG_15M = Config(
 
 # Put before the page's worker: `watch` is asked to wrap each function of run.wasm.
 WATCHED = """
-for (const name of ["instantiate", "instantiateStreaming"]) {
-  const original = WebAssembly[name].bind(WebAssembly);
-  WebAssembly[name] = async (...parameters) => {
-    const result = await original(...parameters);
-    if (!result.instance?.exports.model_new) return result; // it is Python's
-    const exports = Object.entries(result.instance.exports).map(([key, value]) =>
-      [key, typeof value === "function" ? watch(key, value) : value]);
-    return { module: result.module, instance: { exports: Object.fromEntries(exports) } };
-  };
-}
+const instantiate = WebAssembly.instantiate.bind(WebAssembly);
+WebAssembly.instantiate = async (...parameters) => {
+  const result = await instantiate(...parameters);
+  if (!result.exports?.model_new) return result; // it is Python's
+  const exports = Object.entries(result.exports).map(([key, value]) =>
+    [key, typeof value === "function" ? watch(key, value) : value]);
+  return { exports: Object.fromEntries(exports) };
+};
 """
 
 # Notes how long the functions of run.wasm took. A token's time goes from one forward_token to the next; "turn" tells

@@ -46,11 +46,12 @@ PARTS = {
     "pyodide.asm.mjs": "The Python engine’s script",
     "pyodide.asm.wasm": "The Python engine",
     "python-stdlib-*.zip": "The Python engine’s library",
-    "fabella-*.whl": "The storyteller’s program",
+    "python-*.bin": "The storyteller’s program",
     "run-*.wasm": "The engine (run.wasm)",
     "*.gguf": "The model file",
 }
 HASHED = [pattern for pattern in PARTS if pattern != "worker-*.js"]
+FETCHED_BY_WORKER = ["python-stdlib-*.zip", "run-*.wasm", "*.gguf"]
 
 
 def assert_says(visit: Visit, *said: str) -> None:
@@ -69,11 +70,11 @@ EXPECTED = [
     *((cut_off, part, "stopped arriving halfway", "again") for part in PARTS),
     *((reset, part, "stopped arriving halfway", "again") for part in ("run-*.wasm", "pyodide.asm.*", "*.gguf")),
     *((hang_up, part, "Check your connection", "again") for part in ("worker-*.js", "*.wasm", "*.gguf")),
-    *((overloaded, part, "the server answers 503", "again") for part in ("worker-*.js", "*.whl", "*.gguf")),
+    *((overloaded, part, "the server answers 503", "again") for part in ("worker-*.js", "*.bin", "*.gguf")),
     *((flipped, part, "some of its bytes are others", "reload") for part in HASHED),
     *((too_short, part, "bytes were expected, and only", "reload") for part in ("*.zip", "*.gguf")),
-    *((too_long, part, "bytes were expected, and more came", "reload") for part in ("*.whl", "*.gguf")),
-    *((empty, part, "and only 0 came", "reload") for part in ("*.whl", "*.gguf")),
+    *((too_long, part, "bytes were expected, and more came", "reload") for part in ("*.bin", "*.gguf")),
+    *((empty, part, "and only 0 came", "reload") for part in ("*.bin", "*.gguf")),
     (half, "worker-*.js", "bytes were expected, and only", "reload"),
     (web_page_of_its_size, "*.gguf", "the server sends a web page", "reload"),
 ]
@@ -114,7 +115,7 @@ def test_a_story_asked_for_loads_what_had_failed(visit: Visit, site: Site) -> No
 # ---- Silence ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pattern", ["worker-*.js", "pyodide.asm.wasm", "python-stdlib-*.zip", "run-*.wasm", "*.gguf"])
+@pytest.mark.parametrize("pattern", ["worker-*.js", "pyodide.asm.wasm", "python-*.bin", *FETCHED_BY_WORKER])
 @pytest.mark.parametrize("begun", [False, True], ids=["never answered", "halfway"])
 def test_a_host_that_falls_silent_is_not_waited_for_for_ever(
     visit: Visit, site: Site, pattern: str, begun: bool
@@ -132,7 +133,7 @@ def test_a_host_that_falls_silent_is_not_waited_for_for_ever(
     site.faults |= names(site, pattern, fall_silent)
     visit.open(site, ready=False)
     asked.wait()
-    if pattern != "worker-*.js":
+    if pattern in FETCHED_BY_WORKER:
         visit.page.wait_for_function("() => notebook.heard")  # the worker has not fallen silent
     while visit.page.evaluate("document.body.dataset.state") == "loading":
         gate.silence()  # the answer may not have reached the browser yet: then this is the silence before it
@@ -235,7 +236,7 @@ def test_it_does_not_matter_what_types_a_host_sends(visit: Visit, site: Site, ty
     def mistyped(handler: Handler, file: Path) -> None:
         handler.answer(file.read_bytes(), type=type)
 
-    site.faults = dict.fromkeys((".js", ".mjs", ".wasm", ".zip", ".whl", ".gguf"), mistyped)
+    site.faults = dict.fromkeys((".js", ".mjs", ".wasm", ".zip", ".bin", ".gguf"), mistyped)
     assert visit.open(site).tell(PROMPT, length=30).startswith(PROMPT)
     assert visit.complaints == []
 
@@ -250,7 +251,7 @@ def test_a_host_may_compress_everything(visit: Visit, site: Site) -> None:
         handler.end_headers()
         handler.wfile.write(body)
 
-    site.faults = dict.fromkeys((".js", ".mjs", ".wasm", ".zip", ".whl", ".gguf"), compressed)
+    site.faults = dict.fromkeys((".js", ".mjs", ".wasm", ".zip", ".bin", ".gguf"), compressed)
     assert visit.open(site).tell(PROMPT, length=30).startswith(PROMPT)
     progress = visit.page.get_by_role("progressbar", name="Download", include_hidden=True)
     assert progress.evaluate("(bar) => bar.value === bar.max"), "bytes are counted as the page gets them"
@@ -271,7 +272,7 @@ def test_without_stated_lengths(visit: Visit, site: Site) -> None:
     def unmeasured(handler: Handler, file: Path) -> None:
         handler.answer(file.read_bytes(), -1, type=handler.guess_type(file))
 
-    site.faults = dict.fromkeys((".js", ".mjs", ".wasm", ".zip", ".whl", ".gguf"), unmeasured)
+    site.faults = dict.fromkeys((".js", ".mjs", ".wasm", ".zip", ".bin", ".gguf"), unmeasured)
     assert visit.open(site).tell(PROMPT, length=30).startswith(PROMPT)
 
 

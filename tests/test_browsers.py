@@ -218,7 +218,7 @@ try {
 PROBE = """
 const [assets, prelude, models, sets] = given;
 const text = async ({ url }) => (await fetch(url)).text();
-const scripts = [prelude, await text(assets.worker), await text(assets.python.script)];
+const scripts = [prelude, await text(assets.python.script), await text(assets.worker)];
 const type = "text/javascript";
 const worker = new Worker(URL.createObjectURL(new Blob(scripts, { type })), { type: "module" });
 const ask = (message, type) => new Promise((resolve, reject) => {
@@ -230,7 +230,11 @@ const ask = (message, type) => new Promise((resolve, reject) => {
   worker.postMessage(message);
 });
 try {
-  const { threads } = await ask({ type: "load", assets, base: document.baseURI }, "engine");
+  const module = await WebAssembly.compileStreaming(fetch(assets.python.wasm.url));
+  const compressed = (await fetch(assets.python.snapshot.url)).body;
+  const snapshot = await new Response(compressed.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+  const { threads } = await ask(
+    { type: "load", assets, base: document.baseURI, python: { module, snapshot } }, "engine");
   const hashes = {};
   for (const model of models) {
     const url = new URL(`models/${model}`, document.baseURI).href;
@@ -248,14 +252,16 @@ def laboratory(built: Callable[[Path], Path], shipped_model: Path, tmp_path_fact
     """The built page with a Python that answers, and in models/ the shipped model and random ones of each type."""
     folder = tmp_path_factory.mktemp("laboratory") / "page"
     shutil.copytree(built(shipped_model), folder)
-    program = folder / published(folder)["python"]["program"]["url"]
     asked = Path(probe.__file__).read_text(encoding="utf-8").replace("from __future__ import annotations", "")
     page = (ROOT / "py/fabella/page.py").read_text(encoding="utf-8")
-    with zipfile.ZipFile(program) as original:
+    program = tmp_path_factory.mktemp("program") / "program.zip"
+    with zipfile.ZipFile(builder.python.build_program()) as original:
         modules = {name: original.read(name) for name in original.namelist() if name != "fabella/page.pyc"}
     with zipfile.ZipFile(program, "w") as archive:
         for name, data in (modules | {"fabella/page.py": f"{page}{asked}{LABORATORY}".encode()}).items():
             archive.writestr(name, data)
+    snapshot = folder / published(folder)["python"]["snapshot"]["url"]
+    builder.python.take_snapshot(builder.python.build_stdlib(), program, snapshot)
     (folder / "blank.html").write_text("<!doctype html><link rel='icon' href='data:,'>", encoding="utf-8")
     models = folder / "models"
     models.mkdir()
@@ -281,8 +287,6 @@ def published(folder: Path) -> dict[str, Any]:
     found = re.search(f"{builder.page.ASSETS_BLOCK}(.*?)</script>", (folder / "index.html").read_text(encoding="utf-8"))
     assert found
     assets: dict[str, Any] = json.loads(found[1])
-    python = assets["python"]
-    python["program"] = builder.assets.part(folder, python["program"]["url"])  # as the laboratory has it
     return assets
 
 

@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import dedent
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -39,7 +40,7 @@ from fabella.modelfile import Config
 from fabella.sampler import Settings
 
 from .llama2c_files import model_bin, tokenizer_bin
-from .random_models import load, write_random_model
+from .random_models import load
 
 SHARED = ROOT.parent / "shared"
 SMALL = Config(dim=32, hidden_dim=32, n_layers=1, n_heads=1, n_kv_heads=1, vocab_size=300, seq_len=64)
@@ -97,8 +98,8 @@ def test_has_exactly_the_files_that_the_page_needs(dist: Path, random_model: Pat
         *(rf"pyodide-{version}/{name}" for name in builder.python.PYODIDE_FILES),
         *(rf"assets/{name}-\w+\.js" for name in ("app", "worker", "helper")),
         *(rf"assets/run-{name}-\w+\.wasm" for name in builder.engines.ENGINES),
-        *(r"assets/favicon-\w+\.svg", r"assets/share-\w+\.png", r"assets/python-stdlib-\w+\.zip"),
-        r"assets/fabella-[\d.]+-0\w+-cp314-none-any\.whl",
+        *(r"assets/favicon-\w+\.svg", r"assets/share-\w+\.png"),
+        *(r"assets/python-\w+\.bin", r"assets/python-stdlib-\w+\.zip"),
         r"assets/random-\w+\.gguf",
     ]
     names = set(contents(dist))
@@ -119,7 +120,7 @@ def test_names_every_part_by_its_content(dist: Path, random_model: Path) -> None
         assert engine["url"] == f"assets/run-{name}-{builder.tools.digest(dist / engine['url'])}.wasm"
     lock = json.loads((builder.tools.NODE_MODULES / "pyodide/pyodide-lock.json").read_text())
     assert python.pop("info") == lock["info"]
-    assert python.keys() == {"script", "wasm", "stdlib", "program"}
+    assert python.keys() == {"script", "wasm", "snapshot", "stdlib"}
     for part in (parts["worker"], parts["helper"], model, *engines.values(), *python.values()):
         data = (dist / part["url"]).read_bytes()
         assert part["bytes"] == len(data)
@@ -164,20 +165,26 @@ def test_names_the_licences_of_what_it_contains(dist: Path) -> None:
         assert licence in text
 
 
-def test_the_page_has_those_of_our_modules_that_tell_stories(dist: Path, tmp_path: Path) -> None:
-    """And for a model with a chat template those besides that chats need, and Jinja, in a file of their own."""
-    (program,) = (dist / "assets").glob("fabella-*.whl")
-    ours = set(zipfile.ZipFile(program).namelist())
-    assert {"fabella/__init__.pyc", "fabella/page.pyc", "fabella/bytelevel.pyc"} <= ours
-    assert not {f"fabella/{name}.pyc" for name in ("chat", "template", "cli", "model", "terminal")} & ours
-    chats = write_random_model(tmp_path / "chats.gguf", SMALL, template="{{ messages[0].content }}")
-    run_build("--model", chats, "--out", tmp_path / "dist")
-    assert assets(tmp_path / "dist")["python"].keys() == {"info", "script", "wasm", "stdlib", "program", "chat"}
-    (chat,) = (tmp_path / "dist/assets").glob("chat-*.zip")
-    names = set(zipfile.ZipFile(chat).namelist())
-    assert {"fabella/chat.pyc", "fabella/template.pyc", "jinja2/sandbox.pyc", "markupsafe/_native.pyc"} <= names
-    assert not names & ours
-    assert chat.stat().st_size < 340_000
+def test_the_snapshot_does_not_depend_on_chance_or_time(tmp_path: Path) -> None:
+    """Or on what the environment says. What Python takes from there, it takes anew in the page."""
+    stdlib, program = builder.python.build_stdlib(), builder.python.build_program()
+    taken = builder.python.build_snapshot(stdlib, program)
+    elsewhere = {"TZ": "Asia/Kathmandu", "LANG": "tr_TR.UTF-8", "PYTHONHASHSEED": "7", "HOME": str(tmp_path)}
+    script = """
+        import sys
+        from pathlib import Path
+        from builder.python import take_snapshot
+        take_snapshot(*map(Path, sys.argv[1:]))"""
+    command = [sys.executable, "-c", dedent(script), *map(str, (stdlib, program, tmp_path / "again.bin"))]
+    environment = os.environ | elsewhere | {"PYTHONPATH": str(ROOT / "py")}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "again.bin").read_bytes() == taken.read_bytes()
+
+
+def test_pyodide_that_has_changed_is_not_changed_blindly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(builder.python.PYODIDE_CHANGES, "function nobodyHas(", "")
+    with pytest.raises(BuildError, match=r"Pyodide has changed: pyodide.asm.mjs does not have 'function nobodyHas\('"):
+        builder.python.pyodide_script()
 
 
 def test_stdlib_is_bytecode_that_python_takes_as_it_is(dist: Path) -> None:

@@ -40,7 +40,7 @@ let settingsOf = "";
 /** Starts a worker, in the place of one that failed or has another model. @param {Source} source */
 async function load(source) {
   const { worker, python } = assets;
-  const parts = [python.script, python.wasm, python.stdlib, python.program, ...(python.chat ? [python.chat] : [])];
+  const first = [worker, python.script, python.wasm, python.snapshot];
   const known = source.kind === "offer" ? source.part : null;
   bridge?.end();
   telling.putOff();
@@ -48,9 +48,9 @@ async function load(source) {
     worker: "loading",
     complaint: null,
     arrived: {
-      worker: { loaded: 0, total: worker.bytes },
+      worker: { loaded: 0, total: first.reduce((sum, { bytes }) => sum + bytes, 0) },
       model: { loaded: 0, total: known?.bytes ?? 0 },
-      python: { loaded: 0, total: parts.reduce((sum, { bytes }) => sum + bytes, 0) },
+      python: { loaded: 0, total: python.stdlib.bytes },
     },
     source,
     engine: null,

@@ -2,13 +2,14 @@
  * The page's end of the bridge: starts the worker, and asks it. A question has a number, and its answer is a promise.
  */
 
-import { damageOf, download, startWorker } from "./download.js";
+import { damageOf, download, downloadModule, startWorker } from "./download.js";
 import { Problem, SILENCE, causeOf, impossible, notStarted } from "./problem.js";
+import { decompress } from "./snapshot.js";
 
 /** @import { Assets, Card, EngineState, FromWorker, Load, Part, Progress, Source, Steps, ToWorker } from "./messages.js" */
-/** @import { Blocks } from "./download.js" */
 
 const NAME = "The storyteller’s script";
+const ENGINE = "The Python engine";
 
 /** What the worker will not do, in words for the visitor; it goes on. */
 export class Refusal extends Error {
@@ -63,30 +64,60 @@ export class Bridge {
     try {
       const problem = impossible();
       if (problem) throw problem;
-      // Hosts may add lines to a script, so it is compared only if it does not start.
-      const script = await download({ ...at(this.assets.worker), sha256: undefined }, NAME, count);
-      if (!this.#over) this.#start(script);
+      return await this.#load(source, count);
     } catch (error) {
       this.#fail(await causeOf(error instanceof Problem ? error : notStarted("This page", error)));
+      return new Promise(() => {});
     }
-    /** @type {Omit<Load, "id">} */
-    const question = { type: "load", assets: this.assets, base: document.baseURI, source };
-    return this.ask(question).answer;
   }
 
-  /** @param {Blocks} script */
-  #start(script) {
+  /**
+   * All that starts Python is downloaded here, while the worker does not run yet.
+   * @param {Source} source
+   * @param {(bytes: number) => void} count
+   */
+  async #load(source, count) {
+    const { worker, python } = this.assets;
+    const { compiled, arrived } = downloadModule(at(python.wasm), ENGINE, count);
+    const decompressed = download(at(python.snapshot), "The storyteller’s program", count).then((file) =>
+      decompress(file.toStream()),
+    );
+    decompressed.catch(() => {}); // it is waited for below
+    const [engine, script] = await Promise.all([
+      download(at(python.script), `${ENGINE}’s script`, count),
+      // Hosts may add lines to a script, so it is compared only if it does not start.
+      download({ ...at(worker), sha256: undefined }, NAME, count),
+    ]);
     const broken = async (/** @type {string} */ reason) => {
-      const damage = await damageOf(script, this.assets.worker, NAME);
+      const damage = await damageOf(script, worker, NAME);
       this.#fail(damage ?? (await causeOf(notStarted(NAME, reason))));
     };
+    this.#start(startWorker(engine, script), broken);
+    const [module, snapshot] = await Promise.all([compiled, decompressed]);
     this.#silence = setTimeout(broken, 1000 * SILENCE, "it says nothing");
-    this.#worker = startWorker(script);
-    this.#worker.onmessage = ({ data }) => {
+    /** @type {Omit<Load, "id">} */
+    const question = {
+      type: "load",
+      assets: this.assets,
+      base: document.baseURI,
+      source,
+      python: { module, snapshot },
+    };
+    const [model] = await Promise.all([this.ask(question, undefined, [snapshot]).answer, arrived]);
+    return model;
+  }
+
+  /**
+   * @param {Worker} worker
+   * @param {(reason: string) => void} broken
+   */
+  #start(worker, broken) {
+    this.#worker = worker;
+    worker.onmessage = ({ data }) => {
       clearTimeout(this.#silence);
       this.#receive(data);
     };
-    this.#worker.onerror = ({ message }) => {
+    worker.onerror = ({ message }) => {
       clearTimeout(this.#silence);
       broken(message);
     };
@@ -95,24 +126,20 @@ export class Bridge {
   /**
    * @param {Question} question
    * @param {(message: Steps) => void} [hear]  what comes before the answer
+   * @param {Transferable[]} [given]  what the worker takes over
    * @returns {{ id: number, answer: Promise<any> }} the answer is rejected with a Refusal, and never comes from a worker
    *     that has failed: `fail` hears of that
    */
-  ask(question, hear = () => {}) {
+  ask(question, hear = () => {}, given = []) {
     const id = ++this.#questions;
     const answer = new Promise((resolve, reject) => this.#asked.set(id, { hear, resolve, reject }));
-    this.#post(/** @type {ToWorker} */ ({ ...question, id }));
+    this.#worker?.postMessage(/** @type {ToWorker} */ ({ ...question, id }), given);
     return { id, answer };
   }
 
   /** @param {number} id  the question's whose answer may come at once */
   stop(id) {
-    this.#post({ type: "stop", id });
-  }
-
-  /** @param {ToWorker} message */
-  #post(message) {
-    this.#worker?.postMessage(message);
+    this.#worker?.postMessage(/** @type {ToWorker} */ ({ type: "stop", id }));
   }
 
   /** @param {FromWorker} message */

@@ -22,7 +22,6 @@ import {
 /** @typedef {Uint8Array<ArrayBuffer>} Chunk */
 
 const { fetch: originalFetch } = globalThis;
-const { instantiateStreaming } = globalThis.WebAssembly ?? {};
 
 /** Of the milliseconds without a byte the last: bytes that came while this thread was busy are noticed then. */
 const GRACE = 1000;
@@ -147,31 +146,23 @@ export async function download(part, name, count) {
  * @param {Part} part  its URL is absolute
  * @param {string} name  as a sentence begins
  * @param {Count} count
+ * @returns {{ compiled: Promise<WebAssembly.Module>, arrived: Promise<Blocks> }} arrived: the file, which is what the page
+ *     was built with; to be waited for before the module's results are trusted, for it need not be there yet
  */
-export async function downloadModule(part, name, count) {
+export function downloadModule(part, name, count) {
   const arrival = new Arrival(part, name);
-  const response = await arrival.open();
-  const arrived = arrival.read(response.clone(), count);
-  arrived.catch(() => {}); // whoever waits for it, or for the instance, hears of it
-
-  return {
-    response: asWasm(response),
-    /** The file, which is what the page was built with: to be waited for before its results are trusted. */
-    arrived,
-    /**
-     * Does not wait for the comparison, which takes as long as the module's own beginning.
-     * @param {WebAssembly.Imports} imports
-     * @returns {Promise<WebAssembly.WebAssemblyInstantiatedSource>}
-     */
-    async instantiate(imports) {
-      try {
-        return await instantiateStreaming.call(WebAssembly, this.response, imports);
-      } catch (error) {
-        await arrived; // what breaks the download breaks the compilation, and says more
-        throw notStarted(name, error);
-      }
-    },
-  };
+  const opened = arrival.open();
+  const arrived = opened.then((response) => arrival.read(response.clone(), count));
+  const compiled = opened.then(async (response) => {
+    try {
+      return await WebAssembly.compileStreaming(asWasm(response));
+    } catch (error) {
+      await arrived; // what breaks the download breaks the compilation, and says more
+      throw notStarted(name, error);
+    }
+  });
+  for (const promise of [arrived, compiled]) promise.catch(() => {}); // whoever waits for the other hears of it
+  return { compiled, arrived };
 }
 
 /**
@@ -184,13 +175,13 @@ function asWasm(response) {
 }
 
 /**
- * Starts a worker from a module that has been downloaded. From a Blob, so that it is under the page's own policy, which a
- * worker that comes from a server is only if that sends one, and so that it does not matter what type the server gives
- * scripts.
- * @param {Blocks} file
+ * Starts a worker from scripts that have been downloaded: together they are one module. From a Blob, so that it is under
+ * the page's own policy, which a worker that comes from a server is only if that sends one, and so that it does not matter
+ * what type the server gives scripts.
+ * @param {Blocks[]} files
  */
-export function startWorker(file) {
-  const url = file.toScriptURL();
+export function startWorker(...files) {
+  const url = scriptURL(files);
   const worker = new Worker(url, { type: "module" });
   worker.addEventListener("message", () => URL.revokeObjectURL(url), { once: true });
   return worker;
@@ -200,12 +191,10 @@ export function startWorker(file) {
  * Downloads a module and imports it, also if the server gives it another type.
  * @param {Part} part  its URL is absolute
  * @param {string} name  as a sentence begins
- * @param {Count} count
- * @returns {Promise<object>}
+ * @returns {Promise<any>}
  */
-export async function downloadScript(part, name, count) {
-  const file = await download(part, name, count);
-  const url = file.toScriptURL();
+export async function downloadScript(part, name) {
+  const url = scriptURL([await download(part, name, () => {})]);
   try {
     return await import(url);
   } catch (error) {
@@ -213,6 +202,12 @@ export async function downloadScript(part, name, count) {
   } finally {
     URL.revokeObjectURL(url);
   }
+}
+
+/** A URL of scripts, to be revoked once they are read. @param {Blocks[]} files */
+function scriptURL(files) {
+  const parts = files.flatMap((file) => file.parts());
+  return URL.createObjectURL(new Blob(parts, { type: "text/javascript" }));
 }
 
 /**
@@ -243,13 +238,19 @@ export class Blocks {
   }
 
   /** The file's bytes, as long as none is released. */
-  #parts() {
+  parts() {
     return this.#blocks.map((block, number) => block.subarray(0, this.size - number * BLOCK));
   }
 
-  /** A URL of the file as a script, as long as none of it is released; to be revoked once that is read. */
-  toScriptURL() {
-    return URL.createObjectURL(new Blob(this.#parts(), { type: "text/javascript" }));
+  /** The file's bytes as a stream, as long as none is released. */
+  toStream() {
+    const parts = this.parts();
+    return new ReadableStream({
+      start(stream) {
+        for (const part of parts) stream.enqueue(part);
+        stream.close();
+      },
+    });
   }
 
   /** A copy of the file in one piece, as long as none of it is released. */
@@ -261,12 +262,12 @@ export class Blocks {
 
   /** The SHA-256 of each block in hexadecimal digits, as long as none is released. */
   sha256() {
-    return Promise.all(this.#parts().map(hexDigest));
+    return Promise.all(this.parts().map(hexDigest));
   }
 
   /** Whether the file begins as HTML does. */
   isWebPage() {
-    const beginning = new TextDecoder().decode(this.#parts()[0]?.subarray(0, 100));
+    const beginning = new TextDecoder().decode(this.parts()[0]?.subarray(0, 100));
     return /^\s*<(!doctype|html|head|body|\?xml)/i.test(beginning);
   }
 

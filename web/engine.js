@@ -6,8 +6,11 @@
  */
 
 import { download, downloadModule, startWorker } from "./download.js";
+import { notStarted } from "./problem.js";
 
 /** @import { Part } from "./messages.js" */
+
+const NAME = "The engine (run.wasm)";
 
 /** As in wasm/parallel.h. */
 const MAX_THREADS = 8;
@@ -83,10 +86,13 @@ export async function startEngine({ simd, memory }, run, helper, count) {
   const script = memory ? download(helper, "The script of the helper threads", () => {}) : null;
   script?.catch(() => {}); // it is waited for below
   const imports = { env: { emscripten_notify_memory_growth() {}, ...(memory && { memory }) } };
-  const arriving = await downloadModule(run, "The engine (run.wasm)", count);
-  const { instance, module } = await arriving.instantiate(imports);
-  await arriving.arrived;
-  const engine = new Engine(simd, { ...instance.exports, ...(memory && { memory }) });
+  const { compiled, arrived } = downloadModule(run, NAME, count);
+  const module = await compiled;
+  await arrived;
+  const { exports } = await WebAssembly.instantiate(module, imports).catch((error) => {
+    throw notStarted(NAME, error);
+  });
+  const engine = new Engine(simd, { ...exports, ...(memory && { memory }) });
   engine.exports._initialize();
   script?.then(
     (file) => engine.startHelpers(() => startWorker(file), module, /** @type {WebAssembly.Memory} */ (memory)),

@@ -13,9 +13,8 @@
  * @property {Record<string, string>} info  Pyodide's versions: "info" in its pyodide-lock.json
  * @property {Part} script  pyodide.asm.mjs
  * @property {Part} wasm  pyodide.asm.wasm
+ * @property {Part} snapshot  Python's memory with the part of Fabella in it that tells stories and converses (snapshot.js)
  * @property {Part} stdlib  Python's standard library, a zip
- * @property {Part} program  the part of Fabella that tells stories, a wheel of bytecode
- * @property {Part} [chat]  what conversations need besides, if the model is made for them
  *
  * @typedef {object} Assets  where build.py put the parts
  * @property {Part} worker
@@ -87,9 +86,12 @@
  *     oldest turns the model no longer sees from here on
  * @typedef {"end" | "length" | "context" | "stop" | "loop" | "stopped"} Reason
  *
+ * @typedef {{module: WebAssembly.Module, snapshot: ArrayBuffer}} StartOfPython  pyodide.asm.wasm, and the snapshot without
+ *     its compression
+ *
  * page → worker
- * @typedef {{type: "load", id: number, assets: Assets, base: string, source: Source}} Load  once, first; base: the page's URL;
- *     the answer is Ready
+ * @typedef {{type: "load", id: number, assets: Assets, base: string, source: Source, python: StartOfPython}} Load  once,
+ *     first; base: the page's URL; the answer is Ready
  * @typedef {{type: "tell", id: number, prompt: string, settings: Settings, told?: number[]}} Tell  after Ready; the
  *     answer is Done, or Failure, and before it Steps; told: all tokens that were sampled so far after this prompt and
  *     with these settings: the story goes on, and neither it nor the prompt is told again

@@ -1,12 +1,14 @@
 /**
- * Starts Python: Pyodide, its standard library and our own package, all of which this page downloads itself.
+ * Starts Python: Pyodide with our package in it. The page downloads what that takes while this worker starts
+ * (bridge.js), and the worker only the standard library, of which nothing is needed at first.
  */
 
 import { loadPyodide } from "pyodide";
-import { download, downloadModule, downloadScript } from "./download.js";
+import { download } from "./download.js";
 import { notStarted } from "./problem.js";
+import { putBack } from "./snapshot.js";
 
-/** @import { Python } from "./messages.js" */
+/** @import { Part, Python, StartOfPython } from "./messages.js" */
 /** @import { Count } from "./download.js" */
 
 const NAME = "The Python engine";
@@ -14,68 +16,75 @@ const NAME = "The Python engine";
 /** Where Pyodide believes its parts to be: nowhere that a browser could ask. */
 const FOLDER = "python:/";
 
-/** Where Python looks for packages. */
-const PACKAGES = "/lib/python3.14/site-packages";
+/** What it asks for there, and does not need. */
+const NEITHER = [`${FOLDER}pyodide.asm.wasm`, `${FOLDER}python_stdlib.zip`];
+
+/** Where Python looks for its standard library. */
+const LIBRARY = "/lib/python314.zip";
 
 /**
- * @param {Python} parts  their URLs are absolute
+ * @param {Python["info"]} info
+ * @param {StartOfPython} start
+ * @param {Part} stdlib  its URL is absolute
  * @param {Count} count
  * @returns {Promise<any>} Pyodide, with the package `fabella`
  */
-export async function startPython({ info, script, wasm, stdlib, program, chat }, count) {
-  const factory = downloadScript(script, `${NAME}’s script`, count);
+export async function startPython(info, start, stdlib, count) {
   const library = download(stdlib, `${NAME}’s library`, count);
-  const modules = [program, ...(chat ? [chat] : [])].map((part) => download(part, "The storyteller’s program", count));
-  const module = downloadModule(wasm, NAME, count);
-  const [python, ...packed] = await Promise.all([loadPyodideFrom(info, factory, module, library), ...modules]);
-  for (const zip of packed) python.unpackArchive(zip.toBytes(), "zip", { extractDir: PACKAGES });
-  await (
-    await module
-  ).arrived;
+  library.catch(() => {}); // it is waited for below
+  const python = await loadPyodideFrom(info, start).catch((error) => {
+    throw notStarted(NAME, error);
+  });
+  python.FS.writeFile(LIBRARY, (await library).toBytes());
+  python.pyimport("random").seed(); // or chance would be the snapshot's
   return python;
 }
 
 /**
- * Pyodide asks for its parts by fetch() and WebAssembly.instantiateStreaming(), and, as build.py has changed it, takes
- * its script from `pyodideScript`: here it gets them from us, and no others.
- * When one fails it never hears of it, for it would not tell.
- * @param {Record<string, string>} info
- * @param {Promise<unknown>} factory  pyodide.asm.mjs
- * @param {ReturnType<typeof downloadModule>} module
- * @param {ReturnType<typeof download>} library
+ * Pyodide asks for its parts by fetch() and WebAssembly.instantiateStreaming(): here it gets them from us, and no others.
+ * @param {Python["info"]} info
+ * @param {StartOfPython} start
  */
-async function loadPyodideFrom(info, factory, module, library) {
+async function loadPyodideFrom(info, { module, snapshot }) {
   const { fetch } = globalThis;
   const { instantiateStreaming } = WebAssembly;
-  /** @type {(error: unknown) => void} */
-  let fail = () => {};
-  /** @type {Promise<never>} */
-  const failure = new Promise((_, reject) => {
-    fail = reject;
-  });
-  for (const part of [factory, library, module.then(({ arrived }) => arrived)]) part.catch(fail);
-  /** @template T @param {Promise<T>} promise @returns {Promise<T>} which is never rejected */
-  const orNever = (promise) => promise.catch((error) => (fail(error), new Promise(() => {})));
-
-  /** @type {Record<string, () => Promise<Response>>} */
-  const responses = {
-    "pyodide.asm.wasm": async () => (await module).response,
-    "python_stdlib.zip": async () => new Response((await library).toBytes()),
+  globalThis.fetch = async (url) => {
+    if (NEITHER.includes(String(url))) return new Response();
+    throw new Error(`it asks for ${url}`);
   };
-  globalThis.fetch = (url) => {
-    const asked = responses[String(url).slice(FOLDER.length)];
-    return orNever(asked ? asked() : Promise.reject(notStarted(NAME, `it asks for ${url}`)));
+  WebAssembly.instantiateStreaming = async (_response, imports) => {
+    return { module, instance: await WebAssembly.instantiate(module, imports) };
   };
-  WebAssembly.instantiateStreaming = async (_response, imports) =>
-    orNever(module.then((arriving) => arriving.instantiate(imports ?? {})));
-  Object.assign(globalThis, { pyodideScript: factory });
-  const lockFileContents = { info, packages: {} }; // what it would otherwise fetch as pyodide-lock.json
-  // @ts-expect-error: Pyodide's types ask for all of a lock file
-  const loaded = loadPyodide({ indexURL: FOLDER, packageBaseUrl: FOLDER, lockFileContents });
+  const options = {
+    indexURL: FOLDER,
+    packageBaseUrl: FOLDER,
+    lockFileContents: { info, packages: {} }, // what it would otherwise fetch as pyodide-lock.json
+    _loadSnapshot: new Uint8Array(), // there is one, of our own making
+    createPyodideModule: async (/** @type {any} */ settings) => {
+      const created = await /** @type {any} */ (globalThis).createPyodideModule(settings); // pyodide.asm.mjs
+      settings.API.restoreSnapshot = () => restore(created, snapshot);
+      return created;
+    },
+  };
   try {
-    return await Promise.race([loaded.catch((error) => Promise.reject(notStarted(NAME, error))), failure]);
+    // @ts-expect-error: Pyodide's types ask for all of a lock file
+    return await loadPyodide(options);
   } finally {
     globalThis.fetch = fetch;
     WebAssembly.instantiateStreaming = instantiateStreaming;
   }
+}
+
+/**
+ * Puts the snapshot into Python's memory, but for the one thing there that depends on the browser: how Python calls C
+ * functions with another number of parameters than they have. Pyodide knows a fast way, which iOS lacks.
+ * @param {any} created  what pyodide.asm.mjs has made
+ * @param {ArrayBuffer} snapshot
+ */
+function restore({ HEAPU8, HEAP32, __PyRuntime, __PyEM_EMSCRIPTEN_TRAMPOLINE_OFFSET }, snapshot) {
+  const place = (__PyRuntime + HEAP32[__PyEM_EMSCRIPTEN_TRAMPOLINE_OFFSET / 4]) / 4;
+  const trampoline = HEAP32[place];
+  const objects = putBack(snapshot, HEAPU8);
+  HEAP32[place] = trampoline;
+  return objects;
 }

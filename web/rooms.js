@@ -28,8 +28,8 @@ export function enter(name, assets, actions) {
   const part = assets.rooms[name];
   const entering =
     open.get(name) ??
-    downloadScript({ ...part, url: new URL(part.url, document.baseURI).href }, "This part of the page", () => {}).then(
-      (room) => /** @type {any} */ (room).mount({ ...house, ...actions }),
+    downloadScript({ ...part, url: new URL(part.url, document.baseURI).href }, "This part of the page").then((room) =>
+      room.mount({ ...house, ...actions }),
     );
   open.set(name, entering);
   entering.catch(() => open.delete(name)); // the next try may succeed

@@ -17,6 +17,9 @@ const FRAME = 50;
 /** Milliseconds without a story after which the page has drawn what it was told last. */
 const REST = 250;
 
+/** Milliseconds for which a story is told that nobody hears. */
+const REHEARSAL = 500;
+
 const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));
 
 /**
@@ -44,6 +47,7 @@ let explain = () => null;
 /** The story being told. @type {{ id: number, tokens: number, seconds: number, tokens_per_second: number } | null} */
 let story = null;
 let resting = 0; // a timer
+let rehearsed = false;
 
 // Python works for a frame at a time. Then a message to ourselves queues up behind the page's, so that Stop is heard.
 const nextTurn = new MessageChannel();
@@ -77,6 +81,7 @@ function send(message) {
 /** @param {Tell | Say} message */
 function begin({ id, type, ...request }) {
   try {
+    rehearsed = true; // or will be, by this
     if (engine.threads === 0) chooseThreads(); // there was no rest yet
     storyteller[type](JSON.stringify(request));
   } catch (error) {
@@ -125,7 +130,9 @@ function rest() {
   clearTimeout(resting);
   resting = setTimeout(() => {
     try {
-      if (!story) chooseThreads();
+      if (story) return;
+      chooseThreads();
+      if (!rehearsed) rehearse();
     } catch (error) {
       fail(null, error);
     }
@@ -135,6 +142,27 @@ function rest() {
 function chooseThreads() {
   engine.chooseThreads(storyteller.forward_time);
   send({ type: "engine", simd: engine.simd, threads: engine.threads });
+}
+
+/**
+ * Browsers compile what they run in stages: a story that nobody hears, told a frame at a time until a real one takes its
+ * place, has that done before it.
+ */
+function rehearse() {
+  const until = performance.now() + REHEARSAL;
+  const settings = { temperature: 1, top_p: 0.9, top_k: 0, seed: "1", length: 0 };
+  storyteller.tell(JSON.stringify({ prompt: "", settings }));
+  const turn = () => {
+    if (rehearsed) return;
+    try {
+      rehearsed = JSON.parse(storyteller.advance(FRAME)).end !== null || performance.now() > until;
+      if (rehearsed) storyteller.stop();
+      else setTimeout(turn);
+    } catch (error) {
+      fail(null, error);
+    }
+  };
+  setTimeout(turn);
 }
 
 /**
@@ -159,29 +187,22 @@ function fail(id, error, before = "") {
 // ---- Loading ---------------------------------------------------------------------------------------------------------
 
 /** @param {Load} message */
-async function load({ id, assets, base, source }) {
+async function load({ id, assets, base, source, python: start }) {
   const problem = impossible();
   if (problem) throw problem;
   /** @template {Part} T @param {T} part */
   const at = (part) => ({ ...part, url: new URL(part.url, base).href });
 
   const build = pickBuild();
-  const { info, ...parts } = assets.python;
-  const run = at(assets.engines[build.name]);
-  const [script, wasm, stdlib, program] = [parts.script, parts.wasm, parts.stdlib, parts.program].map(at);
-  const chat = parts.chat && at(parts.chat);
-  const programs = [run, script, wasm, stdlib, program, ...(chat ? [chat] : [])];
-  const downloaded = counter(
-    "python",
-    programs.reduce((sum, { bytes }) => sum + bytes, 0),
-  );
+  const [run, stdlib] = [assets.engines[build.name], assets.python.stdlib].map(at);
+  const downloaded = counter("python", run.bytes + stdlib.bytes);
   if (source.kind !== "offer") throw new Problem("not yet");
   const model = counter("model", source.part.bytes);
   // The model's bytes stay in their blocks until Python has them packed, piece by piece.
   const [started, file, python] = await Promise.all([
     startEngine(build, run, at(assets.helper), downloaded.add),
     download(at(source.part), "The model file", model.add),
-    startPython({ info, script, wasm, stdlib, program, chat }, downloaded.add),
+    startPython(assets.python.info, start, stdlib, downloaded.add),
   ]);
 
   explain = explainer(python);

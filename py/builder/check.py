@@ -7,7 +7,8 @@ from pathlib import Path
 from builder.tools import NODE_MODULES, PYTHON, ROOT, BuildError, run, say
 
 C_SOURCES = ("wasm/*.[ch]", "tests/*.[ch]", "tests/bench/*.c")
-WEB_SOURCES = ("web/*.js", "web/views/*.js", "web/*.css", "web/*.html", "tests/bench/*.mjs", "tests/bench/web/*")
+WEB_SOURCES = ("web/*.js", "web/views/*.js", "web/*.css", "web/*.html", "py/builder/*.mjs")
+BENCH_SOURCES = ("tests/bench/*.mjs", "tests/bench/web/*")
 
 
 def check(fix: bool = False) -> None:
@@ -23,7 +24,7 @@ def check(fix: bool = False) -> None:
         "tsc": ["node", NODE_MODULES / "typescript/bin/tsc", "--project", "web/jsconfig.json"],
     }
     commands["clang-format"] += files(C_SOURCES)
-    commands["prettier"] += files(WEB_SOURCES)
+    commands["prettier"] += files(WEB_SOURCES + BENCH_SOURCES)
     complaints = []
     for name, command in commands.items():
         try:

@@ -18,7 +18,7 @@ from builder.assets import part, publish
 from builder.engines import build_engines
 from builder.install import ensure_node_packages, ensure_python
 from builder.offers import describe, find_offer
-from builder.python import build_chat, build_program, build_stdlib, copy_pyodide, project_version, pyodide_loader
+from builder.python import build_program, build_snapshot, build_stdlib, copy_pyodide
 from builder.told import as_html, told_before
 from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, run, say, scratch, size
 
@@ -54,7 +54,7 @@ def bundle(
     ensure_python("requirements.txt")
     ensure_node_packages()
     engines, stdlib = build_engines(), build_stdlib()
-    program = build_program()
+    snapshot = build_snapshot(stdlib, build_program())
     with scratch(out.parent) as folder:
         new = folder / "dist"
         (new / "assets").mkdir(parents=True)
@@ -67,7 +67,6 @@ def bundle(
             models.append(describe(offer.file, offer.url or publish(offer.file, new, "{stem}-{hash}.gguf")))
             if models[-1]["id"] in [other["id"] for other in models[:-1]]:
                 raise BuildError(f"{offer.url or offer.file}: the page has this model already")
-        chats = any(model["chats"] for model in models)
         scripts = bundle_scripts(new)
         assets = {
             "worker": part(new, scripts["worker.js"]),
@@ -75,10 +74,7 @@ def bundle(
             "python": {
                 **copy_pyodide(new),
                 "stdlib": part(new, publish(stdlib, new, "python-stdlib-{hash}.zip")),
-                "program": part(
-                    new, publish(program, new, f"fabella-{project_version()}-0{{hash}}-cp314-none-any.whl")
-                ),
-                **({"chat": part(new, publish(build_chat(), new, "chat-{hash}.zip"))} if chats else {}),
+                "snapshot": part(new, publish(snapshot, new, "python-{hash}.bin")),
             },
             "engines": {
                 name: part(new, publish(path, new, f"run-{name}-{{hash}}.wasm")) for name, path in engines.items()
@@ -143,9 +139,9 @@ def bundle_scripts(out: Path) -> dict[str, str]:
     """
     esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--target=es2022")
     output = ("--entry-names=[name]-[hash]", f"--outdir={out / 'assets'}")
-    loader = ("--external:node:*", "--external:ws", f"--alias:pyodide={pyodide_loader()}")
+    node = ("--external:node:*", "--external:ws")  # what Pyodide would import there
     run(*esbuild, *output, "--format=iife", "--minify", "web/app.js", "web/style.css")
-    run(*esbuild, *output, "--format=esm", *loader, "web/worker.js", "web/helper.js")
+    run(*esbuild, *output, "--format=esm", "--minify", *node, "web/worker.js", "web/helper.js")
     run(*esbuild, *output, "--format=esm", "--minify", *(f"web/rooms/{name}.js" for name in ROOMS))
     urls = {}
     for name in ("app.js", "style.css", "worker.js", "helper.js", *(f"{room}.js" for room in ROOMS)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import shutil
-import tomllib
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,9 +13,18 @@ from typing import Any
 from builder import stdlib
 from builder.assets import part
 from builder.stdlib import UNUSED_STDLIB
-from builder.tools import NODE_MODULES, PYTHON, ROOT, BuildError, cached, digest, run, say
+from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, cached, digest, run, say
 
 PYODIDE_FILES = ("pyodide.asm.mjs", "pyodide.asm.wasm")  # beside pyodide.mjs, which is bundled with web/worker.js
+
+# What the page has otherwise in pyodide.asm.mjs: it starts in two thirds of the time.
+PYODIDE_CHANGES = {
+    # Put before the worker's script, it is no module of its own; in brackets, browsers compile it in one go.
+    "async function _createPyodideModule(": "globalThis.createPyodideModule=(async function(",
+    "}export default _createPyodideModule;": "});",
+    # Gives an address only to functions that Python asks for, not to all 8,500 that an extension module could.
+    "for(var symName in exports){if(isInternalSym(symName))": "for(var symName in GOT){if(!exports[symName])",
+}
 
 
 # Compiles modules in Pyodide, whose Python will run them.
@@ -36,6 +44,7 @@ IN_PYODIDE = """
     python.globals.get("compile_zip")("/fabella/" + source, "/fabella/" + target, folder, patterns, Number(optimize));
 """
 SITE_PACKAGES = "/lib/python3.14/site-packages"
+SNAPSHOT = Path(__file__).with_name("snapshot.mjs")
 
 
 def compile_zip(source: Path, target: Path, folder: str, unused: Sequence[str] = (), optimize: int = 0) -> None:
@@ -60,42 +69,9 @@ def build_stdlib() -> Path:
     return compiled("python-stdlib.zip", make)
 
 
-def build_wheel() -> Path:
-    """Build the Python package, the engine inside."""
-
-    def make(target: Path) -> None:
-        date = "1580601600"  # the files in it are dated 2020-02-02, whatever the environment says
-        run(PYTHON, "-m", "hatchling", "build", "-t", "wheel", "-d", target.parent, SOURCE_DATE_EPOCH=date)
-        next(target.parent.glob("*.whl")).rename(target)
-
-    sources = [path for path in sorted((ROOT / "py/fabella").rglob("*")) if path.suffix in (".py", ".typed", ".wasm")]
-    names = " ".join(str(path.relative_to(ROOT)) for path in sources)
-    about = [ROOT / name for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", ".gitignore")]
-    return cached("fabella.whl", digest(Path(__file__), names, *sources, *about), make)
-
-
 def build_program() -> Path:
-    """Build the wheel of those of our modules that the page runs to tell a story, as bytecode."""
-    wheel = build_wheel()
-    used = modules_of("fabella.page")
-    all_modules = (path.relative_to(ROOT / "py").as_posix() for path in (ROOT / "py/fabella").glob("*.py"))
-    unused = [name.removesuffix(".py") for name in sorted(all_modules) if name not in used]
-
-    def make(target: Path) -> None:
-        compile_zip(wheel, target, SITE_PACKAGES, unused, optimize=2)
-
-    return compiled("program.whl", make, wheel, " ".join(unused))
-
-
-def project_version() -> str:
-    """Return the version in pyproject.toml."""
-    version: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    return version
-
-
-def build_chat() -> Path:
-    """Compile what conversations need besides: other modules of ours, and Jinja with what that needs."""
-    files = dict.fromkeys(modules_of("fabella.chat") - modules_of("fabella.page"), ROOT / "py")
+    """Compile our modules that tell stories and converse, and Jinja with what that needs."""
+    files = dict.fromkeys(modules_of("fabella.page"), ROOT / "py")
     packages = Path(run(PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     for name in ("jinja2", "markupsafe"):  # MarkupSafe does without its part in C
         files |= dict.fromkeys((f"{name}/{path.name}" for path in (packages / name).glob("*.py")), packages)
@@ -108,14 +84,30 @@ def build_chat() -> Path:
         compile_zip(sources, target, SITE_PACKAGES, optimize=2)
 
     texts = [part for file, folder in sorted(files.items()) for part in (file, folder / file)]
-    return compiled("chat.zip", make, *texts)
+    return compiled("program.zip", make, *texts)
+
+
+def build_snapshot(stdlib_zip: Path, program: Path) -> Path:
+    """Take a snapshot of Python's memory with the program in it: the page only has to put it back."""
+
+    def make(target: Path) -> None:
+        say("Taking a snapshot of Python for the page ...")
+        take_snapshot(stdlib_zip, program, target)
+
+    sources = (ROOT / "package-lock.json", SNAPSHOT, WEB / "snapshot.js", pyodide_script(), stdlib_zip, program)
+    return cached("snapshot.bin", digest(*sources), make)
+
+
+def take_snapshot(stdlib_zip: Path, program: Path, target: Path) -> None:
+    """Start Python in Node, import the modules of ours that are in the program, and write what that left in memory."""
+    with zipfile.ZipFile(program) as archive:
+        names = sorted(name.partition(".")[0] for name in archive.namelist() if name.startswith("fabella/"))
+    modules = ",".join(name.removesuffix("/__init__").replace("/", ".") for name in names)
+    run("node", SNAPSHOT, pyodide_script(), stdlib_zip, program, modules, target, TZ="UTC")
 
 
 def modules_of(entry: str) -> set[str]:
-    """Return the files, within py/, of our modules that one of them needs, at once or later.
-
-    But for what `fabella.chat` needs, unless it is the one.
-    """
+    """Return the files, within py/, of our modules that one of them needs, at once or later."""
     found, wanted = {"fabella/__init__.py"}, {entry}
     while wanted:
         name = wanted.pop()
@@ -126,21 +118,17 @@ def modules_of(entry: str) -> set[str]:
         for node in ast.walk(ast.parse((ROOT / "py" / file).read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module:
                 wanted |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        wanted -= {"fabella.chat"}
     return found
 
 
-def pyodide_loader() -> Path:
-    """Write a copy of Pyodide's loader that gets pyodide.asm.mjs from web/python.js; return its path.
-
-    It would import it by its URL, for which a server must give it a JavaScript type, and many do not know ".mjs".
-    """
-    importing = "async e=>await import(e)"
-    text = (NODE_MODULES / "pyodide/pyodide.mjs").read_text(encoding="utf-8")
-    if text.count(importing) != 1:
-        raise BuildError(f"Pyodide's loader has changed: pyodide.mjs does not have {importing!r} once")
-    text = text.replace(importing, "async()=>await pyodideScript")
-    return cached("pyodide.mjs", digest(text), lambda target: target.write_text(text, encoding="utf-8"))
+def pyodide_script() -> Path:
+    """Write a copy of pyodide.asm.mjs with our changes; return its path."""
+    text = (NODE_MODULES / "pyodide/pyodide.asm.mjs").read_text(encoding="utf-8")
+    for old, new in PYODIDE_CHANGES.items():
+        if text.count(old) != 1:
+            raise BuildError(f"Pyodide has changed: pyodide.asm.mjs does not have {old!r} once")
+        text = text.replace(old, new)
+    return cached("pyodide.asm.mjs", digest(text), lambda target: target.write_text(text, encoding="utf-8"))
 
 
 def copy_pyodide(out: Path) -> dict[str, Any]:
@@ -153,7 +141,7 @@ def copy_pyodide(out: Path) -> dict[str, Any]:
     info = json.loads((package / "pyodide-lock.json").read_text())["info"]
     folder = out / f"pyodide-{version}"
     folder.mkdir()
-    for name in PYODIDE_FILES:
-        shutil.copyfile(package / name, folder / name)
+    for name, file in zip(PYODIDE_FILES, (pyodide_script(), package / PYODIDE_FILES[1]), strict=True):
+        shutil.copyfile(file, folder / name)
     script, wasm = (part(out, f"{folder.name}/{name}") for name in PYODIDE_FILES)
     return {"info": info, "script": script, "wasm": wasm}

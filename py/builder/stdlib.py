@@ -22,7 +22,7 @@ UNUSED_STDLIB = """
 
 
 def compile_zip(source: str, target: str, folder: str, unused: Sequence[str], optimize: int) -> None:
-    """Write the modules of a zip file, which may be a wheel, as bytecode into another.
+    """Write the modules of a zip file as bytecode into another.
 
     Parameters
     ----------
@@ -39,9 +39,6 @@ def compile_zip(source: str, target: str, folder: str, unused: Sequence[str], op
 
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in sorted(old.namelist()):
-            if name.endswith((".dist-info/METADATA", ".dist-info/WHEEL")):
-                about = old.read(name).partition(b"\n\n")[0]  # without the README
-                new.writestr(zipfile.ZipInfo(name), about, zipfile.ZIP_DEFLATED, 9)
             if not name.endswith(".py") or any(fnmatch(name.removesuffix(".py"), pattern) for pattern in unused):
                 continue
             text = old.read(name)

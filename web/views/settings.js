@@ -79,7 +79,8 @@ export function mountSettings({ setPace, setMode }) {
       const whole = length.value === length.max;
       length.max = String(context);
       if (whole) length.value = length.max;
-      changed(); // for the browser has lowered what was above it
+      // The browser has lowered what was above it.
+      change({ settings: { ...current().settings, length: length.valueAsNumber } });
     },
   );
   watch(
