@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
         f"{', '.join(KNOWN)} (default web/models/stories.gguf)",
     )
     page.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.bin, for a .bin model")
+    page.add_argument(
+        "--no-offline",
+        dest="offline",
+        action="store_false",
+        help="build a page that is not kept on its visitors' machines, and is removed from where it was",
+    )
     page.add_argument("--out", type=Path, metavar="DIR", help="folder of the built page (default dist)")
 
     main = argparse.ArgumentParser(
@@ -53,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
         parents=[page],
         allow_abbrev=False,
     )
-    main.set_defaults(command="bundle", model=WEB / "models/stories.gguf", tokenizer=None, out=ROOT / "dist")
+    main.set_defaults(
+        command="bundle", model=WEB / "models/stories.gguf", tokenizer=None, offline=True, out=ROOT / "dist"
+    )
     commands = main.add_subparsers(title="more commands", metavar="command")
     text = "bundle the page, then serve it on this machine"
     serving = commands.add_parser("serve", help=text, description=text.capitalize() + ".", parents=[page])
@@ -98,7 +106,7 @@ def command() -> int:
         return 0
     if arguments.command == "serve":
         find_address(arguments.host, arguments.port)
-    bundle(model_file(arguments.model), arguments.tokenizer, arguments.out)
+    bundle(model_file(arguments.model), arguments.tokenizer, arguments.out, arguments.offline)
     if arguments.command == "serve":
         serve(listen(arguments.out, arguments.port, arguments.host), arguments.host)
     if arguments.command == "test":

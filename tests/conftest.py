@@ -289,7 +289,10 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
     """A visitor whose browser must not leave the origin nor violate the policy, whatever else the test is about."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900}, reduced_motion="reduce")
+    # Without a service worker every file comes from the host, with the fault that a test has put there.
+    context = browser.new_context(
+        viewport={"width": 1200, "height": 900}, reduced_motion="reduce", service_workers="block"
+    )
     visit = Visit(context)
     yield visit
     if visit.requests:

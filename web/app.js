@@ -4,8 +4,11 @@
  */
 
 import { Bridge, Refusal } from "./bridge.js";
+import { readAddress } from "./address.js";
 import { element } from "./dom.js";
-import { Problem } from "./problem.js";
+import { mountEmbedded } from "./embedded.js";
+import { keepForOffline, mendKept } from "./offline.js";
+import { Problem, noSuchModel } from "./problem.js";
 import { change, current } from "./state.js";
 import { mountComposer } from "./views/composer.js";
 import { mountFacts } from "./views/facts.js";
@@ -21,6 +24,9 @@ const assets = JSON.parse(element("assets", HTMLScriptElement).text);
 /** @type {Bridge} */
 let bridge;
 let requests = 0;
+
+/** Done when nothing damaged is kept on this machine. */
+let mended = Promise.resolve();
 
 // ---- The worker ------------------------------------------------------------------------------------------------------
 
@@ -48,6 +54,7 @@ async function load() {
   });
   performance.mark("ready"); // for tests/figures.py
   change({ worker: "ready", model: loaded });
+  if (assets.offline) keepForOffline();
   const { request } = current();
   if (request) ask(request);
 }
@@ -63,11 +70,13 @@ function hear(message) {
  * @param {Problem} problem
  */
 function fail({ message, wayOut }) {
+  if (wayOut === "reload" && assets.offline) mended = mendKept();
   change({ worker: "failed", request: null, complaint: { message, field: null, wayOut } });
 }
 
-function again() {
+async function again() {
   if (current().complaint?.wayOut === "reload") {
+    await mended;
     location.reload();
     return;
   }
@@ -157,6 +166,23 @@ function keepSeed() {
   element("seed", HTMLInputElement).focus();
 }
 
+// ---- The address ------------------------------------------------------------------------------------------------------
+
+/** Puts what the address says into the fields. */
+function takeAddress() {
+  const { prompt, seed } = readAddress(location.hash);
+  if (prompt !== null) element("prompt", HTMLTextAreaElement).value = prompt;
+  if (seed !== null) element("seed", HTMLInputElement).value = seed;
+  element("ask", HTMLFormElement).dispatchEvent(new Event("input"));
+}
+
+/** The model that the address asks for, if this page does not have it. */
+function missingModel() {
+  const { model } = readAddress(location.hash);
+  const { name } = assets.model;
+  return model === null || model === name || `${model}.gguf` === name ? null : noSuchModel(model, name);
+}
+
 // ---- The start -------------------------------------------------------------------------------------------------------
 
 element("asleep", HTMLElement).remove(); // it speaks of a page whose script does not run
@@ -164,5 +190,10 @@ mountComposer({ tell, stop });
 mountStatus({ again });
 mountStory({ keepSeed });
 mountFacts();
-if (assets.worker) load();
+mountEmbedded();
+takeAddress();
+addEventListener("hashchange", takeAddress);
+const missing = assets.worker ? missingModel() : null;
+if (missing) fail(missing);
+else if (assets.worker) load();
 else fail(new Problem("This is the page's source, not the page: run “python build.py serve”."));

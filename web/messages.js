@@ -23,6 +23,7 @@
  * @property {Python} python
  * @property {Record<Build, Part>} engines  run.wasm in every build
  * @property {Part & {name: string}} model
+ * @property {boolean} offline  whether the page keeps itself on the visitor's machine
  *
  * @typedef {"simd" | "relaxed" | "threads-simd" | "threads-relaxed"} Build
  *

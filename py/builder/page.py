@@ -15,14 +15,19 @@ from typing import Any
 from builder.assets import part, publish
 from builder.engines import build_engines
 from builder.install import ensure_node_packages, ensure_python
+from builder.offline import compress, publish_manifest, write_service_worker
 from builder.python import build_chat, build_program, build_stdlib, copy_pyodide, project_version, pyodide_loader
-from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, run, say, scratch, size
+from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, digest, run, say, scratch, size
 
+EMBEDDING = "fabella.js"  # the name stays, for other pages have it
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
 
-def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
-    """Build everything that has changed and write the static page into `out`."""
+def bundle(model: Path, tokenizer: Path | None, out: Path, offline: bool = True) -> None:
+    """Build everything that has changed and write the static page into `out`.
+
+    `offline`: whether the page is kept on its visitors' machines, for when there is no network.
+    """
     out = out.resolve()
     check_out(out)
     ensure_python("requirements.txt")
@@ -49,11 +54,16 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
                 name: part(new, publish(path, new, f"run-{name}-{{hash}}.wasm")) for name, path in engines.items()
             },
             "model": {**part(new, publish(gguf, new, "{stem}-{hash}.gguf")), "name": gguf.name},
+            "offline": offline,
         }
-        write_index(new, scripts, assets)
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
+        version = write_index(new, scripts, assets, folder)
+        write_service_worker(new, version, offline)
+        shutil.copyfile(WEB / EMBEDDING, new / EMBEDDING)
+        bytes_of_page = size(new)
+        compress(new)
         swap(new, out)
-    say(f"Built {os.path.relpath(out)} around {model.name}: {size(out) / 1e6:.1f} MB.")
+    say(f"Built {os.path.relpath(out)} around {model.name}: {bytes_of_page / 1e6:.1f} MB.")
 
 
 def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
@@ -110,17 +120,19 @@ def bundle_scripts(out: Path) -> dict[str, str]:
     return urls
 
 
-def write_index(out: Path, scripts: dict[str, str], assets: dict[str, Any]) -> None:
+def write_index(out: Path, scripts: dict[str, str], assets: dict[str, Any], folder: Path) -> str:
     """Write index.html: files named by their published URLs, the style inside, and what the worker finds where.
 
-    A style of its own the browser would wait for before it shows anything, for ever if need be.
+    A style of its own the browser would wait for before it shows anything, for ever if need be. Returns the page's
+    version, which changes with every file; `folder` is for what is made on the way.
     """
 
     def url(match: re.Match[str]) -> str:
         attribute, name = match.groups()
-        return f'{attribute}="{scripts.get(name) or publish(WEB / name, out)}"'
+        return f'{attribute}="{made.get(name) or publish(WEB / name, out)}"'
 
     page = (WEB / "index.html").read_text(encoding="utf-8")
+    made = {**scripts, "manifest.webmanifest": publish_manifest(page, out, folder)}
 
     def once(pattern: str, text: str) -> None:
         nonlocal page
@@ -138,7 +150,10 @@ def write_index(out: Path, scripts: dict[str, str], assets: dict[str, Any]) -> N
     page = re.sub(r'\b(href|src)="([\w-]+\.\w+)"', url, page)
     data = json.dumps(assets).replace("<", "\\u003c")
     once(f"{ASSETS_BLOCK}.*?</script>", f"{ASSETS_BLOCK}{data}</script>")
+    version = digest(page, out / "LICENSES.txt")  # all other files carry theirs in their names
+    once('<meta name="version" content="" />', f'<meta name="version" content="{version}" />')
     (out / "index.html").write_text(page, encoding="utf-8")
+    return version
 
 
 def check_out(out: Path) -> None:
@@ -171,8 +186,9 @@ def is_of_page(name: str, index: str) -> bool:
     """Whether a file, named within the folder of a page, belongs to that page: its index.html names it."""
     if not index:
         return False
+    name = re.sub(r"\.(br|gz)$", "", name)
     # Pyodide's files were once named by their folder alone.
-    pattern = r"index\.html|LICENSES\.txt|pyodide-[\d.]+/pyodide(\.asm)?\.(mjs|wasm)"
+    pattern = r"index\.html|LICENSES\.txt|sw\.js|fabella\.js|pyodide-[\d.]+/pyodide(\.asm)?\.(mjs|wasm)"
     return re.fullmatch(pattern, name) is not None or (name.startswith("assets/") and f'"{name}"' in index)
 
 
