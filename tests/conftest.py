@@ -102,6 +102,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.send_error(404)
             return
         self.path = path.removeprefix(self.site.subpath.rstrip("/"))
+        self.directory = str(self.site.folder)  # a connection may be older than what is there now
         file = self.site.folder / self.path.lstrip("/")
         fault = next((fault for end, fault in self.site.faults.items() if path.endswith(end)), None)
         if fault:

@@ -119,18 +119,26 @@ async function download(name) {
   throw new Error(`${urlOf(name)} is not the file that version ${version} of this page was built with`);
 }
 
-/** Hosts may add lines to index.html, so it needs only to be of this version. @param {string} name @param {Response} response */
+/**
+ * Whether a file is what this version was built with, and all of it there. Hosts may add lines to index.html: it needs
+ * only to be of this version.
+ * @param {string} name
+ * @param {Response} response
+ */
 async function isIntact(name, response) {
-  if (name === INDEX) return (await response.text()).includes(version);
-  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", await response.arrayBuffer()));
-  return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("") === files[name];
+  try {
+    if (name === INDEX) return (await response.text()).includes(version);
+    const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", await response.arrayBuffer()));
+    return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("") === files[name];
+  } catch {
+    return false; // it broke off
+  }
 }
 
 async function discardDamaged() {
   const cache = await caches.open(CACHE);
   for (const name of Object.keys(files)) {
     const response = await kept(name);
-    const intact = response && (await isIntact(name, response).catch(() => false));
-    if (!intact) await cache.delete(urlOf(name), { ignoreVary: true });
+    if (response && !(await isIntact(name, response))) await cache.delete(urlOf(name), { ignoreVary: true });
   }
 }
