@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -17,7 +18,7 @@ from builder.page import bundle
 from builder.serve import ISOLATION
 from builder.tools import WEB
 
-from .browsers import wait_for
+from .browsers import Driven, Missing, firefox, wait_for, webkit
 from .conftest import RANDOM_CONFIG, Fault, Handler, Site, Visit
 from .faults import cut_off, flipped, half, hang_up, missing, overloaded, web_page
 from .random_models import write_random_model
@@ -180,6 +181,30 @@ def test_what_is_not_the_pages_is_the_networks(returning: Visit, site: Site) -> 
         assert outcome == "did not come", name
     assert returning.page.evaluate("fetch('.', { method: 'POST', body: 'Hello' }).then(({ ok }) => ok)")
     assert site.reports == [b"Hello"]
+
+
+OPENED = """
+while (!["ready", "failed"].includes(document.body.dataset.state)) await new Promise((next) => setTimeout(next, 20));
+return [document.body.dataset.state, crossOriginIsolated];
+"""
+WAIT_UNTIL_KEPT = """
+while (document.querySelector("#offline").hidden) await new Promise((next) => setTimeout(next, 20));
+while (navigator.serviceWorker.controller?.state !== "activated") await new Promise((next) => setTimeout(next, 20));
+"""
+
+
+@pytest.mark.parametrize("start", [firefox, webkit], ids=lambda start: start.__name__)
+def test_other_browsers_keep_it_as_well(site: Site, start: Callable[[], AbstractContextManager[Driven]]) -> None:
+    try:
+        with start() as driven:
+            driven.open(site.url)
+            assert driven.run(OPENED) == ["ready", False]
+            driven.run(WAIT_UNTIL_KEPT)
+            off(site)
+            driven.open(site.url)
+            assert driven.run(OPENED) == ["ready", True]
+    except Missing as missing:
+        pytest.skip(str(missing))
 
 
 # ---- Threads ---------------------------------------------------------------------------------------------------------

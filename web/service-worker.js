@@ -41,7 +41,7 @@ scope.addEventListener("fetch", (event) => {
   const name = nameOf(request);
   if (request.method !== "GET" || request.headers.has("Range") || !Object.hasOwn(files, name)) return; // the browser's own business
   if (name.includes("/")) event.respondWith(kept(name).then((response) => response ?? fetch(request)));
-  else event.respondWith(newest(event, name));
+  else event.respondWith(newest(request, name));
 });
 
 // The page has found a file damaged.
@@ -53,7 +53,6 @@ scope.addEventListener("message", (event) => {
 
 async function begin() {
   await deleteOthers(version);
-  await scope.registration.navigationPreload?.enable(); // the network is asked while this worker starts
   await scope.clients.claim(); // the first page keeps its files from now on, as all that follow
 }
 
@@ -75,20 +74,18 @@ const urlOf = (name) => scope.registration.scope + (name === INDEX ? "" : name);
 const kept = (name) => caches.match(urlOf(name), { cacheName: CACHE, ignoreVary: true });
 
 /**
- * What the network says, or, if that is nothing or a server's own trouble, what is kept.
- * @param {FetchEvent} event
+ * What the network says, or, if that is nothing or a server's own trouble, what is kept. The browser does not ask the
+ * network while this worker starts (navigation preload): where it has none, Firefox shows an error, whatever comes from here.
+ * @param {Request} request
  * @param {string} name
  */
-async function newest(event, name) {
-  const network = askNetwork(event);
+async function newest(request, name) {
+  const network = fetch(request);
   const late = new Promise((resolve) => setTimeout(resolve, PATIENCE));
   const response = /** @type {Response | undefined} */ (await Promise.race([network.catch(() => {}), late]));
   if (response && response.status < 500) return isolated(response);
   return isolated((await kept(name)) ?? (await network));
 }
-
-/** @param {FetchEvent} event @returns {Promise<Response>} */
-const askNetwork = async (event) => (await event.preloadResponse) ?? fetch(event.request);
 
 /** @param {Response} response */
 function isolated(response) {
