@@ -68,6 +68,12 @@ def parser() -> argparse.ArgumentParser:
         help="another model that the page offers: a GGUF file, which is copied beside it, the name of one that is "
         "downloaded, or an https:// URL, which the page may then ask; may be given several times",
     )
+    page.add_argument(
+        "--no-offline",
+        dest="offline",
+        action="store_false",
+        help="build a page that is not kept on its visitors' machines, and is removed from where it was",
+    )
     page.add_argument("--out", type=Path, metavar="DIR", help="folder of the built page (default dist)")
 
     main = argparse.ArgumentParser(
@@ -76,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     main.set_defaults(command="bundle", model=WEB / "models/stories.gguf", tokenizer=None, out=ROOT / "dist")
-    main.set_defaults(title=None, about=None, beginnings=None, language=None, offers=[])
+    main.set_defaults(title=None, about=None, beginnings=None, language=None, offers=[], offline=True)
     commands = main.add_subparsers(title="more commands", metavar="command")
     text = "bundle the page, then serve it on this machine"
     serving = commands.add_parser("serve", help=text, description=text.capitalize() + ".", parents=[page])
@@ -122,7 +128,7 @@ def command() -> int:
     if arguments.command == "serve":
         find_address(arguments.host, arguments.port)
     words = metadata_of(arguments.title, arguments.about, arguments.beginnings, arguments.language)
-    bundle(model_file(arguments.model), arguments.tokenizer, arguments.out, words, arguments.offers)
+    bundle(model_file(arguments.model), arguments.tokenizer, arguments.out, words, arguments.offers, arguments.offline)
     if arguments.command == "serve":
         serve(listen(arguments.out, arguments.port, arguments.host), arguments.host)
     if arguments.command == "test":

@@ -102,6 +102,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.send_error(404)
             return
         self.path = path.removeprefix(self.site.subpath.rstrip("/"))
+        self.directory = str(self.site.folder)  # a connection may be older than what is there now
         file = self.site.folder / self.path.lstrip("/")
         fault = next((fault for end, fault in self.site.faults.items() if path.endswith(end)), None)
         if fault:
@@ -290,7 +291,10 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
     """A visitor whose browser must not leave the origin nor violate the policy, whatever else the test is about."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900}, reduced_motion="reduce")
+    # Without a service worker every file comes from the host, with the fault that a test has put there.
+    context = browser.new_context(
+        viewport={"width": 1200, "height": 900}, reduced_motion="reduce", service_workers="block"
+    )
     visit = Visit(context)
     yield visit
     if visit.requests:

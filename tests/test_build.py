@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import http.client
 import json
@@ -94,15 +95,16 @@ def test_the_same_inputs_make_the_same_bytes(dist: Path, random_model: Path, tmp
 def test_has_exactly_the_files_that_the_page_needs(dist: Path, random_model: Path) -> None:
     version = json.loads((builder.tools.NODE_MODULES / "pyodide/package.json").read_text())["version"]
     patterns = [
-        *("index.html", "LICENSES.txt"),
+        *("index.html", r"LICENSES\.txt", r"sw\.js", r"fabella\.js"),
         *(rf"pyodide-{version}/{name}" for name in builder.python.PYODIDE_FILES),
         *(rf"assets/{name}-\w+\.js" for name in ("app", "worker", "helper")),
         *(rf"assets/run-{name}-\w+\.wasm" for name in builder.engines.ENGINES),
-        *(r"assets/favicon-\w+\.svg", r"assets/share-\w+\.png"),
+        *(r"assets/favicon-\w+\.svg", r"assets/icon-192-\w+\.png", r"assets/icon-512-\w+\.png"),
+        *(r"assets/share-\w+\.png", r"assets/manifest-\w+\.webmanifest"),
         *(r"assets/python-\w+\.bin", r"assets/python-stdlib-\w+\.zip"),
         r"assets/random-\w+\.gguf",
     ]
-    names = set(contents(dist))
+    names = {name for name in contents(dist) if not name.endswith((".br", ".gz"))}
     for pattern in patterns:
         (name,) = (name for name in names if re.fullmatch(pattern, name))
         names.remove(name)
@@ -127,6 +129,69 @@ def test_names_every_part_by_its_content(dist: Path, random_model: Path) -> None
         blocks = [data[at : at + 2**20] for at in range(0, len(data), 2**20)]
         if part not in (parts["worker"], python["wasm"]):
             assert part["sha256"] == [hashlib.sha256(block).hexdigest() for block in blocks]
+
+
+def test_compressed_copies_are_beside_what_they_make_smaller(dist: Path, tmp_path: Path) -> None:
+    """By a tenth or more; and never beside a model, of which downloads ask for parts."""
+    files = contents(dist)
+    unpack = """
+        import { readFileSync, writeFileSync } from "node:fs";
+        import { brotliDecompressSync } from "node:zlib";
+        const [source, target] = process.argv.slice(1);
+        writeFileSync(target, brotliDecompressSync(readFileSync(source)));
+    """
+    for name, data in files.items():
+        if name.endswith((".br", ".gz")):
+            continue
+        gz, br = files.get(f"{name}.gz"), files.get(f"{name}.br")
+        if name.endswith(".gguf"):
+            assert gz is br is None
+            continue
+        worthwhile = len(gzip.compress(data, 9, mtime=0)) <= 0.9 * len(data)
+        assert (gz is not None) == worthwhile, name
+        if gz:
+            assert gzip.decompress(gz) == data
+            assert gz[4:8] == bytes(4), "no date is in it"
+        if br:
+            assert len(br) <= 0.9 * len(data)
+            target = tmp_path / "unpacked"
+            subprocess.run(["node", "--input-type=module", "--eval", unpack, dist / f"{name}.br", target], check=True)
+            assert target.read_bytes() == data
+    for name in ("index.html", "LICENSES.txt", f"{next(dist.glob('pyodide-*')).name}/pyodide.asm.wasm"):
+        assert len(files[f"{name}.br"]) < len(files[f"{name}.gz"]) < len(files[name])
+
+
+def version_of(dist: Path) -> str:
+    """What index.html says of its version."""
+    (version,) = re.findall(r'<meta name="version" content="(\w+)" />', (dist / "index.html").read_text())
+    return str(version)
+
+
+def test_the_service_worker_knows_every_file_of_its_version(dist: Path) -> None:
+    first = (dist / "sw.js").read_text().partition(";\n")[0]
+    page = json.loads(first.removeprefix("globalThis.page = "))
+    assert page["version"] == version_of(dist)
+    others = {"sw.js", "fabella.js"}
+    expected = {name: data for name, data in contents(dist).items() if not name.endswith((".br", ".gz"))}
+    assert page["files"] == {
+        name: hashlib.sha256(data).hexdigest() for name, data in expected.items() if name not in others
+    }
+
+
+def test_another_page_is_another_version(dist: Path, tmp_path: Path) -> None:
+    model = write_random_model(tmp_path / "random.gguf", SMALL, type="Q8_0")
+    builder.page.bundle(model, None, tmp_path / "dist")
+    assert version_of(tmp_path / "dist") != version_of(dist)
+
+
+def test_without_offline_use_the_service_worker_is_the_one_that_goes(random_model: Path, tmp_path: Path) -> None:
+    run_build("--no-offline", "--model", random_model, "--out", tmp_path / "dist")
+    assert assets(tmp_path / "dist")["offline"] is False
+    script = (tmp_path / "dist/sw.js").read_text()
+    assert "unregister()" in script
+    assert '"fetch"' not in script
+    run_build("--model", random_model, "--out", tmp_path / "dist")  # in the place of that page
+    assert assets(tmp_path / "dist")["offline"] is True
 
 
 def test_the_style_is_in_the_page_and_its_policy_knows_it(dist: Path) -> None:
@@ -335,6 +400,7 @@ def test_serves_until_ctrl_c(random_model: Path, tmp_path: Path) -> None:
         for name, type in {
             ".wasm": "application/wasm",
             "worker-*.js": "text/javascript",
+            "manifest-*.webmanifest": "application/manifest+json",
             ".mjs": "text/javascript",
         }.items():
             path = next((tmp_path / "dist").rglob(f"*{name}")).relative_to(tmp_path / "dist")
@@ -374,6 +440,8 @@ def test_only_files_named_by_their_content_are_kept_for_ever(dist: Path, tmp_pat
         assert cache_control(f"/assets/{engine}") == (200, forever)
         assert cache_control(f"/{pyodide}/pyodide.asm.mjs") == (200, forever)
         assert cache_control("/") == (200, "no-cache")
+        assert cache_control("/sw.js") == (200, "no-cache")
+        assert cache_control("/fabella.js") == (200, "no-cache")
         assert cache_control("/?/assets/") == (200, "no-cache")
         assert cache_control("/assets/") == (404, "no-cache"), "no folder is listed"
         assert cache_control("/assets/run-0.wasm") == (404, "no-cache")
@@ -522,7 +590,17 @@ def test_an_older_page_is_replaced(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"dist/index.html": OLD_PAGE}
 
 
-@pytest.mark.parametrize("name", ["assets/photo.jpg", "pyodide-314.0.7/notes.txt", ".git/HEAD", ".nojekyll", "x/y/z"])
+STRANGERS = [
+    "assets/photo.jpg",
+    "assets/photo.svg.gz",
+    "notes.br",
+    "pyodide-314.0.7/notes.txt",
+    ".git/HEAD",
+    ".nojekyll",
+]
+
+
+@pytest.mark.parametrize("name", [*STRANGERS, "x/y/z"])
 def test_a_file_of_the_users_anywhere_in_an_older_page_is_kept(tmp_path: Path, name: str) -> None:
     file = tmp_path / "dist" / name
     file.parent.mkdir(parents=True)

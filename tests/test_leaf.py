@@ -100,7 +100,7 @@ def test_the_command_tells_the_same_story(visit: Visit, site: Site, random_model
     from .stories import reference
 
     visit.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=site.origin)
-    prompt = "It's \"his\" $HOME"
+    prompt = 'It\'s "his" $HOME'
     story = visit.open(site).tell(prompt, temperature=0.7, top_k=20, length=50)
     press(visit, "Copy as command")
     expect(visit.page.get_by_text("The command is copied.")).to_be_visible()

@@ -120,7 +120,7 @@ def test_what_came_after_an_edited_turn_is_another_branch(talk: Talk) -> None:
     talk.press(0, "The question before")
     expect(talk.turns).to_have_count(4)
     after = talk.page.locator("#chat").inner_text()
-    assert after.replace("‹\n1/2\n›\n", "").split() [:4] == before.split()[:4]
+    assert after.replace("‹\n1/2\n›\n", "").split()[:4] == before.split()[:4]
     expect(talk.turn(2)).to_contain_text("Two")
 
 
@@ -167,7 +167,9 @@ def test_turns_that_no_longer_fit_are_marked(talk: Talk) -> None:
     assert talk.page.locator("#chat > :first-child").get_attribute("class") == "turn", "there is something above it"
     dropped = max(step.get("dropped", 0) for message in talk.visit.received("steps") for step in message["steps"])
     assert dropped > 0
-    above = talk.page.evaluate("[...document.querySelector('#chat').children].findIndex((e) => e.className === 'unseen')")
+    above = talk.page.evaluate(
+        "[...document.querySelector('#chat').children].findIndex((e) => e.className === 'unseen')"
+    )
     assert above == dropped
 
 

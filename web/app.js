@@ -7,11 +7,13 @@ import { read } from "./address.js";
 import { Bridge } from "./bridge.js";
 import { startCounting } from "./count.js";
 import { element } from "./dom.js";
+import { mountEmbedded } from "./embedded.js";
 import { isAnother, remembered, restoreLeaf, startKeeping } from "./keeping.js";
-import { last, path } from "./leaf.js";
+import { path } from "./leaf.js";
 import { recall, remember } from "./memory.js";
+import { keepForOffline, mendKept } from "./offline.js";
 import { presets } from "./presets.js";
-import { Problem } from "./problem.js";
+import { Problem, noSuchModel } from "./problem.js";
 import { enter } from "./rooms.js";
 import { change, current, watch } from "./state.js";
 import * as telling from "./telling.js";
@@ -23,7 +25,7 @@ import { mountSettings } from "./views/settings.js";
 import { mountStatus } from "./views/status.js";
 import { mountStory } from "./views/story.js";
 
-/** @import { Assets, Card, EngineState, Progress, Source } from "./messages.js" */
+/** @import { Assets, Card, EngineState, Offer, Progress, Source } from "./messages.js" */
 /** @import { Pace } from "./pace.js" */
 
 /** @type {Assets} */
@@ -34,6 +36,9 @@ let bridge;
 
 /** The model for which the settings are as they are: its id. */
 let settingsOf = "";
+
+/** Done when nothing damaged is kept on this machine. */
+let mended = Promise.resolve();
 
 // ---- The worker ------------------------------------------------------------------------------------------------------
 
@@ -68,6 +73,7 @@ async function load(source) {
   meet(loaded);
   change({ worker: "ready" });
   telling.send();
+  if (assets.offline) keepForOffline();
 }
 
 /** Takes over what a model says of itself. @param {Card} model */
@@ -105,11 +111,13 @@ function hear(message) {
  */
 function fail({ message, wayOut }) {
   telling.giveUp();
+  if (wayOut === "reload" && assets.offline) mended = mendKept();
   change({ worker: "failed", complaint: { message, field: null, wayOut } });
 }
 
-function again() {
+async function again() {
   if (current().complaint?.wayOut === "reload") {
+    await mended;
     location.reload();
     return;
   }
@@ -164,23 +172,32 @@ document.addEventListener("keydown", (event) => {
 
 // ---- The start -------------------------------------------------------------------------------------------------------
 
-/** The model whose hash begins so, or the page's own. @param {string} id @returns {Source} */
-function sourceOf(id) {
-  const offered = assets.models.find((part) => id && part.id.startsWith(id));
-  return offered || !id ? { kind: "offer", part: offered ?? assets.models[0] } : { kind: "kept", id };
+/**
+ * Where the model is that an address names: by the beginning of its hash, its name, or its file's.
+ * @param {string} name  "": the page's own
+ * @returns {Source | null} null: nowhere
+ */
+function sourceOf(name) {
+  const [first] = assets.models;
+  const isIt = (/** @type {Offer} */ { id, name: itsName, file }) =>
+    id.startsWith(name) || [itsName, file, file.replace(/\.gguf$/, "")].includes(name);
+  const offered = name ? assets.models.find(isIt) : first;
+  if (offered) return { kind: "offer", part: offered };
+  return /^[0-9a-f]{64}$/.test(name) ? { kind: "kept", id: name } : null;
 }
 
-/** Tells the story that the address names. */
-function tellFromAddress() {
-  const { prompt, seed, settings } = read(location.hash);
-  change({ prompt: prompt ?? "", mode: "story", settings: { ...current().settings, ...settings, seed } });
+/** Puts what the address says into the fields; a whole story in it is told at once, unless it stands in another's page. */
+function takeAddress() {
+  const { prompt, seed, settings, compact } = read(location.hash);
+  if (!isAnother()) return;
+  change({ prompt: prompt ?? "", settings: { ...current().settings, ...settings, seed } });
+  if (!seed || compact || current().mode !== "story") return;
   telling.tell();
-  change({ settings: { ...current().settings, seed: "" } });
+  change({ settings: { ...current().settings, seed: "" } }); // the next story is another
 }
 
 async function start() {
   const address = read(location.hash);
-  if (address.compact) document.documentElement.dataset.view = "leaf";
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const pace = /** @type {Pace} */ (recall("pace") || (calm ? "at once" : "reading"));
   change({ pace });
@@ -188,17 +205,19 @@ async function start() {
   const { leaf, model = "", ...state } = remembered() ?? {};
   settingsOf = model;
   change(state);
-  load(sourceOf(address.model || model));
+  const source = sourceOf(address.model || model);
+  if (source) load(source);
+  else fail(noSuchModel(address.model, assets.models[0].name));
   if (leaf) await restoreLeaf(leaf);
-  if (isAnother()) tellFromAddress();
-  else if (address.prompt !== null && !leaf) change({ prompt: address.prompt });
+  takeAddress();
   startKeeping();
-  addEventListener("hashchange", () => isAnother() && tellFromAddress());
+  addEventListener("hashchange", takeAddress);
 }
 
 element("asleep", HTMLElement).remove(); // it speaks of a page whose script does not run
 mountLight();
 mountSettings({ setPace, setMode });
+mountEmbedded();
 mountComposer({ tell: telling.tell, stop: telling.stop, editLast });
 mountStatus({ again });
 mountStory({ nextWord: telling.nextWord });

@@ -90,8 +90,8 @@ export async function startKeeping() {
 /** Whether the address names another story than the one that stands here. */
 export function isAnother() {
   const { prompt, seed } = read(location.hash);
-  if (prompt === null || !seed) return false;
+  if (prompt === null) return false;
   const { leaf } = current();
   const [given, told] = leaf?.kind === "story" ? path(leaf) : [];
-  return given?.text !== prompt || told?.settings?.seed !== seed;
+  return given?.text !== prompt || (seed !== "" && told?.settings?.seed !== seed);
 }

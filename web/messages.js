@@ -24,6 +24,7 @@
  * @property {Record<Build, Part>} engines  run.wasm in every build
  * @property {Offer[]} models  what the builder offers; the first is the page's own
  * @property {Record<Room, Part>} rooms  scripts for what is not there at first (rooms.js)
+ * @property {boolean} offline  whether the page keeps itself on the visitor's machine
  *
  * @typedef {"chat" | "shelf"} Room
  *

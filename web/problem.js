@@ -77,6 +77,13 @@ export const anotherFile = (part, difference) =>
   );
 
 /**
+ * @param {string} asked  by the address
+ * @param {string} own  the page's model
+ */
+export const noSuchModel = (asked, own) =>
+  new Problem(`This page has no model that is called “${asked}”. Try again with the one that it has, “${own}”.`);
+
+/**
  * @param {string} part
  * @param {unknown} error  what the browser says; undefined if it says nothing
  */

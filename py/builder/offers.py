@@ -59,7 +59,14 @@ def describe(file: Path, url: str) -> dict[str, Any]:
         while block := data.read(HASHED_BLOCK):
             blocks.append(hashlib.sha256(block).hexdigest())
             whole.update(block)
-    return {**said, "name": said["name"] or file.stem, "file": file.name, "url": url, "sha256": blocks, "id": whole.hexdigest()}
+    return {
+        **said,
+        "name": said["name"] or file.stem,
+        "file": file.name,
+        "url": url,
+        "sha256": blocks,
+        "id": whole.hexdigest(),
+    }
 
 
 # ---- Models that are elsewhere ---------------------------------------------------------------------------------------

@@ -18,10 +18,12 @@ from builder.assets import part, publish
 from builder.engines import build_engines
 from builder.install import ensure_node_packages, ensure_python
 from builder.offers import describe, find_offer
+from builder.offline import compress, publish_manifest, write_service_worker
 from builder.python import build_program, build_snapshot, build_stdlib, copy_pyodide
 from builder.told import as_html, told_before
-from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, run, say, scratch, size
+from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, digest, run, say, scratch, size
 
+EMBEDDING = "fabella.js"  # the name stays, for other pages have it
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
 
@@ -34,6 +36,7 @@ def bundle(
     out: Path,
     words: Mapping[str, Any] | None = None,
     offered: Sequence[str] = (),
+    offline: bool = True,
 ) -> None:
     """Build everything that has changed and write the static page into `out`.
 
@@ -47,6 +50,8 @@ def bundle(
         Metadata for this model's file, in the place of its own: see fabella/card.py.
     offered
         Files, known models or URLs that the page offers besides.
+    offline
+        Whether the page is kept on its visitors' machines, for when there is no network.
     """
     out = out.resolve()
     check_out(out)
@@ -82,12 +87,17 @@ def bundle(
             "rooms": {name: part(new, scripts[f"{name}.js"]) for name in ROOMS},
             "hosts": [],
             "models": models,
+            "offline": offline,
         }
-        origins = [origin for offer in offers for origin in offer.origins]
-        write_index(new, scripts, assets, gguf, origins)
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
+        origins = [origin for offer in offers for origin in offer.origins]
+        version = write_index(new, scripts, assets, gguf, folder, origins)
+        write_service_worker(new, version, offline)
+        shutil.copyfile(WEB / EMBEDDING, new / EMBEDDING)
+        bytes_of_page = size(new)
+        compress(new)
         swap(new, out)
-    say(f"Built {os.path.relpath(out)} around {model.name}: {size(out) / 1e6:.1f} MB.")
+    say(f"Built {os.path.relpath(out)} around {model.name}: {bytes_of_page / 1e6:.1f} MB.")
 
 
 def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
@@ -152,19 +162,26 @@ def bundle_scripts(out: Path) -> dict[str, str]:
 
 
 def write_index(
-    out: Path, scripts: dict[str, str], assets: dict[str, Any], gguf: Path, origins: Sequence[str] = ()
-) -> None:
+    out: Path,
+    scripts: dict[str, str],
+    assets: dict[str, Any],
+    gguf: Path,
+    folder: Path,
+    origins: Sequence[str] = (),
+) -> str:
     """Write index.html: files named by their published URLs, the style inside, and what the worker finds where.
 
     A style of its own the browser would wait for before it shows anything, for ever if need be. The page's words are
-    those of its first model, as far as that has any; it may ask `origins` besides its own.
+    those of its first model, as far as that has any; it may ask `origins` besides its own. Returns the page's version,
+    which changes with every file; `folder` is for what is made on the way.
     """
 
     def url(match: re.Match[str]) -> str:
         attribute, name = match.groups()
-        return f'{attribute}="{scripts.get(name) or publish(WEB / name, out)}"'
+        return f'{attribute}="{made.get(name) or publish(WEB / name, out)}"'
 
     page = (WEB / "index.html").read_text(encoding="utf-8")
+    made = {**scripts, "manifest.webmanifest": publish_manifest(page, out, folder)}
 
     def once(pattern: str, text: str) -> None:
         """Put a text in the place of what a pattern matches, but for its groups."""
@@ -191,7 +208,10 @@ def write_index(
     page = re.sub(r'\b(href|src)="([\w-]+\.\w+)"', url, page)
     data = json.dumps(assets).replace("<", "\\u003c")
     once(f"{ASSETS_BLOCK}.*?</script>", f"{ASSETS_BLOCK}{data}</script>")
+    version = digest(page, out / "LICENSES.txt")  # all other files carry theirs in their names
+    once('<meta name="version" content="" />', f'<meta name="version" content="{version}" />')
     (out / "index.html").write_text(page, encoding="utf-8")
+    return version
 
 
 def words_of(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -251,8 +271,9 @@ def is_of_page(name: str, index: str) -> bool:
     """Whether a file, named within the folder of a page, belongs to that page: its index.html names it."""
     if not index:
         return False
+    name = re.sub(r"\.(br|gz)$", "", name)
     # Pyodide's files were once named by their folder alone.
-    pattern = r"index\.html|LICENSES\.txt|pyodide-[\d.]+/pyodide(\.asm)?\.(mjs|wasm)"
+    pattern = r"index\.html|LICENSES\.txt|sw\.js|fabella\.js|pyodide-[\d.]+/pyodide(\.asm)?\.(mjs|wasm)"
     return re.fullmatch(pattern, name) is not None or (name.startswith("assets/") and f'"{name}"' in index)
 
 

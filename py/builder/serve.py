@@ -26,6 +26,7 @@ class PageHandler(http.server.SimpleHTTPRequestHandler):
         **http.server.SimpleHTTPRequestHandler.extensions_map,
         **{".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"},
         **{".gguf": "application/octet-stream", ".whl": "application/zip"},
+        ".webmanifest": "application/manifest+json",
     }
 
     def __init__(self, *arguments: Any, directory: str, policy: str) -> None:
