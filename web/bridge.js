@@ -4,9 +4,13 @@
 
 import { damageOf, download, startWorker } from "./download.js";
 import { Problem, SILENCE, causeOf, impossible, notStarted } from "./problem.js";
+import { persist } from "./store.js";
 
 /** @import { Assets, Done, EngineState, FromWorker, Load, Model, Part, Progress, Settings, Steps, Tell, ToWorker } from "./messages.js" */
 /** @import { Blocks } from "./download.js" */
+
+/** Bytes of a model that is worth a promise of the browser's not to remove it. */
+const PRECIOUS = 16e6;
 
 const NAME = "The storyteller’s script";
 
@@ -62,7 +66,12 @@ export class Bridge {
       this.#end(await causeOf(error instanceof Problem ? error : notStarted("This page", error)));
     }
     /** @type {Omit<Load, "id">} */
-    const question = { type: "load", assets: this.assets, base: document.baseURI };
+    const question = {
+      type: "load",
+      assets: this.assets,
+      base: document.baseURI,
+      source: { kind: "offer", part: this.assets.model },
+    };
     return this.ask(question).answer;
   }
 
@@ -122,6 +131,7 @@ export class Bridge {
       asked?.hear(message);
       return;
     }
+    if (message.type === "ready" && message.kept && message.model.bytes > PRECIOUS) persist();
     this.#asked.delete(/** @type {number} */ (message.id));
     if (message.type === "error") asked?.reject(new Refusal(message.message, message.field));
     else asked?.resolve(message.type === "ready" ? message.model : message);

@@ -28,3 +28,9 @@ def part(out: Path, url: str) -> dict[str, Any]:
         while block := file.read(HASHED_BLOCK):
             hashes.append(hashlib.sha256(block).hexdigest())
         return {"url": url, "bytes": file.tell(), "sha256": hashes}
+
+
+def model_part(out: Path, url: str, name: str) -> dict[str, Any]:
+    """Return what the page knows of a model: the `ModelPart` of web/messages.js."""
+    with (out / url).open("rb") as file:
+        return {**part(out, url), "name": name, "id": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from builder.assets import part, publish
+from builder.assets import model_part, part, publish
 from builder.engines import build_engines
 from builder.install import ensure_node_packages, ensure_python
 from builder.python import build_chat, build_program, build_stdlib, copy_pyodide, project_version, pyodide_loader
@@ -48,7 +48,7 @@ def bundle(model: Path, tokenizer: Path | None, out: Path) -> None:
             "engines": {
                 name: part(new, publish(path, new, f"run-{name}-{{hash}}.wasm")) for name, path in engines.items()
             },
-            "model": {**part(new, publish(gguf, new, "{stem}-{hash}.gguf")), "name": gguf.name},
+            "model": model_part(new, publish(gguf, new, "{stem}-{hash}.gguf"), gguf.name),
         }
         write_index(new, scripts, assets)
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
