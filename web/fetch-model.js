@@ -25,7 +25,7 @@ import { Interruption, anotherLength, brokenOff, otherBytes, refused, webPage } 
  */
 
 /** Blocks that are hashed while the next ones arrive. */
-const AHEAD = 4;
+const AHEAD = 16;
 
 /** After so many blocks what is known of a part is noted anew. */
 const NOTED = 8;

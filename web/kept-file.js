@@ -6,9 +6,25 @@ import { isNotFound } from "./store.js";
 
 /**
  * Blocks that are hashed at once. The browser hashes beside this thread, which is busy with Python's start meanwhile and
- * comes back for the next ones only now and then.
+ * would come back for the next ones only now and then. The engine's memory, a little later, is as large as they are.
  */
-const AT_ONCE = 8;
+const AT_ONCE = 128;
+
+/** How often, and how many milliseconds apart, a file is tried that a tab which was just closed still has. */
+const TRIES = 40;
+const PAUSE = 50;
+
+/** @param {FileSystemFileHandle} file */
+async function access(file) {
+  for (let left = TRIES; ; left--) {
+    try {
+      return await file.createSyncAccessHandle();
+    } catch (error) {
+      if (!(error instanceof DOMException && error.name === "NoModificationAllowedError") || left === 0) throw error;
+      await new Promise((resolve) => setTimeout(resolve, PAUSE));
+    }
+  }
+}
 
 /** A file in OPFS, which nobody else can open meanwhile. */
 export class KeptFile extends Bytes {
@@ -30,7 +46,7 @@ export class KeptFile extends Bytes {
    */
   static async open(folder, name) {
     try {
-      return new KeptFile(await (await folder.getFileHandle(name)).createSyncAccessHandle());
+      return new KeptFile(await access(await folder.getFileHandle(name)));
     } catch (error) {
       if (isNotFound(error)) return null;
       throw error;
@@ -42,7 +58,7 @@ export class KeptFile extends Bytes {
    * @param {string} name  of a file that may be there
    */
   static async create(folder, name) {
-    return new KeptFile(await (await folder.getFileHandle(name, { create: true })).createSyncAccessHandle());
+    return new KeptFile(await access(await folder.getFileHandle(name, { create: true })));
   }
 
   /** @param {Uint8Array<ArrayBuffer>} block */
@@ -111,15 +127,20 @@ export class KeptFile extends Bytes {
   /**
    * Compares its blocks with their hashes, from the front.
    * @param {string[]} expected  perhaps not of all
+   * @param {() => void} [waiting]  called when this thread has read what is hashed now
    * @returns {Promise<number>} how many are as they should be, up to the first that is not
    */
-  async soundBlocks(expected) {
+  async soundBlocks(expected, waiting = () => {}) {
     const count = Math.min(this.blocks, expected.length);
+    const place = new Uint8Array(BLOCK); // the browser hashes a copy of what it is given
     for (let begin = 0; begin < count; begin += AT_ONCE) {
       const hashes = [];
       for (let number = begin; number < Math.min(begin + AT_ONCE, count); number++) {
-        hashes.push(hexDigest(this.block(number)));
+        const block = place.subarray(0, this.size - number * BLOCK);
+        this.copy(number * BLOCK, block);
+        hashes.push(hexDigest(block));
       }
+      waiting();
       const wrong = (await Promise.all(hashes)).findIndex((hash, index) => hash !== expected[begin + index]);
       if (wrong >= 0) return begin + wrong;
     }

@@ -57,17 +57,18 @@ const BEAT = 250;
  * @param {Source} source
  * @param {{ base: string, offered: string[] }} page  its URL, and the ids of the models that it has
  * @param {(arrived: Arrived) => void} hear
+ * @param {() => void} waiting  called when this thread may turn to longer work: the rest happens elsewhere
  * @returns {Promise<Opened>}
  */
-export async function openModel(source, { base, offered }, hear) {
+export async function openModel(source, { base, offered }, hear, waiting) {
   const folder = await openFolder();
   const wanted = await wantedOf(source, base, folder);
   if (!folder) return openUnkept(wanted, base, notKept.impossible(), hear);
   const key = wanted.id ?? (await hexDigest(new TextEncoder().encode(wanted.url ?? fingerprint(wanted.file))));
-  const turn = await takeTurn(key, hear);
+  const turn = await takeTurn(key, hear, waiting);
   if (!turn) return openUnkept(wanted, base, notKept.busy(), hear);
   try {
-    return await new Shelf(folder, wanted, key, base, offered, turn).open();
+    return await new Shelf(folder, wanted, key, base, offered, turn).open(waiting);
   } catch (error) {
     turn.end();
     throw error;
@@ -156,11 +157,16 @@ const unkept = (file, id, why) => ({ file, id, kept: false, why, loaded: async (
  * Waits until no other tab is loading this model, and hears meanwhile how far that is.
  * @param {string} key
  * @param {(arrived: Arrived) => void} hear
+ * @param {() => void} waiting
  * @returns {Promise<Turn | null>} null if the other tab has fallen silent
  */
-async function takeTurn(key, hear) {
+async function takeTurn(key, hear, waiting) {
   const channel = new BroadcastChannel(`fabella-models/${key}`);
-  const release = (await tryLock(key)) ?? (await waitForTurn(key, channel, hear));
+  let release = await tryLock(key);
+  if (!release) {
+    waiting();
+    release = await waitForTurn(key, channel, hear);
+  }
   if (!release) {
     channel.close();
     return null;
@@ -236,12 +242,16 @@ class Shelf {
     this.#releases = [turn.end];
   }
 
-  /** @returns {Promise<Opened>} */
-  async open() {
+  /**
+   * @param {() => void} waiting
+   * @returns {Promise<Opened>}
+   */
+  async open(waiting) {
     const { id, url, file, bytes } = this.wanted;
     try {
-      const kept = id && (await this.#openKept(id));
+      const kept = id && (await this.#openKept(id, waiting));
       if (kept) return kept;
+      waiting();
       if (!url && !file) throw noLongerKept(this.wanted.name);
       if (!(await this.#hasRoom())) return await this.#openUnkept(notKept.noRoom(bytes));
       return file ? await this.#copy(file) : await this.#download();
@@ -254,14 +264,15 @@ class Shelf {
   /**
    * A file that is whole: each of its blocks is what it was when it was kept, or else it is removed.
    * @param {string} id
+   * @param {() => void} waiting
    * @returns {Promise<Opened | null>}
    */
-  async #openKept(id) {
+  async #openKept(id, waiting) {
     const file = await KeptFile.open(this.folder, `${id}.gguf`);
     if (!file) return null;
     const { size } = file;
     this.turn.hear({ loaded: size, total: size, resumed_from: size });
-    const hashes = await this.#soundHashes(file, id);
+    const hashes = await this.#soundHashes(file, id, waiting);
     if (hashes) return this.#opened(file, id, hashes);
     file.close();
     await removeFiles(this.folder, id);
@@ -272,11 +283,15 @@ class Shelf {
   /**
    * @param {KeptFile} file
    * @param {string} id
+   * @param {() => void} waiting
    * @returns {Promise<string[] | null>} of its blocks, if all are as they should be
    */
-  async #soundHashes(file, id) {
+  async #soundHashes(file, id, waiting) {
     const { bytes, sha256 } = this.wanted;
-    if (sha256) return file.size === bytes && (await file.soundBlocks(sha256)) === sha256.length ? sha256 : null;
+    if (sha256) {
+      const isSound = file.size === bytes && (await file.soundBlocks(sha256, waiting)) === sha256.length;
+      return isSound ? sha256 : null;
+    }
     const found = await hashAll(file, async () => {}); // its mark is lost, but its name tells what it is
     return found.id === id ? found.hashes : null;
   }

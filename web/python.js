@@ -20,14 +20,15 @@ const PACKAGES = "/lib/python3.14/site-packages";
 /**
  * @param {Python} parts  their URLs are absolute
  * @param {Count} count
+ * @param {Promise<unknown>} idle  before which Python, once it is downloaded, is not to keep this thread busy
  * @returns {Promise<any>} Pyodide, with the package `fabella`
  */
-export async function startPython({ info, script, wasm, stdlib, program, chat }, count) {
+export async function startPython({ info, script, wasm, stdlib, program, chat }, count, idle) {
   const factory = downloadScript(script, `${NAME}’s script`, count);
   const library = download(stdlib, `${NAME}’s library`, count);
   const modules = [program, ...(chat ? [chat] : [])].map((part) => download(part, "The storyteller’s program", count));
   const module = downloadModule(wasm, NAME, count);
-  const [python, ...packed] = await Promise.all([loadPyodideFrom(info, factory, module, library), ...modules]);
+  const [python, ...packed] = await Promise.all([loadPyodideFrom(info, factory, module, library, idle), ...modules]);
   for (const zip of packed) python.unpackArchive(zip.toBytes(), "zip", { extractDir: PACKAGES });
   await (
     await module
@@ -43,8 +44,9 @@ export async function startPython({ info, script, wasm, stdlib, program, chat },
  * @param {Promise<unknown>} factory  pyodide.asm.mjs
  * @param {ReturnType<typeof downloadModule>} module
  * @param {ReturnType<typeof download>} library
+ * @param {Promise<unknown>} idle
  */
-async function loadPyodideFrom(info, factory, module, library) {
+async function loadPyodideFrom(info, factory, module, library, idle) {
   const { fetch } = globalThis;
   const { instantiateStreaming } = WebAssembly;
   /** @type {(error: unknown) => void} */
@@ -67,7 +69,7 @@ async function loadPyodideFrom(info, factory, module, library) {
     return orNever(asked ? asked() : Promise.reject(notStarted(NAME, `it asks for ${url}`)));
   };
   WebAssembly.instantiateStreaming = async (_response, imports) =>
-    orNever(module.then((arriving) => arriving.instantiate(imports ?? {})));
+    orNever(Promise.all([module.then((arriving) => arriving.instantiate(imports ?? {})), idle]).then(([made]) => made));
   Object.assign(globalThis, { pyodideScript: factory });
   const lockFileContents = { info, packages: {} }; // what it would otherwise fetch as pyodide-lock.json
   // @ts-expect-error: Pyodide's types ask for all of a lock file

@@ -184,17 +184,19 @@ async function load({ id, assets, base, source }) {
     "python",
     programs.reduce((sum, { bytes }) => sum + bytes, 0),
   );
-  const starting = startPython({ info, script, wasm, stdlib, program, chat }, downloaded.add);
-  awake = starting.then((python) => {
+  // The model's bytes stay where they are until Python has them packed, piece by piece.
+  let giveWay = () => {};
+  const idle = new Promise((resolve) => {
+    giveWay = () => resolve(undefined);
+  });
+  const opening = openModel(source, { base, offered: [assets.model.id] }, teller("model"), giveWay);
+  opening.then(giveWay, giveWay);
+  awake = startPython({ info, script, wasm, stdlib, program, chat }, downloaded.add, idle).then((python) => {
     explain = explainer(python);
     return python;
   });
-  // The model's bytes stay where they are until Python has them packed, piece by piece.
-  const [started, opened, python] = await Promise.all([
-    startEngine(build, run, at(assets.helper), downloaded.add),
-    openModel(source, { base, offered: [assets.model.id] }, teller("model")),
-    awake,
-  ]);
+  const starting = startEngine(build, run, at(assets.helper), downloaded.add);
+  const [started, opened, python] = await Promise.all([starting, opening, awake]);
 
   const { Page } = python.pyimport("fabella.page");
   engine = started;
