@@ -230,7 +230,8 @@ const ask = (message, type) => new Promise((resolve, reject) => {
   worker.postMessage(message);
 });
 try {
-  const { threads } = await ask({ type: "load", assets, base: document.baseURI }, "engine");
+  const source = { kind: "offer", part: assets.model };
+  const { threads } = await ask({ type: "load", assets, base: document.baseURI, source }, "engine");
   const hashes = {};
   for (const model of models) {
     const url = new URL(`models/${model}`, document.baseURI).href;

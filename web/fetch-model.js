@@ -102,16 +102,19 @@ export class ModelDownload {
     let received = sink.size;
     let block = new Uint8Array(BLOCK);
     let filled = 0;
-    /** @type {{ block: Uint8Array<ArrayBuffer>, hash: Promise<string> }[]} */
-    const hashing = [];
-    const settle = async (/** @type {number} */ left) => {
-      for (let next; hashing.length > left && (next = hashing.shift());)
-        await this.#take(sink, next.block, await next.hash);
-    };
+    let taken = Promise.resolve(); // all blocks so far
+    let waiting = 0; // blocks
     const finish = () => {
       const data = block.subarray(0, filled);
       if (received <= BLOCK && isWebPage(data)) throw webPage(this.name);
-      hashing.push({ block: data, hash: hexDigest(data) });
+      if (expected && filled < BLOCK && received < bytes) throw anotherLength(this.name, bytes, received);
+      const hash = hexDigest(data);
+      waiting++;
+      taken = taken.then(async () => {
+        await this.#take(sink, data, await hash);
+        waiting--;
+      });
+      taken.catch(() => {}); // it is waited for below
       block = new Uint8Array(BLOCK);
       filled = 0;
     };
@@ -127,21 +130,17 @@ export class ModelDownload {
           if (filled === BLOCK) finish();
         }
         this.#tell(received);
-        await settle(AHEAD);
+        if (waiting > AHEAD) await taken;
       }
+      if (!expected && received < (this.version?.bytes ?? 0)) throw brokenOff(this.name);
+      if (filled > 0 || received < bytes || received === 0) finish(); // the last block
     } catch (error) {
-      if (!(error instanceof Interruption)) throw error;
-      await settle(0);
-      if (!(expected && received === bytes)) throw error; // a host may promise more than the file has
+      await taken;
+      const isPromisedMore = error instanceof Interruption && expected && received === bytes;
+      if (!isPromisedMore) throw error;
+      if (filled > 0) finish();
     }
-    const total = expected ? bytes : (this.version?.bytes ?? received);
-    if (!expected && received < total) {
-      await settle(0);
-      throw brokenOff(this.name);
-    }
-    if (received === 0 || filled > 0) finish();
-    if (expected && received < bytes) throw anotherLength(this.name, bytes, received);
-    await settle(0);
+    await taken;
   }
 
   /**

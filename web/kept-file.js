@@ -1,7 +1,7 @@
 /** Model files that are read where they lie: in the browser's file system, or on the visitor's disk. For workers only. */
 
 import { BLOCK, Bytes, hexDigest } from "./bytes.js";
-import { unreadable } from "./problem.js";
+import { SILENCE, unreadable } from "./problem.js";
 import { isNotFound } from "./store.js";
 
 /**
@@ -14,8 +14,13 @@ const AT_ONCE = 128;
 const TRIES = 40;
 const PAUSE = 50;
 
-/** @param {FileSystemFileHandle} file */
-async function access(file) {
+/**
+ * @param {FileSystemDirectoryHandle} folder
+ * @param {string} name
+ * @param {FileSystemGetFileOptions} [options]
+ */
+async function access(folder, name, options) {
+  const file = await folder.getFileHandle(name, options);
   for (let left = TRIES; ; left--) {
     try {
       return await file.createSyncAccessHandle();
@@ -24,6 +29,26 @@ async function access(file) {
       await new Promise((resolve) => setTimeout(resolve, PAUSE));
     }
   }
+}
+
+/**
+ * A file of which the browser does not say in time whether it can be opened is none: Chromium 156, when very busy, once
+ * never did.
+ * @param {Promise<FileSystemSyncAccessHandle>} opening
+ * @returns {Promise<KeptFile>}
+ */
+function inTime(opening) {
+  return new Promise((resolve, reject) => {
+    const late = new DOMException("the browser does not open the file", "TimeoutError");
+    const timer = setTimeout(() => {
+      reject(late);
+      opening.then(
+        (handle) => handle.close(),
+        () => {},
+      );
+    }, 1000 * SILENCE);
+    opening.then((handle) => resolve(new KeptFile(handle)), reject).finally(() => clearTimeout(timer));
+  });
 }
 
 /** A file in OPFS, which nobody else can open meanwhile. */
@@ -46,7 +71,7 @@ export class KeptFile extends Bytes {
    */
   static async open(folder, name) {
     try {
-      return new KeptFile(await access(await folder.getFileHandle(name)));
+      return await inTime(access(folder, name));
     } catch (error) {
       if (isNotFound(error)) return null;
       throw error;
@@ -57,8 +82,8 @@ export class KeptFile extends Bytes {
    * @param {FileSystemDirectoryHandle} folder
    * @param {string} name  of a file that may be there
    */
-  static async create(folder, name) {
-    return new KeptFile(await access(await folder.getFileHandle(name, { create: true })));
+  static create(folder, name) {
+    return inTime(access(folder, name, { create: true }));
   }
 
   /** @param {Uint8Array<ArrayBuffer>} block */

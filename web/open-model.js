@@ -331,7 +331,10 @@ class Shelf {
       if (error instanceof DOMException) return this.#goOnInMemory(download, file, error);
       const { size } = file;
       file.close();
-      if (error instanceof Problem && error.wayOut === "again" && size > 0) throw interrupted(error, size);
+      if (error instanceof Problem && error.wayOut === "again" && size > 0) {
+        await download.note();
+        throw interrupted(error, size);
+      }
       await removePart(this.folder, this.key);
       throw error;
     }
