@@ -1,8 +1,8 @@
 /** Model files that are read where they lie: in the browser's file system, or on the visitor's disk. For workers only. */
 
 import { BLOCK, Bytes, hexDigest } from "./bytes.js";
-import { SILENCE, unreadable } from "./problem.js";
-import { isNotFound } from "./store.js";
+import { unreadable } from "./problem.js";
+import { isNotFound, using } from "./store.js";
 
 /**
  * Blocks that are hashed at once. The browser hashes beside this thread, which is busy with Python's start meanwhile and
@@ -23,32 +23,12 @@ async function access(folder, name, options) {
   const file = await folder.getFileHandle(name, options);
   for (let left = TRIES; ; left--) {
     try {
-      return await file.createSyncAccessHandle();
+      return new KeptFile(await using(file, () => file.createSyncAccessHandle()));
     } catch (error) {
       if (!(error instanceof DOMException && error.name === "NoModificationAllowedError") || left === 0) throw error;
       await new Promise((resolve) => setTimeout(resolve, PAUSE));
     }
   }
-}
-
-/**
- * A file of which the browser does not say in time whether it can be opened is none: Chromium 156, when very busy, once
- * never did.
- * @param {Promise<FileSystemSyncAccessHandle>} opening
- * @returns {Promise<KeptFile>}
- */
-function inTime(opening) {
-  return new Promise((resolve, reject) => {
-    const late = new DOMException("the browser does not open the file", "TimeoutError");
-    const timer = setTimeout(() => {
-      reject(late);
-      opening.then(
-        (handle) => handle.close(),
-        () => {},
-      );
-    }, 1000 * SILENCE);
-    opening.then((handle) => resolve(new KeptFile(handle)), reject).finally(() => clearTimeout(timer));
-  });
 }
 
 /** A file in OPFS, which nobody else can open meanwhile. */
@@ -71,7 +51,7 @@ export class KeptFile extends Bytes {
    */
   static async open(folder, name) {
     try {
-      return await inTime(access(folder, name));
+      return await access(folder, name);
     } catch (error) {
       if (isNotFound(error)) return null;
       throw error;
@@ -83,7 +63,7 @@ export class KeptFile extends Bytes {
    * @param {string} name  of a file that may be there
    */
   static create(folder, name) {
-    return inTime(access(folder, name, { create: true }));
+    return access(folder, name, { create: true });
   }
 
   /** @param {Uint8Array<ArrayBuffer>} block */

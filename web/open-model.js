@@ -19,6 +19,7 @@ import {
   removePart,
   removeSuperseded,
   tryLock,
+  using,
   writeMark,
   writeNote,
 } from "./store.js";
@@ -392,9 +393,8 @@ class Shelf {
     const { size } = part;
     part.close();
     if (id !== this.key) this.#releases.push(await lock(id));
-    const handle = await this.folder.getFileHandle(`${this.key}.part`);
-    // @ts-expect-error: TypeScript's library does not know it
-    await handle.move(this.folder, `${id}.gguf`);
+    // @ts-expect-error: TypeScript's library does not know move()
+    await using(await this.folder.getFileHandle(`${this.key}.part`), (file) => file.move(this.folder, `${id}.gguf`));
     await removePart(this.folder, this.key);
     if (this.wanted.id) await this.#mark(id, size, hashes, null);
     const file = await KeptFile.create(this.folder, `${id}.gguf`);

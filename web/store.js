@@ -39,13 +39,40 @@ const FOLDER = "fabella-models";
 const ID = /^([0-9a-f]{64})\.gguf$/;
 
 /**
+ * Handles that are needed: Chromium 156 forgets what it was asked to do with one that is collected as garbage meanwhile,
+ * and the answer never comes.
+ * @type {Set<FileSystemHandle>}
+ */
+const needed = new Set();
+
+/**
+ * Does something with a handle that nobody else remembers.
+ * @template {FileSystemHandle} H
+ * @template T
+ * @param {H} handle
+ * @param {(handle: H) => Promise<T>} work
+ * @returns {Promise<T>}
+ */
+export async function using(handle, work) {
+  needed.add(handle);
+  try {
+    return await work(handle);
+  } finally {
+    needed.delete(handle);
+  }
+}
+
+/**
  * The folder of the kept models.
  * @returns {Promise<FileSystemDirectoryHandle | null>} null where the browser has none, or lends none to this page
  */
 export async function openFolder() {
   if (!globalThis.navigator.locks || !navigator.storage?.getDirectory) return null;
   try {
-    return await (await navigator.storage.getDirectory()).getDirectoryHandle(FOLDER, { create: true });
+    const root = await navigator.storage.getDirectory();
+    const folder = await using(root, () => root.getDirectoryHandle(FOLDER, { create: true }));
+    needed.add(folder);
+    return folder;
   } catch (error) {
     if (error instanceof DOMException) return null; // a private window
     throw error;
@@ -77,7 +104,7 @@ export async function list() {
  */
 async function unmarked(folder, id) {
   try {
-    const { size, lastModified } = await (await folder.getFileHandle(`${id}.gguf`)).getFile();
+    const { size, lastModified } = await using(await folder.getFileHandle(`${id}.gguf`), (file) => file.getFile());
     return { name: `${id.slice(0, 8)}.gguf`, bytes: size, card: null, kept_at: lastModified };
   } catch (error) {
     if (isNotFound(error)) return null; // it has been removed just now
@@ -246,7 +273,8 @@ export async function removeSuperseded(folder, page, offered) {
  */
 async function readJSON(folder, name) {
   try {
-    return JSON.parse(await (await (await folder.getFileHandle(name)).getFile()).text());
+    const file = await using(await folder.getFileHandle(name), (handle) => handle.getFile());
+    return JSON.parse(await file.text());
   } catch (error) {
     if (error instanceof SyntaxError || isNotFound(error)) return null;
     throw error;
@@ -259,7 +287,8 @@ async function readJSON(folder, name) {
  * @param {object} value
  */
 async function writeJSON(folder, name, value) {
-  const file = await (await folder.getFileHandle(name, { create: true })).createSyncAccessHandle();
+  const handle = await folder.getFileHandle(name, { create: true });
+  const file = await using(handle, () => handle.createSyncAccessHandle());
   try {
     file.truncate(0);
     file.write(new TextEncoder().encode(JSON.stringify(value)), { at: 0 });
