@@ -67,3 +67,21 @@ def remove(visit: Visit, name: str) -> None:
 def forget(visit: Visit) -> None:
     """Removes all that is kept, as a browser does that needs the room."""
     in_folder(visit, "for await (const name of folder.keys()) await folder.removeEntry(name);")
+
+
+PART = """async (size) => {
+  try {
+    const folder = await (await navigator.storage.getDirectory()).getDirectoryHandle("fabella-models");
+    for await (const [name, file] of folder.entries()) {
+      if (name.endsWith(".part")) return (await file.getFile()).size >= size;
+    }
+  } catch {
+    // there is no folder, or the file has just been moved
+  }
+  return false;
+}"""
+
+
+def wait_for_part(visit: Visit, size: int) -> None:
+    """Waits until so many bytes of a download are kept."""
+    visit.page.wait_for_function(PART, arg=size, polling=50)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
+from threading import Semaphore
 
 from .conftest import Handler
 
@@ -17,7 +17,7 @@ class RangeHost:
     """A fault (tests/faults.py) of a file: what was asked, and what is answered."""
 
     cuts: list[int] = field(default_factory=list)  # where in the file each of the next answers breaks off
-    pause: Event | None = None  # waited for there, before it does
+    cutting: Semaphore = field(default_factory=lambda: Semaphore(0))  # released for each, once what was sent is there
     etag: str = '"first"'
     ignores_ranges: bool = False
     ignores_conditions: bool = False  # sends a part of a file that has changed
@@ -54,5 +54,5 @@ class RangeHost:
         cut = self.cuts.pop(0) if self.cuts else len(data)
         handler.wfile.write(data[begin if is_part else 0 : cut])
         handler.wfile.flush()
-        if self.pause and cut < len(data):
-            self.pause.wait()
+        if cut < len(data):
+            self.cutting.acquire()  # a browser loses what it has not read of a connection that is cut

@@ -1,4 +1,4 @@
-"""Models that are kept on the visitor's machine: how they come there, whatever a host, a disk or a tab does meanwhile."""
+"""Models that are kept on the visitor's machine: how they come there, whatever hosts, disks and tabs do meanwhile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from builder.tools import WEB
 from .conftest import Handler, Site, Visit
 from .faults import cut_off, flipped, missing, names
 from .gate import begun_with
-from .kept import files, forget, read_json, remove, truncate, write
+from .kept import files, forget, read_json, remove, truncate, wait_for_part, write
 from .ranges import MIB, RangeHost
 from .stories import PROMPT, assert_told, reference
 
@@ -164,6 +163,23 @@ def test_a_lost_mark_is_made_anew_without_a_download(
     assert read_json(visit, f"{id}.json") == mark | {"kept_at": read_json(visit, f"{id}.json")["kept_at"]}
 
 
+def cut(visit: Visit, host: RangeHost, size: int) -> None:
+    """Cuts the connection as soon as so many bytes are kept."""
+    wait_for_part(visit, size)
+    host.cutting.release()
+
+
+def interrupt(visit: Visit, site: Site, host: RangeHost, blocks: int) -> None:
+    """Has a download end after so many blocks."""
+    host.cuts = [blocks * MIB + 1000] * 2  # taken up again, it brings nothing
+    visit.open(site, ready=False)
+    cut(visit, host, blocks * MIB)
+    host.cutting.release()
+    fails(visit, "stopped arriving halfway", f"The {blocks * MIB / 1e6:.1f} MB that have come are kept")
+    assert len(host.asked) == 2
+    host.asked.clear()
+
+
 # ---- Downloads -------------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +187,10 @@ def test_a_cut_connection_is_taken_up_where_it_was_cut(
     visit: Visit, site: Site, host: RangeHost, id: str, shipped_model: Path
 ) -> None:
     host.cuts = [MIB + 1000, 2 * MIB + 1000]
-    visit.open(site)
+    visit.open(site, ready=False)
+    cut(visit, host, MIB)
+    cut(visit, host, 2 * MIB)
+    visit.awake()
     assert host.asked == [(None, None), (f"bytes={MIB}-", host.etag), (f"bytes={2 * MIB}-", host.etag)]
     assert ready(visit)["kept"] is True
     assert_kept(visit, site, id, shipped_model)
@@ -180,11 +199,8 @@ def test_a_cut_connection_is_taken_up_where_it_was_cut(
 def test_an_interrupted_download_is_gone_on_with_later(
     visit: Visit, site: Site, host: RangeHost, id: str, shipped_model: Path
 ) -> None:
-    host.cuts = [2 * MIB + 1000, 2 * MIB + 1000]
-    visit.open(site, ready=False)
-    fails(visit, "stopped arriving halfway", "The 2.1 MB that have come are kept")
+    interrupt(visit, site, host, blocks=2)
     assert files(visit).keys() == {f"{id}.part", f"{id}.part.json"}
-    host.asked.clear()
     visit.again_button.click()
     assert ready(visit)["kept"] is True
     assert host.asked == [(f"bytes={2 * MIB}-", host.etag)]
@@ -195,21 +211,13 @@ def test_an_interrupted_download_is_gone_on_with_later(
 def test_a_reload_in_the_middle_goes_on_with_what_has_come(
     visit: Visit, site: Site, host: RangeHost, id: str, shipped_model: Path
 ) -> None:
-    host.cuts, host.pause = [2 * MIB + 1000], Event()
+    host.cuts = [2 * MIB + 1000]
     visit.open(site, ready=False)
-    kept = f"""async () => {{
-        try {{
-            const folder = await (await navigator.storage.getDirectory()).getDirectoryHandle("fabella-models");
-            return (await (await folder.getFileHandle("{id}.part")).getFile()).size === {2 * MIB};
-        }} catch {{
-            return false;
-        }}
-    }}"""
-    visit.page.wait_for_function(kept, polling=50)
+    wait_for_part(visit, 2 * MIB)
     host.asked.clear()
     visit.page.reload()
     assert ready(visit)["kept"] is True
-    host.pause.set()
+    host.cutting.release()
     assert [wanted for wanted, _ in host.asked] == [f"bytes={2 * MIB}-"]
     assert_kept(visit, site, id, shipped_model)
 
@@ -217,11 +225,8 @@ def test_a_reload_in_the_middle_goes_on_with_what_has_come(
 def test_a_part_that_was_damaged_goes_on_from_its_last_good_block(
     visit: Visit, site: Site, host: RangeHost, id: str, shipped_model: Path
 ) -> None:
-    host.cuts = [3 * MIB + 1000, 3 * MIB + 1000]
-    visit.open(site, ready=False)
-    fails(visit, "are kept")
+    interrupt(visit, site, host, blocks=3)
     write(visit, f"{id}.part", "\0\1\2\3", at=MIB + 5)
-    host.asked.clear()
     visit.again_button.click()
     assert ready(visit)["kept"] is True
     assert [wanted for wanted, _ in host.asked] == [f"bytes={MIB}-"]
@@ -243,14 +248,12 @@ def test_a_part_that_was_damaged_goes_on_from_its_last_good_block(
 def test_a_host_that_does_not_go_on_with_the_same_file_is_asked_for_all_of_it(
     visit: Visit, site: Site, host: RangeHost, id: str, shipped_model: Path, changes: dict[str, Any]
 ) -> None:
-    host.cuts = [2 * MIB + 1000, 2 * MIB + 1000]
-    visit.open(site, ready=False)
-    fails(visit, "are kept")
+    interrupt(visit, site, host, blocks=2)
     for name, value in changes.items():
         setattr(host, name, value)
     visit.again_button.click()
     assert ready(visit)["kept"] is True
-    assert host.asked[2][0] == f"bytes={2 * MIB}-"
+    assert host.asked[0][0] == f"bytes={2 * MIB}-"
     assert arrived(visit)[-1][2] == 0
     assert_kept(visit, site, id, shipped_model)
 
@@ -288,14 +291,14 @@ def another_tab(visit: Visit) -> Visit:
 
 
 def test_two_tabs_share_a_download(visit: Visit, site: Site, host: RangeHost, id: str, shipped_model: Path) -> None:
-    host.cuts, host.pause = [2 * MIB + 1000], Event()
+    host.cuts = [2 * MIB + 1000]
     visit.open(site, ready=False)
-    visit.page.wait_for_function(f"() => arrived.at(-1)?.loaded > {2 * MIB}")
+    wait_for_part(visit, 2 * MIB)
     second = another_tab(visit)
     second.open(site, ready=False)
     second.page.wait_for_function(f"() => arrived.at(-1)?.loaded > {2 * MIB}")
     assert len(host.asked) == 1, "it hears of it from the first"
-    host.pause.set()  # which is cut now, and goes on
+    host.cutting.release()  # which goes on
     assert ready(visit)["kept"] is True
     assert ready(second)["kept"] is True
     assert len(host.asked) == 2
@@ -305,16 +308,16 @@ def test_two_tabs_share_a_download(visit: Visit, site: Site, host: RangeHost, id
 def test_a_tab_takes_over_from_one_that_was_closed(
     visit: Visit, site: Site, host: RangeHost, id: str, shipped_model: Path
 ) -> None:
-    host.cuts, host.pause = [2 * MIB + 1000], Event()
+    host.cuts = [2 * MIB + 1000]
     first = another_tab(visit)
     first.open(site, ready=False)
-    first.page.wait_for_function(f"() => arrived.at(-1)?.loaded > {2 * MIB}")
+    wait_for_part(first, 2 * MIB)
     visit.open(site, ready=False)
     visit.page.wait_for_function(f"() => arrived.at(-1)?.loaded > {2 * MIB}")
     first.page.close()
     assert ready(visit)["kept"] is True
-    host.pause.set()
-    assert [wanted for wanted, _ in host.asked] in ([None, f"bytes={2 * MIB}-"], [None, f"bytes={MIB}-"])
+    host.cutting.release()
+    assert [wanted for wanted, _ in host.asked] == [None, f"bytes={2 * MIB}-"]
     assert_kept(visit, site, id, shipped_model)
 
 
@@ -335,7 +338,7 @@ def assert_works_unkept(visit: Visit, model: Path, why: str) -> None:
         "delete StorageManager.prototype.getDirectory;",
         "StorageManager.prototype.getDirectory = async () => { throw new DOMException('private', 'SecurityError'); };",
         "delete Navigator.prototype.locks; delete WorkerNavigator.prototype.locks;",
-        "FileSystemFileHandle.prototype.createSyncAccessHandle = async () => { throw new DOMException('', 'UnknownError'); };",
+        "FileSystemFileHandle.prototype.createSyncAccessHandle = async () => { throw new DOMException(); };",
     ],
     ids=["no folder", "a private window", "no locks", "no files"],
 )
@@ -425,50 +428,58 @@ def test_pages_of_one_host_leave_each_other_their_models(
 
 # ---- Other sources ---------------------------------------------------------------------------------------------------
 
-# Starts the page's own worker, as bridge.js does, and loads a model from elsewhere; `given` are what of the page it has.
+# Starts the page's own worker, as bridge.js does, and has it load a model; what it answers is in `answer`.
 LOAD = """async ([source, path, preparation]) => {
   const index = new DOMParser().parseFromString(await (await fetch("index.html")).text(), "text/html");
   const assets = JSON.parse(index.querySelector("#assets").textContent);
   const bytes = async (url) => (await fetch(url)).arrayBuffer();
+  const file = path && new File([await bytes(path)], "mine.gguf", { lastModified: 1 });
   const parts = [preparation, await bytes(assets.worker.url)];
   const script = URL.createObjectURL(new Blob(parts, { type: "text/javascript" }));
   const worker = new Worker(script, { type: "module" });
-  try {
-    const file = path && new File([await bytes(path)], "mine.gguf", { lastModified: 1 });
-    return await new Promise((resolve, reject) => {
-      worker.onerror = ({ message }) => reject(new Error(message));
-      worker.onmessage = ({ data }) => {
-        if (data.type === "error" || data.type === "engine") resolve({ ...answer, ...data });
-        if (data.type === "ready") answer = data;
-      };
-      let answer = {};
-      worker.postMessage({
-        type: "load", id: 1, assets, base: document.baseURI, source: file ? { ...source, file } : source,
-      });
-    });
-  } finally {
+  let said = {};
+  window.answer = null;
+  worker.onerror = ({ message }) => (window.answer = { message });
+  worker.onmessage = ({ data }) => {
+    if (data.type === "ready") said = data;
+    if (data.type !== "error" && data.type !== "engine") return;
+    window.answer = { ...said, ...data };
     worker.terminate();
-  }
+  };
+  const message = { type: "load", id: 1, assets, base: document.baseURI };
+  worker.postMessage({ ...message, source: file ? { ...source, file } : source });
 }"""
 
 
-@pytest.fixture
-def blank(site: Site, visit: Visit) -> Callable[..., dict[str, Any]]:
-    """Loads models on a page without a policy of its own."""
+class Blank:
+    """A page without a policy of its own, which loads models with the worker of the other."""
 
-    def empty_page(handler: Handler, file: Path) -> None:
-        handler.answer(b"<!doctype html><link rel='icon' href='data:,'>", type="text/html")
+    def __init__(self, visit: Visit, site: Site) -> None:
+        def empty_page(handler: Handler, file: Path) -> None:
+            handler.answer(b"<!doctype html><link rel='icon' href='data:,'>", type="text/html")
 
-    site.faults["blank.html"] = empty_page
+        site.faults["blank.html"] = empty_page
+        self.visit = visit
+        visit.page.goto(f"{site.url}blank.html")
 
-    def load(source: dict[str, Any], path: str | None = None, preparation: str = "") -> dict[str, Any]:
-        if not visit.page.url.endswith("blank.html"):
-            visit.page.goto(f"{site.url}blank.html")
-        answer: dict[str, Any] = visit.page.evaluate(LOAD, [source, path, preparation])
-        visit.complaints.clear()
+    def begin(self, source: dict[str, Any], path: str | None = None, preparation: str = "") -> None:
+        """Has the worker load a model; a file's bytes are those of a path of the site."""
+        self.visit.page.evaluate(LOAD, [source, path, preparation])
+
+    def answer(self) -> dict[str, Any]:
+        """What it says when it is done."""
+        answer: dict[str, Any] = self.visit.page.wait_for_function("() => window.answer").json_value()
+        self.visit.complaints.clear()
         return answer
 
-    return load
+    def __call__(self, *arguments: Any) -> dict[str, Any]:
+        self.begin(*arguments)
+        return self.answer()
+
+
+@pytest.fixture
+def blank(site: Site, visit: Visit) -> Blank:
+    return Blank(visit, site)
 
 
 @pytest.fixture
@@ -477,11 +488,8 @@ def url(site: Site) -> str:
     return f"assets/{name}"
 
 
-Load = Callable[..., dict[str, Any]]
-
-
 def test_a_file_of_the_visitors_is_kept_under_its_hash(
-    visit: Visit, blank: Load, url: str, id: str, shipped_model: Path
+    visit: Visit, blank: Blank, url: str, id: str, shipped_model: Path
 ) -> None:
     answer = blank({"kind": "file"}, url)
     assert (answer["kept"], answer["model_id"]) == (True, id)
@@ -501,24 +509,27 @@ def test_a_file_of_the_visitors_is_kept_under_its_hash(
     assert "is no longer on this machine" in blank({"kind": "kept", "id": id})["message"]
 
 
-def test_a_file_of_the_visitors_is_read_where_it_is_if_it_cannot_be_kept(blank: Load, url: str) -> None:
+def test_a_file_of_the_visitors_is_read_where_it_is_if_it_cannot_be_kept(blank: Blank, url: str) -> None:
     without = "delete StorageManager.prototype.getDirectory;"
     answer = blank({"kind": "file"}, url, without)
     assert answer["kept"] is False
     assert answer["model"]["layers"] > 0
 
 
-def test_a_file_that_is_no_model_is_not_kept(visit: Visit, blank: Load) -> None:
+def test_a_file_that_is_no_model_is_not_kept(visit: Visit, blank: Blank) -> None:
     assert "The model could not be loaded" in blank({"kind": "file"}, "index.html")["message"]
     assert files(visit) == {}
 
 
 def test_a_model_from_an_address_is_kept_under_its_hash(
-    visit: Visit, site: Site, blank: Load, url: str, id: str, shipped_model: Path
+    visit: Visit, site: Site, blank: Blank, url: str, id: str, shipped_model: Path
 ) -> None:
-    host = RangeHost(cuts=[2 * MIB + 1000, 2 * MIB + 1000])
+    host = RangeHost(cuts=[2 * MIB + 1000] * 2)
     site.faults |= names(site, "*.gguf", host)
-    assert "are kept" in blank({"kind": "url", "url": url})["message"]
+    blank.begin({"kind": "url", "url": url})
+    cut(visit, host, 2 * MIB)
+    host.cutting.release()
+    assert "are kept" in blank.answer()["message"]
     answer = blank({"kind": "url", "url": url})
     assert (answer["kept"], answer["model_id"]) == (True, id)
     assert [wanted for wanted, _ in host.asked][2:] == [f"bytes={2 * MIB}-"]
@@ -529,12 +540,17 @@ def test_a_model_from_an_address_is_kept_under_its_hash(
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_another_host_has_to_allow_it(visit: Visit, site: Site, blank: Load, url: str, id: str, allowed: bool) -> None:
+def test_another_host_has_to_allow_it(visit: Visit, site: Site, blank: Blank, url: str, id: str, allowed: bool) -> None:
     other = Site(site.folder)
-    other.faults = names(site, "*.gguf", RangeHost(cuts=[2 * MIB + 1000], cross_origin=allowed))
+    host = RangeHost(cuts=[2 * MIB + 1000] if allowed else [], cross_origin=allowed)
+    other.faults = names(site, "*.gguf", host)
     try:
-        answer = blank({"kind": "url", "url": f"{other.url}{url}"})
+        blank.begin({"kind": "url", "url": f"{other.url}{url}"})
         if allowed:
+            cut(visit, host, 2 * MIB)
+        answer = blank.answer()
+        if allowed:
+            assert host.asked == [(None, None), (f"bytes={2 * MIB}-", None)], "no question that would need leave"
             assert (answer["kept"], answer["model_id"]) == (True, id)
         else:
             assert "does not allow other pages to read its files" in answer["message"]
