@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from builder.assets import part
+from builder.assets import model_part
 from builder.page import ASSETS_BLOCK
 
 from .conftest import SUBPATH, Fault, Handler, Site, Visit
@@ -39,6 +39,7 @@ from .faults import (
     web_page_of_its_size,
 )
 from .gate import Gate, begun_with
+from .kept import forget
 from .stories import PROMPT
 
 PARTS = {
@@ -84,6 +85,7 @@ def test_whatever_does_not_arrive_whole_is_named_with_the_way_out(visit: Visit, 
     visit.open(site)
     for fault, pattern, said, way_out in EXPECTED:
         site.faults = names(site, pattern, fault)
+        forget(visit)
         visit.page.reload()
         name = PARTS.get(pattern, "")
         assert_says(visit, name, said)
@@ -298,6 +300,7 @@ def test_no_part_is_fetched_from_elsewhere_when_the_host_says_so(visit: Visit, s
     visit.open(site)
     for pattern, name in PARTS.items():
         site.faults = names(site, pattern, redirect)
+        forget(visit)
         visit.page.reload()
         assert_says(visit, name, "to another address")
     assert stranger.requests == []
@@ -398,8 +401,8 @@ def alter_model(site: Site, alter: Callable[[bytes], bytes]) -> None:
     path.write_bytes(alter(path.read_bytes()))
     index = site.folder / "index.html"
     text = index.read_text(encoding="utf-8")
-    hashes = part(site.folder, assets["model"]["url"])["sha256"]
-    index.write_text(text.replace(json.dumps(assets["model"]["sha256"]), json.dumps(hashes)), encoding="utf-8")
+    altered = model_part(site.folder, assets["model"]["url"], assets["model"]["name"])
+    index.write_text(text.replace(json.dumps(assets["model"]), json.dumps(altered)), encoding="utf-8")
 
 
 def test_a_model_that_python_or_the_engine_refuses(visit: Visit, altered: Site) -> None:

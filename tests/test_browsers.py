@@ -233,8 +233,9 @@ try {
   const module = await WebAssembly.compileStreaming(fetch(assets.python.wasm.url));
   const compressed = (await fetch(assets.python.snapshot.url)).body;
   const snapshot = await new Response(compressed.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+  const source = { kind: "offer", part: assets.models[0] };
   const { threads } = await ask(
-    { type: "load", assets, base: document.baseURI, python: { module, snapshot } }, "engine");
+    { type: "load", assets, base: document.baseURI, source, python: { module, snapshot } }, "engine");
   const hashes = {};
   for (const model of models) {
     const url = new URL(`models/${model}`, document.baseURI).href;

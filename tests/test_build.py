@@ -115,6 +115,7 @@ def test_names_every_part_by_its_content(dist: Path, random_model: Path) -> None
     parts = assets(dist)
     model, engines, python = parts["model"], parts["engines"], parts["python"]
     assert model.pop("name") == "random.gguf"
+    assert model.pop("id") == hashlib.sha256(random_model.read_bytes()).hexdigest()
     assert (dist / model["url"]).read_bytes() == random_model.read_bytes()
     assert builder.tools.digest(random_model) in model["url"]
     assert engines.keys() == builder.engines.ENGINES.keys()

@@ -25,7 +25,7 @@ import { mountSettings } from "./views/settings.js";
 import { mountStatus } from "./views/status.js";
 import { mountStory } from "./views/story.js";
 
-/** @import { Assets, Card, EngineState, Offer, Progress, Source } from "./messages.js" */
+/** @import { Assets, Card, EngineState, ModelPart, Progress, Source } from "./messages.js" */
 /** @import { Pace } from "./pace.js" */
 
 /** @type {Assets} */
@@ -58,6 +58,7 @@ async function load(source) {
       python: { loaded: 0, total: python.stdlib.bytes },
     },
     source,
+    unkept: "",
     engine: null,
     counted: null,
   });
@@ -70,8 +71,8 @@ async function load(source) {
     change({ arrived: { ...arrived, worker: { ...arrived.worker, loaded: arrived.worker.loaded + bytes } } });
   });
   performance.mark("ready"); // for tests/figures.py
-  meet(loaded);
-  change({ worker: "ready" });
+  meet(loaded.model);
+  change({ worker: "ready", unkept: loaded.why ?? "" });
   telling.send();
   if (assets.offline) keepForOffline();
 }
@@ -179,7 +180,7 @@ document.addEventListener("keydown", (event) => {
  */
 function sourceOf(name) {
   const [first] = assets.models;
-  const isIt = (/** @type {Offer} */ { id, name: itsName, file }) =>
+  const isIt = (/** @type {ModelPart} */ { id, name: itsName, file }) =>
     id.startsWith(name) || [itsName, file, file.replace(/\.gguf$/, "")].includes(name);
   const offered = name ? assets.models.find(isIt) : first;
   if (offered) return { kind: "offer", part: offered };

@@ -5,8 +5,12 @@
 import { damageOf, download, downloadModule, startWorker } from "./download.js";
 import { Problem, SILENCE, causeOf, impossible, notStarted } from "./problem.js";
 import { decompress } from "./snapshot.js";
+import { persist } from "./store.js";
 
-/** @import { Assets, Card, EngineState, FromWorker, Load, Part, Progress, Source, Steps, ToWorker } from "./messages.js" */
+/** @import { Assets, EngineState, FromWorker, Load, Part, Progress, Ready, Source, Steps, ToWorker } from "./messages.js" */
+
+/** Bytes of a model that is worth a promise of the browser's not to remove it. */
+const PRECIOUS = 16e6;
 
 const NAME = "The storyteller’s script";
 const ENGINE = "The Python engine";
@@ -58,7 +62,7 @@ export class Bridge {
    * Starts the worker and has it load a model.
    * @param {Source} source
    * @param {(bytes: number) => void} count  bytes of its script
-   * @returns {Promise<Card>}
+   * @returns {Promise<Ready>}
    */
   async load(source, count) {
     try {
@@ -92,6 +96,7 @@ export class Bridge {
       const damage = await damageOf(script, worker, NAME);
       this.#fail(damage ?? (await causeOf(notStarted(NAME, reason))));
     };
+    if (this.#over) return new Promise(() => {});
     this.#start(startWorker(engine, script), broken);
     const [module, snapshot] = await Promise.all([compiled, decompressed]);
     this.#silence = setTimeout(broken, 1000 * SILENCE, "it says nothing");
@@ -157,9 +162,10 @@ export class Bridge {
       asked?.hear(message);
       return;
     }
+    if (message.type === "ready" && message.kept && message.model.bytes > PRECIOUS) persist();
     this.#asked.delete(/** @type {number} */ (message.id));
     if (message.type === "error") asked?.reject(new Refusal(message.message, message.field));
-    else asked?.resolve(message.type === "ready" ? message.model : message);
+    else asked?.resolve(message);
   }
 
   /** Ends the worker, of which nothing more is heard. */

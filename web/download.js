@@ -3,13 +3,15 @@
  * built with. Whatever goes wrong is a Problem, in words.
  */
 
-import { sha256 } from "@noble/hashes/sha2.js";
+import { BLOCK, Bytes, hexDigest, isWebPage } from "./bytes.js";
 import {
   SILENCE,
-  anotherFile,
+  anotherLength,
   brokenOff,
   elsewhere,
   notStarted,
+  otherBytes,
+  otherHost,
   refused,
   silent,
   unreachable,
@@ -26,8 +28,11 @@ const { fetch: originalFetch } = globalThis;
 /** Of the milliseconds without a byte the last: bytes that came while this thread was busy are noticed then. */
 const GRACE = 1000;
 
+/** @type {RequestInit} */
+const SAME_ORIGIN = { mode: "same-origin" };
+
 /** A request, and the watch over its silence, which begins with it. */
-class Arrival {
+export class Arrival {
   #controller = new AbortController();
   #timer = 0;
 
@@ -41,21 +46,46 @@ class Arrival {
     this.#heard();
   }
 
-  /** @returns {Promise<Response>} a response whose status is fine */
-  async open() {
+  /**
+   * @param {RequestInit} [how]  of the same origin, also when it is redirected, unless this says otherwise: a policy
+   *     alone could be missing where this runs
+   * @returns {Promise<Response>} a response whose status is fine; to a request for a range it may be 416 as well
+   */
+  async open(how = SAME_ORIGIN) {
     let response;
     try {
-      // Of the same origin, also when it is redirected: a policy alone could be missing where this runs.
-      response = await originalFetch(this.part.url, { mode: "same-origin", signal: this.#controller.signal });
+      response = await originalFetch(this.part.url, { ...how, signal: this.#controller.signal });
     } catch {
-      throw this.#silence() ?? ((await this.#isRedirected()) ? elsewhere(this.name) : unreachable(this.name));
+      throw this.#silence() ?? (await this.#unreachable(how));
     }
     this.#heard();
-    if (!response.ok) {
+    const isAboutRange = response.status === 416 && new Headers(how.headers).has("Range");
+    if (!response.ok && !isAboutRange) {
       this.#end();
       throw refused(this.name, response.status);
     }
     return response;
+  }
+
+  /**
+   * A response's body as it arrives, to its end or to where it breaks off.
+   * @param {Response} response
+   */
+  async *chunks(response) {
+    const reader = /** @type {ReadableStream<Chunk>} */ (response.body).getReader();
+    try {
+      for (;;) {
+        const { done, value } = await reader.read().catch(() => {
+          throw this.#silence() ?? brokenOff(this.name);
+        });
+        if (done) return;
+        this.#heard();
+        yield value;
+      }
+    } finally {
+      this.#end();
+      reader.cancel().catch(() => {});
+    }
   }
 
   /**
@@ -67,19 +97,11 @@ class Arrival {
   async read(response, count) {
     const { bytes, sha256: expected } = this.part;
     const file = new Blocks();
-    const reader = /** @type {ReadableStream<Chunk>} */ (response.body).getReader();
-    for (;;) {
-      const { done, value } = await reader.read().catch(() => {
-        this.#end();
-        throw this.#silence() ?? brokenOff(this.name);
-      });
-      if (done) break;
-      this.#heard();
-      count(value.length);
-      file.append(value);
-      if (expected && file.size > bytes) reader.cancel().catch(() => {}); // the next read is the last
+    for await (const chunk of this.chunks(response)) {
+      count(chunk.length);
+      file.append(chunk);
+      if (expected && file.size > bytes) break;
     }
-    this.#end();
     if (file.isWebPage()) throw webPage(this.name);
     const damage = await damageOf(file, this.part, this.name);
     if (damage) throw damage;
@@ -102,12 +124,18 @@ class Arrival {
     return aborted ? /** @type {Problem} */ (reason) : null;
   }
 
-  async #isRedirected() {
+  /**
+   * What it means that there was no answer.
+   * @param {RequestInit} how
+   */
+  async #unreachable(how) {
+    if (how.mode !== "same-origin") return otherHost(this.name, new URL(this.part.url).host);
     try {
-      const init = /** @type {const} */ ({ mode: "same-origin", redirect: "manual", signal: this.#controller.signal });
-      return (await originalFetch(this.part.url, init)).type === "opaqueredirect";
+      const init = { ...how, redirect: /** @type {const} */ ("manual"), signal: this.#controller.signal };
+      const { type } = await originalFetch(this.part.url, init);
+      return type === "opaqueredirect" ? elsewhere(this.name) : unreachable(this.name);
     } catch {
-      return false;
+      return unreachable(this.name);
     } finally {
       this.#end();
     }
@@ -123,10 +151,9 @@ class Arrival {
  */
 export async function damageOf(file, { bytes, sha256: expected }, name) {
   if (!expected) return null;
-  const came = file.size > bytes ? "more" : `only ${file.size}`;
-  if (file.size !== bytes) return anotherFile(name, `${bytes} bytes were expected, and ${came} came`);
+  if (file.size !== bytes) return anotherLength(name, bytes, file.size);
   const same = String(await file.sha256()) === String(expected);
-  return same ? null : anotherFile(name, "some of its bytes are others");
+  return same ? null : otherBytes(name);
 }
 
 /**
@@ -210,23 +237,21 @@ function scriptURL(files) {
   return URL.createObjectURL(new Blob(parts, { type: "text/javascript" }));
 }
 
-/**
- * Bytes of a block, as in build.py, which hashes each: many times what arrives at once. Browsers return the
- * memory of large arrays at once, and keep that of small ones.
- */
-const BLOCK = 1 << 20;
-
 /** A downloaded file in blocks, which are released from the front as a loader takes them. */
-export class Blocks {
+export class Blocks extends Bytes {
   /** @type {Chunk[]} */
   #blocks = [];
   /** Blocks that have been released. */
   #gone = 0;
-  /** Bytes of the whole file. */
   size = 0;
 
-  /** @param {Chunk} data  which this takes: it is empty afterwards */
+  /** @param {Chunk} data  which this takes: it is not the caller's any more */
   append(data) {
+    if (data.length === BLOCK && this.size % BLOCK === 0) {
+      this.#blocks.push(data);
+      this.size += BLOCK;
+      return;
+    }
     for (let done = 0, count; done < data.length; done += count) {
       const at = this.size % BLOCK;
       if (at === 0) this.#blocks.push(new Uint8Array(BLOCK));
@@ -235,6 +260,13 @@ export class Blocks {
       this.size += count;
     }
     discard(data);
+  }
+
+  /** Forgets all of it. */
+  clear() {
+    this.#blocks.forEach(discard);
+    this.#blocks = [];
+    this.size = 0;
   }
 
   /** The file's bytes, as long as none is released. */
@@ -267,8 +299,7 @@ export class Blocks {
 
   /** Whether the file begins as HTML does. */
   isWebPage() {
-    const beginning = new TextDecoder().decode(this.parts()[0]?.subarray(0, 100));
-    return /^\s*<(!doctype|html|head|body|\?xml)/i.test(beginning);
+    return isWebPage(this.parts()[0] ?? new Uint8Array());
   }
 
   /**
@@ -289,27 +320,6 @@ export class Blocks {
   }
 
   /**
-   * Many texts that lie one behind the other, each behind its length (8 bytes): walking through them here takes a
-   * quarter of the time that it would take Python.
-   * @param {number} offset  of the first one's length
-   * @param {number} count
-   * @returns {{ bytes: Uint8Array, end: number } | null} all texts with a zero byte between them, and the offset behind the
-   *     last; null if the file ends before
-   */
-  texts(offset, count) {
-    for (let guess = 24 * count; guess < 1 << 28; guess *= 4) {
-      const window = Math.min(guess, this.size - offset);
-      const file = new Uint8Array(window);
-      this.copy(offset, file);
-      const bytes = new Uint8Array(window);
-      const end = joinTexts(file, count, bytes);
-      if (end) return { bytes: bytes.subarray(0, end - 7 * count - 1), end: offset + end };
-      if (window === this.size - offset) break;
-    }
-    return null;
-  }
-
-  /**
    * Fills an array as copy() does, and gives up the blocks that end before the end of these bytes.
    * @param {number} offset
    * @param {Uint8Array} target
@@ -323,42 +333,9 @@ export class Blocks {
 }
 
 /**
- * @param {Uint8Array} file  of which the texts are the beginning
- * @param {number} count  of texts
- * @param {Uint8Array} target  where they go, a zero byte between them
- * @returns {number} how many bytes of the file they are; 0 if it ends before
- */
-function joinTexts(file, count, target) {
-  const lengths = new DataView(file.buffer);
-  let at = 0;
-  for (let number = 0, to = 0; number < count; number++) {
-    if (at + 8 > file.length) return 0;
-    const length = lengths.getUint32(at, true);
-    const begin = at + 8;
-    at = begin + length;
-    if (at > file.length || lengths.getUint32(begin - 4, true) !== 0) return 0;
-    // Most are so short that a call for each would take longer.
-    if (length > 32) target.set(file.subarray(begin, at), to);
-    else for (let i = 0; i < length; i++) target[to + i] = file[begin + i];
-    to += length + 1;
-  }
-  return at;
-}
-
-/**
  * Frees an array's memory now, not when the browser gets round to it; browsers of before 2024 do not know how.
  * @param {Uint8Array<ArrayBuffer>} data
  */
 function discard(data) {
   data.buffer.transfer?.(0);
-}
-
-/**
- * The browser's own SHA-256 works beside this thread, and many times as fast, but only for pages that came by https or
- * from this machine.
- * @param {Chunk} data
- */
-async function hexDigest(data) {
-  const bytes = globalThis.crypto.subtle ? new Uint8Array(await crypto.subtle.digest("SHA-256", data)) : sha256(data);
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -22,7 +22,7 @@
  * @property {Python} python
  * @property {string[]} hosts  of models from elsewhere: the origins that the page's policy allows
  * @property {Record<Build, Part>} engines  run.wasm in every build
- * @property {Offer[]} models  what the builder offers; the first is the page's own
+ * @property {ModelPart[]} models  what the builder offers; the first is the page's own
  * @property {Record<Room, Part>} rooms  scripts for what is not there at first (rooms.js)
  * @property {boolean} offline  whether the page keeps itself on the visitor's machine
  *
@@ -75,11 +75,17 @@
  * @property {number} penalty_window
  * @property {number} length  tokens; 0: the whole context
  *
- * @typedef {Part & Card & {file: string}} Offer  a model that the page's builder offers; file: its name; the URL may be that
- *     of another host
+ * @typedef {Part & Card & {file: string}} ModelPart  a model that the page's builder offers; file: its name; the URL may
+ *     be that of another host
  *
- * @typedef {{kind: "offer", part: Offer} | {kind: "kept", id: string} | {kind: "file", file: File, tokenizer?: File}
- *     | {kind: "url", url: string}} Source  where a model comes from
+ * @typedef {{kind: "offer", part: ModelPart, chosen?: boolean} | {kind: "kept", id: string}
+ *     | {kind: "file", file: File, tokenizer?: File} | {kind: "url", url: string}} Source  where a model comes from: the
+ *     page (chosen by the visitor: a later version of the page will not remove it), what is kept on this machine
+ *     (store.js), the visitor's disk, or another host, which has to allow it
+ *
+ * @typedef {{id: string, name: string, bytes: number, card: Card | null, kept_at: number}} Kept  a model on this
+ *     machine; kept_at: milliseconds since 1970
+ * @typedef {{used: number, quota: number, persisted: boolean}} Usage  of this origin, in bytes
  *
  * @typedef {{role: "system" | "user" | "assistant", content: string}} Message
  *
@@ -105,8 +111,11 @@
  * @typedef {Load | Tell | Say | Stop | Count | Describe} ToWorker
  *
  * worker → page
- * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number}} Progress  bytes
- * @typedef {{type: "ready", id: number, model: Card}} Ready
+ * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number, resumed_from: number}} Progress
+ *     bytes; total is 0 if nobody knows it; those before resumed_from were here already and say nothing of the rate.
+ *     Less may be loaded than before, where a download had to start anew
+ * @typedef {{type: "ready", id: number, model: Card, kept: boolean, why: string | null}} Ready  why: in a sentence, why it is not
+ *     kept on this machine
  * @typedef {{type: "counted", id: number, tokens: number}} Counted
  * @typedef {{type: "described", id: number, card: Card}} Described
  * @typedef {{type: "engine", simd: "simd" | "relaxed", threads: number}} EngineState  the build, and how many threads

@@ -4,6 +4,8 @@
  * A part is called as a sentence begins: "The model file". Each sentence says what is known, and no more.
  */
 
+import { megabytes } from "./words.js";
+
 /** @typedef {"again" | "reload"} WayOut  what may help: to try again, or to reload the page */
 
 /** Seconds without a byte after which a server is taken to have fallen silent. */
@@ -38,9 +40,29 @@ export const silent = (part) =>
     `${part} does not arrive: nothing has come for ${SILENCE} seconds. Check your connection, then try again.`,
   );
 
+/** A download that was cut: whoever can take it up again where it ended may do so. */
+export class Interruption extends Problem {}
+
 /** @param {string} part */
 export const brokenOff = (part) =>
-  new Problem(`${part} stopped arriving halfway. Check your connection, then try again.`);
+  new Interruption(`${part} stopped arriving halfway. Check your connection, then try again.`);
+
+/**
+ * @param {Problem} problem  that ended a download
+ * @param {number} bytes  of it that are kept
+ */
+export const interrupted = (problem, bytes) =>
+  new Problem(`${problem.message} (The ${megabytes(bytes)} that have come are kept: it goes on from there.)`);
+
+/**
+ * @param {string} part
+ * @param {string} host
+ */
+export const otherHost = (part, host) =>
+  new Problem(
+    `${part} could not be downloaded from ${host}: either it cannot be reached, or it does not allow other pages to read ` +
+      "its files (CORS), or this page’s policy does not allow that host.",
+  );
 
 /**
  * @param {string} part
@@ -69,7 +91,7 @@ export const webPage = (part) =>
  * @param {string} part
  * @param {string} difference  as in "it has 3 bytes, not 5"
  */
-export const anotherFile = (part, difference) =>
+const anotherFile = (part, difference) =>
   new Problem(
     `${part} is not the file that this page was built with: ${difference}. The page may have been renewed meanwhile: ` +
       "reload it.",
@@ -82,6 +104,50 @@ export const anotherFile = (part, difference) =>
  */
 export const noSuchModel = (asked, own) =>
   new Problem(`This page has no model that is called “${asked}”. Try again with the one that it has, “${own}”.`);
+
+/**
+ * @param {string} part
+ * @param {number} expected  bytes
+ * @param {number} came
+ */
+export const anotherLength = (part, expected, came) =>
+  anotherFile(part, `${expected} bytes were expected, and ${came > expected ? "more" : `only ${came}`} came`);
+
+/** @param {string} part */
+export const otherBytes = (part) => anotherFile(part, "some of its bytes are others");
+
+/** @param {string} name  of a model that was kept on this machine */
+export const noLongerKept = (name) =>
+  new Problem(
+    `${name} is no longer on this machine: the browser has removed it to make room, or you did in another tab. Open it ` +
+      "again from where you have it.",
+  );
+
+/** @param {string} name  of a model that the visitor had dropped on the page */
+export const damagedHere = (name) =>
+  new Problem(
+    `${name}, as it was kept on this machine, is damaged, and so it was removed. This page cannot download it again: open ` +
+      "your file once more.",
+  );
+
+/** @param {string} name  of a file of the visitor's */
+export const unreadable = (name) =>
+  new Problem(`${name} cannot be read: it was moved, changed or deleted since you opened it. Open it once more.`);
+
+/** Why a model is not kept on this machine, each in a sentence. */
+export const notKept = {
+  impossible: () =>
+    "The model is not kept on this machine, because this browser has no room for a page’s files here (a private window, an " +
+    "address without https, or an older browser).",
+  /** @param {number} bytes  needed */
+  noRoom: (bytes) =>
+    `The model is not kept on this machine: its ${megabytes(bytes)} are more than the browser has room for here.`,
+  twoFiles: () =>
+    "The model is not kept on this machine, because it is two files; “python build.py --model” makes one of them.",
+  busy: () => "The model is not kept on this machine: another tab is busy with it and does not answer.",
+  /** @param {DOMException} error */
+  failed: (error) => `The model is not kept on this machine: the browser could not write it (${error.name}).`,
+};
 
 /**
  * @param {string} part

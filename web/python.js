@@ -27,12 +27,13 @@ const LIBRARY = "/lib/python314.zip";
  * @param {StartOfPython} start
  * @param {Part} stdlib  its URL is absolute
  * @param {Count} count
+ * @param {Promise<unknown>} idle  before which Python, once it is downloaded, is not to keep this thread busy
  * @returns {Promise<any>} Pyodide, with the package `fabella`
  */
-export async function startPython(info, start, stdlib, count) {
+export async function startPython(info, start, stdlib, count, idle) {
   const library = download(stdlib, `${NAME}’s library`, count);
   library.catch(() => {}); // it is waited for below
-  const python = await loadPyodideFrom(info, start).catch((error) => {
+  const python = await loadPyodideFrom(info, start, idle).catch((error) => {
     throw notStarted(NAME, error);
   });
   python.FS.writeFile(LIBRARY, (await library).toBytes());
@@ -44,8 +45,9 @@ export async function startPython(info, start, stdlib, count) {
  * Pyodide asks for its parts by fetch() and WebAssembly.instantiateStreaming(): here it gets them from us, and no others.
  * @param {Python["info"]} info
  * @param {StartOfPython} start
+ * @param {Promise<unknown>} idle
  */
-async function loadPyodideFrom(info, { module, snapshot }) {
+async function loadPyodideFrom(info, { module, snapshot }, idle) {
   const { fetch } = globalThis;
   const { instantiateStreaming } = WebAssembly;
   globalThis.fetch = async (url) => {
@@ -53,6 +55,7 @@ async function loadPyodideFrom(info, { module, snapshot }) {
     throw new Error(`it asks for ${url}`);
   };
   WebAssembly.instantiateStreaming = async (_response, imports) => {
+    await idle;
     return { module, instance: await WebAssembly.instantiate(module, imports) };
   };
   const options = {

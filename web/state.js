@@ -26,6 +26,7 @@
  * @property {Request | null} request  what is being told, or will be once the storyteller is ready
  * @property {Reason | null} ended  how the last request ended
  * @property {Complaint | null} complaint
+ * @property {string} unkept  why the model is not kept on this machine; "" if it is
  * @property {string} keeping  why nothing can be kept on this machine; "" if it can
  *
  * @typedef {object} Request  what the visitor asked for
@@ -66,6 +67,7 @@ const state = {
   request: null,
   ended: null,
   complaint: null,
+  unkept: "",
   keeping: "",
 };
 

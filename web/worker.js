@@ -3,13 +3,14 @@
  * py/fabella/page.py and passes on what comes back. It decides nothing about the story.
  */
 
-import { download } from "./download.js";
 import { pickBuild, startEngine } from "./engine.js";
+import { LocalFile } from "./kept-file.js";
+import { openModel } from "./open-model.js";
 import { Problem, causeOf, impossible } from "./problem.js";
 import { startPython } from "./python.js";
 
 /** @import { Engine } from "./engine.js" */
-/** @import { Count, FromWorker, Load, Part, Say, Tell, ToWorker } from "./messages.js" */
+/** @import { Card, Count, Describe, FromWorker, Load, Part, Progress, Say, Tell, ToWorker } from "./messages.js" */
 
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 50;
@@ -44,6 +45,10 @@ let engine;
  */
 let explain = () => null;
 
+/** Pyodide, once it is started. @type {Promise<any>} */
+let awake = Promise.reject(new Error("nothing was loaded"));
+awake.catch(() => {});
+
 /** The story being told. @type {{ id: number, tokens: number, seconds: number, tokens_per_second: number } | null} */
 let story = null;
 let resting = 0; // a timer
@@ -60,6 +65,8 @@ scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
     load(message).catch(async (error) => {
       fail(null, await causeOf(error), "The model could not be loaded: ");
     });
+  } else if (message.type === "describe") {
+    describe(message).catch((error) => refuse(message.id, error));
   } else if (message.type === "tell" || message.type === "say") {
     begin(message);
   } else if (message.type === "count") {
@@ -166,6 +173,20 @@ function rehearse() {
 }
 
 /**
+ * Tells the page in words why a question has no answer; all else goes on.
+ * @param {number} id
+ * @param {unknown} error
+ */
+function refuse(id, error) {
+  const explained = explain(error);
+  if (explained || error instanceof Problem) {
+    send({ type: "error", id, field: null, message: (explained ?? /** @type {Problem} */ (error)).message });
+  } else {
+    fail(null, error);
+  }
+}
+
+/**
  * Tells the page in words what went wrong. After an error that Python explains the worker goes on; after any other it
  * has to be started afresh (id null), and the console says what only a programmer can use.
  * @param {number | null} id
@@ -196,28 +217,46 @@ async function load({ id, assets, base, source, python: start }) {
   const build = pickBuild();
   const [run, stdlib] = [assets.engines[build.name], assets.python.stdlib].map(at);
   const downloaded = counter("python", run.bytes + stdlib.bytes);
-  if (source.kind !== "offer") throw new Problem("not yet");
-  const model = counter("model", source.part.bytes);
-  // The model's bytes stay in their blocks until Python has them packed, piece by piece.
-  const [started, file, python] = await Promise.all([
-    startEngine(build, run, at(assets.helper), downloaded.add),
-    download(at(source.part), "The model file", model.add),
-    startPython(assets.python.info, start, stdlib, downloaded.add),
-  ]);
+  // The model's bytes stay where they are until Python has them packed, piece by piece.
+  let giveWay = () => {};
+  const idle = new Promise((resolve) => {
+    giveWay = () => resolve(undefined);
+  });
+  const offered = assets.models.map((part) => part.id);
+  const opening = openModel(source, { base, offered }, teller("model"), giveWay);
+  opening.then(giveWay, giveWay);
+  awake = startPython(assets.python.info, start, stdlib, downloaded.add, idle).then((python) => {
+    explain = explainer(python);
+    return python;
+  });
+  const starting = startEngine(build, run, at(assets.helper), downloaded.add);
+  const [started, opened, python] = await Promise.all([starting, opening, awake]);
 
-  explain = explainer(python);
   const { Page } = python.pyimport("fabella.page");
   engine = started;
-  const page = Page(engine.exports, file);
-  const card = JSON.parse(page.info());
+  let page;
+  try {
+    page = Page(engine.exports, opened.file, opened.tokenizer ?? undefined);
+  } catch (error) {
+    await opened.refused();
+    throw error;
+  }
   const { tell, say, advance, stop, count, forward_time } = page;
   storyteller = { tell, say, advance, stop, count, forward_time };
-  send({
-    type: "ready",
-    id,
-    model: { ...card, id: source.part.id, name: card.name || source.part.name || source.part.file },
-  });
+  const said = JSON.parse(page.info());
+  /** @type {Card} */
+  const card = { ...said, id: opened.id, name: said.name || opened.name };
+  send({ type: "ready", id, model: card, kept: opened.kept, why: opened.why });
   rest();
+  await opened.loaded(card);
+}
+
+/** @param {Describe} message */
+async function describe({ id, file, tokenizer }) {
+  const python = await awake;
+  const read = python.pyimport("fabella.page").describe;
+  const card = read(new LocalFile(file), tokenizer ? new LocalFile(tokenizer) : undefined);
+  send({ type: "described", id, card: JSON.parse(card) });
 }
 
 /**
@@ -243,21 +282,33 @@ function explainer(python) {
 }
 
 /**
- * Adds up the bytes of one part of the download and tells the page: at once, at most once a frame, and at the end.
+ * Adds up the bytes of one part of the download and tells the page.
  * @param {"model" | "python"} part
  * @param {number} total
  */
 function counter(part, total) {
   let loaded = 0;
-  let reportedAt = -Infinity;
+  const tell = teller(part);
   const counter = {
     add(/** @type {number} */ bytes) {
-      loaded += bytes;
-      if (performance.now() - reportedAt < FRAME && loaded < total) return;
-      reportedAt = performance.now();
-      send({ type: "progress", part, loaded: Math.min(loaded, total), total });
+      loaded = Math.min(loaded + bytes, total);
+      tell({ loaded, total, resumed_from: 0 });
     },
   };
   counter.add(0);
   return counter;
+}
+
+/**
+ * Tells the page how much of a part is there: at once, at most once a frame, and at the end.
+ * @param {"model" | "python"} part
+ * @returns {(arrived: Omit<Progress, "type" | "part">) => void}
+ */
+function teller(part) {
+  let reportedAt = -Infinity;
+  return (arrived) => {
+    if (performance.now() - reportedAt < FRAME && arrived.loaded !== arrived.total) return;
+    reportedAt = performance.now();
+    send({ type: "progress", part, ...arrived });
+  };
 }

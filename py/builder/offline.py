@@ -50,23 +50,17 @@ def write_service_worker(out: Path, version: str, offline: bool) -> None:
     esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--target=es2022")
     script = run(*esbuild, "--format=iife", source)
     if offline:
-        names = sorted([*files_of_page(out), *models_until_they_are_kept_elsewhere(out)])
+        names = sorted(files_of_page(out))
         files = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in names}
         script = f"globalThis.page = {json.dumps({'version': version, 'files': files}, indent=1)};\n{script}"
     (out / SERVICE_WORKER).write_text(script, encoding="utf-8")
 
 
 def files_of_page(out: Path) -> Iterator[str]:
-    """Yield the names of the files that the page may ask for, but for its models."""
+    """Yield the names of the files that the page may ask for, but for its models, which web/store.js keeps."""
     for path in out.rglob("*"):
         if path.is_file() and path.suffix != ".gguf":
             yield path.relative_to(out).as_posix()
-
-
-def models_until_they_are_kept_elsewhere(out: Path) -> Iterator[str]:
-    """Yield the names of the page's models."""
-    for path in out.rglob("*.gguf"):
-        yield path.relative_to(out).as_posix()
 
 
 # ---- The manifest ----------------------------------------------------------------------------------------------------

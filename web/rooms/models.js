@@ -108,7 +108,7 @@ export function models(house, close) {
     const isKept = (/** @type {string} */ id) => kept.some((model) => model.id === id);
     const offered = offers.map((part, index) =>
       row(part, {
-        source: { kind: "offer", part },
+        source: { kind: "offer", part, chosen: true },
         state: isKept(part.id) ? "kept on this machine" : index === 0 ? "comes with the page" : "offered",
         action: isKept(part.id) || index === 0 ? "load" : "get",
         kept: isKept(part.id),
@@ -117,12 +117,15 @@ export function models(house, close) {
     const others = kept
       .filter(({ id }) => !offers.some((part) => part.id === id))
       .map(({ id, name, bytes, card }) =>
-        row(
-          { ...card, id, name: card?.name || name, bytes },
-          { source: { kind: "kept", id }, state: "yours", action: "load", kept: true },
-        ),
+        row(/** @type {Card} */ ({ ...card, id, name: card?.name || name, bytes }), {
+          source: { kind: "kept", id },
+          state: "yours",
+          action: "load",
+          kept: true,
+        }),
       );
     rows.replaceChildren(...offered, ...others);
+    if (house.current().unkept) said.textContent = house.current().unkept;
     const space = await usage();
     used.textContent = space.quota
       ? `${megabytes(space.used)} of the ${megabytes(space.quota)} that the browser lets this page keep are used.`

@@ -7,6 +7,9 @@
 import { repeat } from "./repeat.js";
 import { startWorker } from "./worker.js";
 
+/** Bytes of a block, as in web/bytes.js. */
+const BLOCK = 1 << 20;
+
 export async function fabella(spec) {
   const base = new URL("/dist/", location.href).href;
   const index = new DOMParser().parseFromString(await (await fetch(base)).text(), "text/html");
@@ -15,9 +18,9 @@ export async function fabella(spec) {
   const assets = JSON.parse(written);
   const model = new URL(`${spec.url}model.gguf`, location.href).href;
 
+  assets.model = await asPart(model);
+
   const started = performance.now();
-  const { headers } = await fetch(model, { method: "HEAD" });
-  assets.model = { url: model, bytes: Number(headers.get("Content-Length")), name: "model.gguf" };
   const scripts = await Promise.all(
     [assets.worker, assets.python.script].map(async ({ url }) => (await fetch(new URL(url, base))).text()),
   );
@@ -38,7 +41,7 @@ export async function fabella(spec) {
       };
     });
   const told = () => steps.filter((step) => !step.from_prompt);
-  worker.postMessage({ type: "load", assets, base });
+  worker.postMessage({ type: "load", assets, base, source: { kind: "offer", part: assets.model } });
   await until("ready");
   const load_ms = performance.now() - started;
   const { simd, threads } = await until("engine");
@@ -65,4 +68,23 @@ export async function fabella(spec) {
     return { prefill_ms, decode_ms, decoded: told().length - 1 }; // the first token comes of the prompt
   });
   return { load_ms, simd, threads, stories, tokens: told().map((step) => step.token) };
+}
+
+/** What a page's build writes of a model; the browser keeps no copy of what is read for that. */
+async function asPart(url) {
+  const file = await (await fetch(url, { cache: "no-store" })).arrayBuffer();
+  const digest = async (data) =>
+    Array.from(new Uint8Array(await crypto.subtle.digest("SHA-256", data)), (byte) =>
+      byte.toString(16).padStart(2, "0"),
+    ).join("");
+  const blocks = Array.from({ length: Math.ceil(file.byteLength / BLOCK) }, (_, number) =>
+    digest(file.slice(number * BLOCK, (number + 1) * BLOCK)),
+  );
+  return {
+    url,
+    bytes: file.byteLength,
+    name: "model.gguf",
+    id: await digest(file),
+    sha256: await Promise.all(blocks),
+  };
 }
