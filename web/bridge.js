@@ -49,7 +49,7 @@ export class Bridge {
 
   /**
    * Starts the worker and has it load the model.
-   * @param {(bytes: number) => void} count  bytes of its script
+   * @param {(bytes: number) => void} count  bytes of what starts it
    * @returns {Promise<Model>}
    */
   async load(count) {
