@@ -34,7 +34,7 @@ async function load() {
     arrived: {
       worker: { loaded: 0, total: first.reduce((sum, { bytes }) => sum + bytes, 0) },
       model: { loaded: 0, total: model.bytes },
-      python: { loaded: 0, total: python.stdlib.bytes },
+      python: { loaded: 0, total: 0 }, // which build of the engine it is, the worker finds out
     },
     model: { name: model.name, bytes: model.bytes },
     engine: null,

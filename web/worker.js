@@ -6,7 +6,7 @@
 import { download } from "./download.js";
 import { pickBuild, startEngine } from "./engine.js";
 import { Problem, causeOf, impossible } from "./problem.js";
-import { startPython } from "./python.js";
+import { completePython, startPython } from "./python.js";
 
 /** @import { Engine } from "./engine.js" */
 /** @import { FromWorker, Load, Part, Say, Tell, ToWorker } from "./messages.js" */
@@ -182,14 +182,14 @@ async function load({ id, assets, base, python: start }) {
   const at = (part) => ({ ...part, url: new URL(part.url, base).href });
 
   const build = pickBuild();
-  const [run, stdlib] = [assets.engines[build.name], assets.python.stdlib].map(at);
-  const downloaded = counter("python", run.bytes + stdlib.bytes);
+  const run = at(assets.engines[build.name]);
+  const downloaded = counter("python", run.bytes);
   const model = counter("model", assets.model.bytes);
   // The model's bytes stay in their blocks until Python has them packed, piece by piece.
   const [started, file, python] = await Promise.all([
     startEngine(build, run, at(assets.helper), downloaded.add),
     download(at(assets.model), "The model file", model.add),
-    startPython(assets.python.info, start, stdlib, downloaded.add),
+    startPython(assets.python.info, start),
   ]);
 
   explain = explainer(python);
@@ -200,6 +200,7 @@ async function load({ id, assets, base, python: start }) {
   storyteller = { tell, say, advance, stop, forward_time };
   send({ type: "ready", id, model: JSON.parse(page.info()) });
   rest();
+  await completePython(python, at(assets.python.stdlib));
 }
 
 /**
