@@ -55,7 +55,7 @@ async function load(source) {
     arrived: {
       worker: { loaded: 0, total: first.reduce((sum, { bytes }) => sum + bytes, 0) },
       model: { loaded: 0, total: known?.bytes ?? 0 },
-      python: { loaded: 0, total: python.stdlib.bytes },
+      python: { loaded: 0, total: 0 }, // which build of the engine it is, the worker finds out
     },
     source,
     unkept: "",

@@ -61,7 +61,7 @@ export class Bridge {
   /**
    * Starts the worker and has it load a model.
    * @param {Source} source
-   * @param {(bytes: number) => void} count  bytes of its script
+   * @param {(bytes: number) => void} count  bytes of what starts it
    * @returns {Promise<Ready>}
    */
   async load(source, count) {

@@ -214,23 +214,6 @@ export function startWorker(...files) {
   return worker;
 }
 
-/**
- * Downloads a module and imports it, also if the server gives it another type.
- * @param {Part} part  its URL is absolute
- * @param {string} name  as a sentence begins
- * @returns {Promise<any>}
- */
-export async function downloadScript(part, name) {
-  const url = scriptURL([await download(part, name, () => {})]);
-  try {
-    return await import(url);
-  } catch (error) {
-    throw notStarted(name, error);
-  } finally {
-    URL.revokeObjectURL(url);
-  }
-}
-
 /** A URL of scripts, to be revoked once they are read. @param {Blocks[]} files */
 function scriptURL(files) {
   const parts = files.flatMap((file) => file.parts());

@@ -1,6 +1,5 @@
 /**
- * Starts Python: Pyodide with our package in it. The page downloads what that takes while this worker starts
- * (bridge.js), and the worker only the standard library, of which nothing is needed at first.
+ * Starts Python: Pyodide with our package in it. The page downloads what that takes, while this worker starts (bridge.js).
  */
 
 import { loadPyodide } from "pyodide";
@@ -9,7 +8,6 @@ import { notStarted } from "./problem.js";
 import { putBack } from "./snapshot.js";
 
 /** @import { Part, Python, StartOfPython } from "./messages.js" */
-/** @import { Count } from "./download.js" */
 
 const NAME = "The Python engine";
 
@@ -25,20 +23,26 @@ const LIBRARY = "/lib/python314.zip";
 /**
  * @param {Python["info"]} info
  * @param {StartOfPython} start
- * @param {Part} stdlib  its URL is absolute
- * @param {Count} count
- * @param {Promise<unknown>} idle  before which Python, once it is downloaded, is not to keep this thread busy
+ * @param {Promise<unknown>} idle  before which Python is not to keep this thread busy
  * @returns {Promise<any>} Pyodide, with the package `fabella`
  */
-export async function startPython(info, start, stdlib, count, idle) {
-  const library = download(stdlib, `${NAME}’s library`, count);
-  library.catch(() => {}); // it is waited for below
+export async function startPython(info, start, idle) {
   const python = await loadPyodideFrom(info, start, idle).catch((error) => {
     throw notStarted(NAME, error);
   });
-  python.FS.writeFile(LIBRARY, (await library).toBytes());
   python.pyimport("random").seed(); // or chance would be the snapshot's
   return python;
+}
+
+/**
+ * Downloads Python's standard library. Before it is there, only those of its modules can be imported that are in the
+ * snapshot: all that telling needs.
+ * @param {any} python
+ * @param {Part} stdlib  its URL is absolute
+ */
+export async function completePython(python, stdlib) {
+  const library = await download(stdlib, `${NAME}’s library`, () => {});
+  python.FS.writeFile(LIBRARY, library.toBytes());
 }
 
 /**

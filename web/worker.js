@@ -7,7 +7,7 @@ import { pickBuild, startEngine } from "./engine.js";
 import { LocalFile } from "./kept-file.js";
 import { openModel } from "./open-model.js";
 import { Problem, causeOf, impossible } from "./problem.js";
-import { startPython } from "./python.js";
+import { completePython, startPython } from "./python.js";
 
 /** @import { Engine } from "./engine.js" */
 /** @import { Card, Count, Describe, FromWorker, Load, Part, Progress, Say, Tell, ToWorker } from "./messages.js" */
@@ -215,8 +215,8 @@ async function load({ id, assets, base, source, python: start }) {
   const at = (part) => ({ ...part, url: new URL(part.url, base).href });
 
   const build = pickBuild();
-  const [run, stdlib] = [assets.engines[build.name], assets.python.stdlib].map(at);
-  const downloaded = counter("python", run.bytes + stdlib.bytes);
+  const run = at(assets.engines[build.name]);
+  const downloaded = counter("python", run.bytes);
   // The model's bytes stay where they are until Python has them packed, piece by piece.
   let giveWay = () => {};
   const idle = new Promise((resolve) => {
@@ -225,7 +225,7 @@ async function load({ id, assets, base, source, python: start }) {
   const offered = assets.models.map((part) => part.id);
   const opening = openModel(source, { base, offered }, teller("model"), giveWay);
   opening.then(giveWay, giveWay);
-  awake = startPython(assets.python.info, start, stdlib, downloaded.add, idle).then((python) => {
+  awake = startPython(assets.python.info, start, idle).then((python) => {
     explain = explainer(python);
     return python;
   });
@@ -248,7 +248,7 @@ async function load({ id, assets, base, source, python: start }) {
   const card = { ...said, id: opened.id, name: said.name || opened.name };
   send({ type: "ready", id, model: card, kept: opened.kept, why: opened.why });
   rest();
-  await opened.loaded(card);
+  await Promise.all([opened.loaded(card), completePython(python, at(assets.python.stdlib))]);
 }
 
 /** @param {Describe} message */

@@ -152,7 +152,8 @@ def bundle_scripts(out: Path) -> dict[str, str]:
     node = ("--external:node:*", "--external:ws")  # what Pyodide would import there
     run(*esbuild, *output, "--format=iife", "--minify", "web/app.js", "web/style.css")
     run(*esbuild, *output, "--format=esm", "--minify", *node, "web/worker.js", "web/helper.js")
-    run(*esbuild, *output, "--format=esm", "--minify", *(f"web/rooms/{name}.js" for name in ROOMS))
+    for name in ROOMS:
+        run(*esbuild, *output, "--format=iife", f"--global-name=fabella_{name}", "--minify", f"web/rooms/{name}.js")
     urls = {}
     for name in ("app.js", "style.css", "worker.js", "helper.js", *(f"{room}.js" for room in ROOMS)):
         stem, suffix = name.split(".")
