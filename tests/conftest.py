@@ -203,6 +203,9 @@ window.Worker = class extends Worker {
 """
 
 
+NAMES = {"top_p": "Top-p", "top_k": "Top-k", "min_p": "Min-p", "repetition_penalty": "Repetition penalty"}
+
+
 class Visit:
     """A visitor on the page, who knows it by its accessible names, and a record of what the browser did for it."""
 
@@ -249,7 +252,7 @@ class Visit:
         """Types a prompt, sets settings by their names, and presses Tell."""
         self.prompt.fill(prompt)
         for name, value in settings.items():
-            self.setting(name.capitalize().replace("_", "-")).fill(str(value))
+            self.setting(NAMES.get(name, name.capitalize())).fill(str(value))
         self.tell_button.click()
 
     def tell(self, prompt: str, **settings: object) -> str:

@@ -16,7 +16,7 @@ from fabella.modelfile import Config
 from fabella.sampler import Settings
 from fabella.session import Session
 
-from .conftest import Site, Visit
+from .conftest import NAMES, Site, Visit
 from .random_models import load, write_random_model
 from .test_chat import TEMPLATE
 
@@ -53,7 +53,7 @@ class Talk:
 
     def say(self, text: str, **settings: object) -> str:
         for name, value in settings.items():
-            self.visit.setting(name.capitalize().replace("_", "-")).fill(str(value))
+            self.visit.setting(NAMES.get(name, name.capitalize())).fill(str(value))
         self.box.fill(text)
         self.box.press("Enter")
         return self.answer()

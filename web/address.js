@@ -27,6 +27,7 @@ const SHORT = 12;
  * @property {string | null} prompt
  * @property {string} seed
  * @property {Partial<Settings>} settings
+ * @property {"story" | "chat" | ""} mode  what the model shall do, if it can
  * @property {boolean} compact  whether nothing but the leaf is wanted
  */
 
@@ -40,11 +41,13 @@ export function read(fragment) {
     if (Number.isFinite(value)) settings[/** @type {keyof typeof NAMES} */ (setting)] = value;
   }
   const seed = named.get("s") ?? "";
+  const mode = named.get("mode");
   return {
     model: named.get("m") ?? "",
     prompt: named.get("p"),
     seed: /^[1-9][0-9]{0,17}$/.test(seed) ? seed : "",
     settings,
+    mode: mode === "story" || mode === "chat" ? mode : "",
     compact: named.get("view") === "leaf",
   };
 }

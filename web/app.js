@@ -189,7 +189,8 @@ function sourceOf(name) {
 
 /** Puts what the address says into the fields; a whole story in it is told at once, unless it stands in another's page. */
 function takeAddress() {
-  const { prompt, seed, settings, compact } = read(location.hash);
+  const { prompt, seed, settings, mode, compact } = read(location.hash);
+  if (mode && current().model?.chats) setMode(mode);
   if (!isAnother()) return;
   change({ prompt: prompt ?? "", settings: { ...current().settings, ...settings, seed } });
   if (!seed || compact || current().mode !== "story") return;
@@ -212,7 +213,13 @@ async function start() {
   if (leaf) await restoreLeaf(leaf);
   takeAddress();
   startKeeping();
-  addEventListener("hashchange", takeAddress);
+  addEventListener("hashchange", () => {
+    const { model } = read(location.hash);
+    const source = sourceOf(model);
+    if (!source) fail(noSuchModel(model, assets.models[0].name));
+    else if (model && source.kind === "offer" && source.part.id !== current().model?.id) load(source);
+    takeAddress();
+  });
 }
 
 element("asleep", HTMLElement).remove(); // it speaks of a page whose script does not run

@@ -126,7 +126,9 @@ export const canGoOn = (turn) =>
 export function goOn(turn) {
   const { leaf, request, settings } = current();
   if (request || !leaf || !turn.settings) return;
-  const place = () => leaf;
+  // A character that was cut off comes whole.
+  const whole = turn.reason === "length" ? set(leaf, turn.id, { text: turn.text.replace(/\uFFFD+$/, "") }) : leaf;
+  const place = () => whole;
   if (leaf.kind === "chat") {
     const said = messages(leaf.system, [...before(leaf, turn.id), turn]);
     ask({ type: "say", messages: said, settings: { ...turn.settings, length: settings.length } }, place, {

@@ -3,7 +3,7 @@
 /** @import { Reason } from "./messages.js" */
 
 /** @param {number} bytes */
-export const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+export const megabytes = (bytes) => (bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(1)} GB`);
 
 /**
  * @param {number} number  as in 3563008

@@ -179,10 +179,9 @@ def write_index(
 
     def url(match: re.Match[str]) -> str:
         attribute, name = match.groups()
-        return f'{attribute}="{made.get(name) or publish(WEB / name, out)}"'
+        return f'{attribute}="{scripts.get(name) or publish(WEB / name, out)}"'
 
     page = (WEB / "index.html").read_text(encoding="utf-8")
-    made = {**scripts, "manifest.webmanifest": publish_manifest(page, out, folder)}
 
     def once(pattern: str, text: str) -> None:
         """Put a text in the place of what a pattern matches, but for its groups."""
@@ -205,6 +204,7 @@ def write_index(
     told = told_before(gguf, (first["beginnings"] or [""])[0]) if not first["chats"] else None
     if told:
         once('(<section id="told-before"[^>]*>)', as_html(told))
+    scripts = {**scripts, "manifest.webmanifest": publish_manifest(page, out, folder)}
     once('content="share.png"', f'content="{publish(WEB / "share.png", out)}"')
     page = re.sub(r'\b(href|src)="([\w-]+\.\w+)"', url, page)
     data = json.dumps(assets).replace("<", "\\u003c")
@@ -236,10 +236,20 @@ def words_of(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if texts["about"]:
         for pattern in (element("about"), meta('name="description"'), meta('property="og:description"')):
             yield pattern, texts["about"]
+    yield element("model-name"), html.escape(model["name"])
+    yield element("model-size"), f"{model['bytes'] / 1e6:.1f} MB"  # as web/words.js writes it
     if texts["language"]:
         yield '(<html lang=")[^"]*', texts["language"]
     if model["beginnings"]:
-        yield element("prompt"), "\n" + html.escape(model["beginnings"][0])  # HTML leaves the first line's end out
+        beginnings = [html.escape(text) for text in model["beginnings"]]
+        # A conversation's box is empty, and HTML leaves the first line's end out.
+        yield element("prompt"), "" if model["chats"] else "\n" + beginnings[0]
+        yield (
+            element("beginnings"),
+            "or: " + "".join(f'<button type="button" class="plain" title="{t}">{t}</button>' for t in beginnings),
+        )
+    elif model["chats"]:
+        yield element("prompt"), ""
 
 
 def check_out(out: Path) -> None:

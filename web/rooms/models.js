@@ -89,9 +89,8 @@ export function models(house, close) {
       {},
       make("strong", {}, card.title || card.name),
       ` ${card.chats ? "talks" : "tells"} · ${state}`,
-      make("br"),
       make("span", { class: "hint" }, facts.filter(Boolean).join(" · ")),
-      ...(card.memory ? [make("br"), make("span", { class: "hint" }, need(card.memory))] : []),
+      ...(card.memory ? [make("span", { class: "hint" }, need(card.memory))] : []),
       make("span", { class: "actions" }, ...buttons),
     );
   }

@@ -90,22 +90,24 @@ export function mountComposer({ tell, stop, editLast }) {
       count.classList.toggle("over", Boolean(counted && context && counted.tokens >= context));
     },
   );
+  beginnings.addEventListener("click", ({ target }) => {
+    if (!(target instanceof HTMLButtonElement)) return;
+    change({ prompt: target.textContent ?? "" });
+    prompt.focus();
+  });
   watch(
     ({ model, leaf, mode }) => [model?.beginnings, mode === "chat" && Boolean(last(leaf))],
     (texts, talking) => {
-      beginnings.hidden = talking || !texts?.length;
-      const buttons = (texts ?? []).map((text) => {
+      beginnings.hidden = talking;
+      if (!texts) return; // build.py has written down those of the page's own model
+      const buttons = texts.map((text) => {
         const button = document.createElement("button");
         button.type = "button";
         button.className = "plain";
-        button.textContent = text;
-        button.addEventListener("click", () => {
-          change({ prompt: text });
-          prompt.focus();
-        });
+        button.textContent = button.title = text;
         return button;
       });
-      beginnings.replaceChildren("or: ", ...buttons);
+      beginnings.replaceChildren(...(buttons.length > 0 ? ["or: ", ...buttons] : []));
     },
   );
   watch(

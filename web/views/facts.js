@@ -43,9 +43,11 @@ export function mountFacts({ openShelf }) {
     (model) => {
       if (!model) return;
       element("model-name", HTMLElement).textContent = model.name;
-      const parameters = model.parameters ? `${roughly(model.parameters)} parameters, ` : "";
-      element("model-size", HTMLElement).textContent = `${parameters}${megabytes(model.bytes)}`;
+      element("model-size", HTMLElement).textContent = megabytes(model.bytes);
     },
   );
   element("shelf-button", HTMLButtonElement).addEventListener("click", openShelf);
+  element("to-settings", HTMLButtonElement).addEventListener("click", () => {
+    element("margin", HTMLElement).scrollIntoView();
+  });
 }
