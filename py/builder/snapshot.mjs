@@ -20,6 +20,7 @@ await import(pathToFileURL(script).href);
 let before;
 const python = await loadPyodide({
   _makeSnapshot: true,
+  _sysExecutable: "./this.program", // as in the page; it would be the path of this script
   stdLibURL,
   createPyodideModule: (settings) => {
     settings.onRuntimeInitialized = () => (before = settings.HEAPU8.slice()); // Python starts after that
