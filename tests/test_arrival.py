@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from builder.assets import model_part
+from builder.offers import hashes_of
 from builder.page import ASSETS_BLOCK
 
 from .conftest import SUBPATH, Fault, Handler, Site, Visit
@@ -397,12 +397,12 @@ def altered(site: Site, tmp_path: Path) -> Site:
 def alter_model(site: Site, alter: Callable[[bytes], bytes]) -> None:
     """Alters the model, and index.html so that the page takes it for the one that it was built with."""
     assets = manifest(site.folder)
-    path = site.folder / assets["model"]["url"]
+    path = site.folder / assets["models"][0]["url"]
     path.write_bytes(alter(path.read_bytes()))
     index = site.folder / "index.html"
     text = index.read_text(encoding="utf-8")
-    altered = model_part(site.folder, assets["model"]["url"], assets["model"]["name"])
-    index.write_text(text.replace(json.dumps(assets["model"]), json.dumps(altered)), encoding="utf-8")
+    altered = assets["models"][0] | hashes_of(path)
+    index.write_text(text.replace(json.dumps(assets["models"][0]), json.dumps(altered)), encoding="utf-8")
 
 
 def test_a_model_that_python_or_the_engine_refuses(visit: Visit, altered: Site) -> None:

@@ -41,7 +41,7 @@ from fabella.modelfile import Config
 from fabella.sampler import Settings
 
 from .llama2c_files import model_bin, tokenizer_bin
-from .random_models import load
+from .random_models import load, write_random_model
 
 SHARED = ROOT.parent / "shared"
 SMALL = Config(dim=32, hidden_dim=32, n_layers=1, n_heads=1, n_kv_heads=1, vocab_size=300, seq_len=64)
@@ -113,9 +113,9 @@ def test_has_exactly_the_files_that_the_page_needs(dist: Path, random_model: Pat
 
 def test_names_every_part_by_its_content(dist: Path, random_model: Path) -> None:
     parts = assets(dist)
-    model, engines, python = parts["model"], parts["engines"], parts["python"]
-    assert model.pop("name") == "random.gguf"
-    assert model.pop("id") == hashlib.sha256(random_model.read_bytes()).hexdigest()
+    (model,), engines, python = parts["models"], parts["engines"], parts["python"]
+    assert model["file"] == "random.gguf"
+    assert model["id"] == hashlib.sha256(random_model.read_bytes()).hexdigest()
     assert (dist / model["url"]).read_bytes() == random_model.read_bytes()
     assert builder.tools.digest(random_model) in model["url"]
     assert engines.keys() == builder.engines.ENGINES.keys()

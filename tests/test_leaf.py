@@ -1,4 +1,4 @@
-"""What a visitor can do with a story on the page: another, more of it, back and forth, copy, hand on, keep, at a pace."""
+"""What a visitor can do with a story on the page: another, more of it, back and forth, copy, keep, at a pace."""
 
 from __future__ import annotations
 

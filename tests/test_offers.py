@@ -77,7 +77,7 @@ def test_its_words_are_in_its_model_s_file(page: Path, models: tuple[Path, Path]
     card = read_gguf(BytesSource(copy.read_bytes())).card
     assert (card.title, card.language) == ("Foxes & <hens>", "fr-CA")
     assert card.beginnings[1] == "Un renard"
-    assert assets(page)["model"]["url"] == f"assets/{copy.name}"
+    assert assets(page)["models"][0]["url"] == f"assets/{copy.name}"
     (other,) = (page / "assets").glob("chats-*.gguf")
     assert other.read_bytes() == models[1].read_bytes()
 

@@ -99,7 +99,7 @@ def test_the_second_visit_reads_what_the_first_has_kept(visit: Visit, site: Site
     visit.open(site)
     said = ready(visit)
     size = shipped_model.stat().st_size
-    assert (said["kept"], said["why"], said["model_id"]) == (True, None, id)
+    assert (said["kept"], said["why"], said["model"]["id"]) == (True, None, id)
     assert arrived(visit)[-1] == (size, size, 0)
     assert files(visit)[f"{id}.gguf"] == size
     mark = read_json(visit, f"{id}.json")
@@ -403,7 +403,7 @@ def test_a_new_model_of_the_page_takes_the_place_of_the_old(
         write(visit, f"{id}.json", json.dumps(mark))
     site.folder = built(random_model)
     visit.page.reload()
-    new = ready(visit)["model_id"]
+    new = ready(visit)["model"]["id"]
     assert new != id
     ids = {name.split(".")[0] for name in files(visit)}
     assert ids == ({id, new} if chosen else {new})
@@ -419,7 +419,7 @@ def test_pages_of_one_host_leave_each_other_their_models(
     assert sorted(read_json(visit, f"{id}.json")["pages"]) == [site.url, neighbour]
     site.folder = built(random_model)
     visit.page.reload()
-    new = ready(visit)["model_id"]
+    new = ready(visit)["model"]["id"]
     assert {name.split(".")[0] for name in files(visit)} == {id, new}
     assert read_json(visit, f"{id}.json")["pages"] == [site.url]
     visit.open(site)
@@ -434,7 +434,10 @@ LOAD = """async ([source, path, preparation]) => {
   const assets = JSON.parse(index.querySelector("#assets").textContent);
   const bytes = async (url) => (await fetch(url)).arrayBuffer();
   const file = path && new File([await bytes(path)], "mine.gguf", { lastModified: 1 });
-  const parts = [preparation, await bytes(assets.worker.url)];
+  const module = await WebAssembly.compile(await bytes(assets.python.wasm.url));
+  const compressed = (await fetch(assets.python.snapshot.url)).body;
+  const snapshot = await new Response(compressed.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+  const parts = [preparation, await bytes(assets.python.script.url), "\\n", await bytes(assets.worker.url)];
   const script = URL.createObjectURL(new Blob(parts, { type: "text/javascript" }));
   const worker = new Worker(script, { type: "module" });
   let said = {};
@@ -446,7 +449,7 @@ LOAD = """async ([source, path, preparation]) => {
     window.answer = { ...said, ...data };
     worker.terminate();
   };
-  const message = { type: "load", id: 1, assets, base: document.baseURI };
+  const message = { type: "load", id: 1, assets, base: document.baseURI, python: { module, snapshot } };
   worker.postMessage({ ...message, source: file ? { ...source, file } : source });
 }"""
 
@@ -492,7 +495,7 @@ def test_a_file_of_the_visitors_is_kept_under_its_hash(
     visit: Visit, blank: Blank, url: str, id: str, shipped_model: Path
 ) -> None:
     answer = blank({"kind": "file"}, url)
-    assert (answer["kept"], answer["model_id"]) == (True, id)
+    assert (answer["kept"], answer["model"]["id"]) == (True, id)
     assert files(visit).keys() == {f"{id}.gguf", f"{id}.json"}
     mark = read_json(visit, f"{id}.json")
     assert (mark["name"], mark["url"], mark["chosen"]) == ("mine.gguf", None, True)
@@ -531,7 +534,7 @@ def test_a_model_from_an_address_is_kept_under_its_hash(
     host.cutting.release()
     assert "are kept" in blank.answer()["message"]
     answer = blank({"kind": "url", "url": url})
-    assert (answer["kept"], answer["model_id"]) == (True, id)
+    assert (answer["kept"], answer["model"]["id"]) == (True, id)
     assert [wanted for wanted, _ in host.asked][2:] == [f"bytes={2 * MIB}-"]
     assert files(visit).keys() == {f"{id}.gguf", f"{id}.json"}
     host.asked.clear()
@@ -551,7 +554,7 @@ def test_another_host_has_to_allow_it(visit: Visit, site: Site, blank: Blank, ur
         answer = blank.answer()
         if allowed:
             assert host.asked == [(None, None), (f"bytes={2 * MIB}-", None)], "no question that would need leave"
-            assert (answer["kept"], answer["model_id"]) == (True, id)
+            assert (answer["kept"], answer["model"]["id"]) == (True, id)
         else:
             assert "does not allow other pages to read its files" in answer["message"]
             assert files(visit) == {}
@@ -585,7 +588,13 @@ def test_the_page_lists_and_removes_what_is_kept(
     assert store("available") is True
     (kept,) = store("list")
     size = shipped_model.stat().st_size
-    assert kept == {"id": id, "name": "stories.gguf", "bytes": size, "card": said["model"], "kept_at": kept["kept_at"]}
+    assert kept == {
+        "id": id,
+        "name": "Fabella Stories",
+        "bytes": size,
+        "card": said["model"],
+        "kept_at": kept["kept_at"],
+    }
     assert store("usage")["used"] > size
     assert store("usage")["quota"] > store("usage")["used"]
 

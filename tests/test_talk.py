@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -320,8 +319,9 @@ def test_nothing_that_is_said_becomes_a_program(mute: Talk) -> None:
         expect(mute.page.get_by_role("button", name="Ask", exact=True)).to_be_visible()
     found = mute.page.evaluate("""() => [...document.querySelectorAll("#chat *")].filter((element) =>
         ["IMG", "SCRIPT", "SVG", "IFRAME", "STYLE", "FORM"].includes(element.tagName.toUpperCase())
-        || [...element.attributes].some(({ name, value }) => name.startsWith("on") || /^\\s*(javascript|data):/i.test(value))
+        || [...element.attributes].some(({ name, value }) =>
+            name.startsWith("on") || /^\\s*(javascript|data):/i.test(value))
     ).map((element) => element.outerHTML)""")
     assert found == []
     assert mute.page.title() == title
-    assert json.loads(json.dumps(mute.visit.violations())) == []
+    assert mute.visit.violations() == []

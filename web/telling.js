@@ -14,7 +14,7 @@ import { change, current } from "./state.js";
 /** @import { Request } from "./state.js" */
 
 /** Why a text may have ended without being whole: then the model can go on with it. */
-const UNFINISHED = ["length", "stopped"];
+const UNFINISHED = { story: ["length", "stopped", "loop"], chat: ["length", "stopped", "loop", "context"] };
 
 let requests = 0;
 const pacer = new Pacer(show);
@@ -118,9 +118,9 @@ export function edit(turn, text) {
   change({ prompt });
 }
 
-/** Whether the model can go on with a turn. @param {Turn} turn */
-export const canGoOn = (turn) =>
-  turn.role === "assistant" && UNFINISHED.includes(turn.reason ?? "stopped") && turn.text !== "";
+/** Whether the model can go on with a turn. @param {Leaf} leaf @param {Turn} turn */
+export const canGoOn = ({ kind }, { role, reason, text }) =>
+  role === "assistant" && UNFINISHED[kind].includes(reason ?? "stopped") && text !== "";
 
 /** @param {Turn} turn  the model's, which is not finished */
 export function goOn(turn) {

@@ -48,25 +48,23 @@ def find_offer(what: str) -> Offer:
 
 
 def describe(file: Path, url: str) -> dict[str, Any]:
-    """Return what the page knows of a model: the `OfferedModel` of web/messages.js."""
+    """Return what the page knows of a model: the `ModelPart` of web/messages.js."""
     from fabella.models import open_model
     from fabella.summary import summary
 
     with open_model(file) as (model, source):
         said = summary(model, source.size)
+    return {**said, "name": said["name"] or file.stem, "file": file.name, "url": url, **hashes_of(file)}
+
+
+def hashes_of(file: Path) -> dict[str, Any]:
+    """Return what a file is known by: its size, the hash of each block, and that of all of it."""
     blocks, whole = [], hashlib.sha256()
     with file.open("rb") as data:
         while block := data.read(HASHED_BLOCK):
             blocks.append(hashlib.sha256(block).hexdigest())
             whole.update(block)
-    return {
-        **said,
-        "name": said["name"] or file.stem,
-        "file": file.name,
-        "url": url,
-        "sha256": blocks,
-        "id": whole.hexdigest(),
-    }
+        return {"bytes": data.tell(), "sha256": blocks, "id": whole.hexdigest()}
 
 
 # ---- Models that are elsewhere ---------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ class TurnView {
     }
     if (ours && turn.role === "user") nodes.push(button("Edit", () => ways.edit(turn.id)));
     if (ours && turn.role === "assistant") nodes.push(button("Again", () => house.again(turn)));
-    if (ours && now && house.canGoOn(turn) && house.last(now)?.id === turn.id) {
+    if (ours && now && house.canGoOn(leaf, turn) && house.last(now)?.id === turn.id) {
       nodes.push(button("Go on", () => house.goOn(turn)));
     }
     const copy = button("Copy", async () => {

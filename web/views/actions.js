@@ -100,7 +100,7 @@ export function mountActions({ again, goOn, turnTo }) {
       element("branch-before", HTMLButtonElement).disabled = turn.id === all[0];
       element("branch-after", HTMLButtonElement).disabled = turn.id === all.at(-1);
       retell.hidden = !story || !isOurs(leaf);
-      more.hidden = !story || !isOurs(leaf) || !canGoOn(turn);
+      more.hidden = !story || !isOurs(leaf) || !canGoOn(leaf, turn);
       keep.hidden = !story || turn.settings?.seed === seed;
       for (const id of ["share", "command"]) element(id, HTMLButtonElement).hidden = !story || path(leaf).length !== 2;
       element("new", HTMLButtonElement).hidden = story;

@@ -18,12 +18,14 @@ export async function fabella(spec) {
   const assets = JSON.parse(written);
   const model = new URL(`${spec.url}model.gguf`, location.href).href;
 
-  assets.model = await asPart(model);
+  const part = await asPart(model);
 
   const started = performance.now();
-  const scripts = await Promise.all(
-    [assets.worker, assets.python.script].map(async ({ url }) => (await fetch(new URL(url, base))).text()),
-  );
+  const ask = ({ url }) => fetch(new URL(url, base));
+  const [python, ...scripts] = await Promise.all([
+    startOfPython(assets.python, ask),
+    ...[assets.python.script, assets.worker].map(async (part) => (await ask(part)).text()),
+  ]);
   const script = URL.createObjectURL(new Blob(scripts, { type: "text/javascript" }));
   const worker = await startWorker(script, spec.threads);
   let steps = [];
@@ -41,7 +43,7 @@ export async function fabella(spec) {
       };
     });
   const told = () => steps.filter((step) => !step.from_prompt);
-  worker.postMessage({ type: "load", assets, base, source: { kind: "offer", part: assets.model } });
+  worker.postMessage({ type: "load", id: 0, assets, base, source: { kind: "offer", part }, python }, [python.snapshot]);
   await until("ready");
   const load_ms = performance.now() - started;
   const { simd, threads } = await until("engine");
@@ -70,6 +72,16 @@ export async function fabella(spec) {
   return { load_ms, simd, threads, stories, tokens: told().map((step) => step.token) };
 }
 
+/** What the page hands its worker for Python to start: web/bridge.js. */
+async function startOfPython({ wasm, snapshot }, ask) {
+  const decompress = async () => {
+    const { body } = await ask(snapshot);
+    return new Response(body.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+  };
+  const [module, bytes] = await Promise.all([WebAssembly.compileStreaming(ask(wasm)), decompress()]);
+  return { module, snapshot: bytes };
+}
+
 /** What a page's build writes of a model; the browser keeps no copy of what is read for that. */
 async function asPart(url) {
   const file = await (await fetch(url, { cache: "no-store" })).arrayBuffer();
@@ -83,7 +95,8 @@ async function asPart(url) {
   return {
     url,
     bytes: file.byteLength,
-    name: "model.gguf",
+    name: "model",
+    file: "model.gguf",
     id: await digest(file),
     sha256: await Promise.all(blocks),
   };
