@@ -194,7 +194,15 @@ def test_what_is_exported_can_be_imported(visit: Visit, site: Site, tmp_path: Pa
 
 
 def leaf(**changes: Any) -> dict[str, Any]:
-    turn = {"parent": None, "tokens": [], "settings": None, "reason": None, "seconds": 0, "rate": 0, "dropped": 0}
+    turn: dict[str, Any] = {
+        "parent": None,
+        "tokens": [],
+        "settings": None,
+        "reason": None,
+        "seconds": 0,
+        "rate": 0,
+        "dropped": 0,
+    }
     turns = [
         turn | {"id": 0, "role": "user", "text": "<img src=x onerror=document.title=1>"},
         turn
