@@ -69,6 +69,14 @@ def parser() -> argparse.ArgumentParser:
         "downloaded, or an https:// URL, which the page may then ask; may be given several times",
     )
     page.add_argument(
+        "--connect",
+        dest="hosts",
+        action="append",
+        metavar="ORIGIN",
+        help="a host, as https://models.example.org, of which visitors may open models by their address; "
+        "may be given several times",
+    )
+    page.add_argument(
         "--no-offline",
         dest="offline",
         action="store_false",
@@ -82,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     main.set_defaults(command="bundle", model=WEB / "models/stories.gguf", tokenizer=None, out=ROOT / "dist")
-    main.set_defaults(title=None, about=None, beginnings=None, language=None, offers=[], offline=True)
+    main.set_defaults(title=None, about=None, beginnings=None, language=None, offers=[], hosts=[], offline=True)
     commands = main.add_subparsers(title="more commands", metavar="command")
     text = "bundle the page, then serve it on this machine"
     serving = commands.add_parser("serve", help=text, description=text.capitalize() + ".", parents=[page])
@@ -128,7 +136,15 @@ def command() -> int:
     if arguments.command == "serve":
         find_address(arguments.host, arguments.port)
     words = metadata_of(arguments.title, arguments.about, arguments.beginnings, arguments.language)
-    bundle(model_file(arguments.model), arguments.tokenizer, arguments.out, words, arguments.offers, arguments.offline)
+    bundle(
+        model_file(arguments.model),
+        arguments.tokenizer,
+        arguments.out,
+        words,
+        arguments.offers,
+        arguments.hosts,
+        arguments.offline,
+    )
     if arguments.command == "serve":
         serve(listen(arguments.out, arguments.port, arguments.host), arguments.host)
     if arguments.command == "test":

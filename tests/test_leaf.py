@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -254,3 +255,61 @@ def test_the_story_begins_below_the_bar(visit: Visit, site: Site) -> None:
             return [document.querySelector("#story").getBoundingClientRect().top, Math.max(bar.bottom, 0)];
         }""")
         assert top >= bar - 1, y
+
+
+def test_characters_that_the_model_has_not_read_are_pointed_out(visit: Visit, site: Site) -> None:
+    visit.open(site)
+    strange = visit.page.locator("#strange")
+    visit.prompt.fill("w1 w2")
+    expect(visit.page.locator("#count")).not_to_be_empty()
+    visit.prompt.fill("狐狸")
+    expect(strange).to_contain_text("2 characters here are outside")
+    visit.prompt.fill("")
+    expect(strange).to_be_empty()
+
+
+# ---- Before the storyteller is awake, and on bad days ----------------------------------------------------------------
+
+
+def test_nothing_jumps_when_it_is_ready(visit: Visit, built: Callable[[Path], Path], shipped_model: Path) -> None:
+    """Cumulative layout shift, from the first paint until the storyteller is ready and counts the prompt."""
+    visit.page.add_init_script("""
+        window.shifts = [];
+        new PerformanceObserver((list) => shifts.push(...list.getEntries().map(({ value }) => value)))
+            .observe({ type: "layout-shift", buffered: true });
+    """)
+    site = Site(built(shipped_model))
+    try:
+        for width in (1200, 375):
+            visit.page.set_viewport_size({"width": width, "height": 800})
+            visit.open(site)
+            expect(visit.page.locator("#count")).not_to_be_empty()
+            assert sum(visit.page.evaluate("shifts")) <= 0.01
+    finally:
+        site.close()
+
+
+def test_a_story_told_before_stands_there_until_the_first(
+    visit: Visit, built: Callable[[Path], Path], shipped_model: Path
+) -> None:
+    site = Site(built(shipped_model))
+    try:
+        visit.open(site)
+        before = visit.page.get_by_role("region", name="A story told before")
+        expect(before).to_contain_text("Told before, with seed")
+        (seed,) = re.findall(r"with seed (\d+)", before.text_content() or "")
+        lines = before.locator("div p").all_text_contents()
+        story = visit.tell(visit.prompt.input_value(), seed=seed)
+        assert [line for line in story.split("\n") if line] == lines, "the very story that the page tells"
+        expect(before).to_be_hidden()
+    finally:
+        site.close()
+
+
+def test_at_twice_the_size_and_in_forced_colours(visit: Visit, site: Site) -> None:
+    visit.page.emulate_media(forced_colors="active")
+    visit.page.set_viewport_size({"width": 600, "height": 450})  # what 1200 × 900 are at 200 %
+    visit.open(site).tell(PROMPT, length=40)
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 600
+    line = "getComputedStyle(document.querySelector('#story .given')).textDecorationLine"
+    assert visit.page.evaluate(line) == "underline", "the visitor's words are told from the model's"

@@ -20,6 +20,7 @@ import builder.offers
 import builder.page
 import builder.serve
 from builder.offers import describe, find_offer
+from builder.serve import content_security_policy
 from builder.tools import WEB, BuildError
 from fabella.gguf import read_gguf
 from fabella.modelfile import Config
@@ -212,3 +213,33 @@ def test_a_host_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(BuildError, match="cannot be downloaded"):
         find_offer("https://models.invalid/model.gguf")
+
+
+# ---- Models by their address -----------------------------------------------------------------------------------------
+
+
+def test_a_host_is_named_in_the_policy_only_if_the_builder_wants_it(models: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "dist"
+    builder.page.bundle(models[0], None, out, hosts=["https://models.example.org/"])
+    policy = content_security_policy((out / "index.html").read_text(encoding="utf-8"))
+    assert "connect-src 'self' https://models.example.org;" in policy
+    assert assets(out)["hosts"] == ["https://models.example.org"]
+    builder.page.bundle(models[0], None, out)
+    assert "connect-src 'self';" in content_security_policy((out / "index.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "http://x.org",
+        "x.org",
+        "https://",
+        "https://x.org/a",
+        "https://x.org; script-src *",
+        "https://*",
+        "https://u@x.org",
+    ],
+)
+def test_what_is_no_host_is_refused(models: tuple[Path, Path], tmp_path: Path, host: str) -> None:
+    with pytest.raises(BuildError, match="must be an origin"):
+        builder.page.bundle(models[0], None, tmp_path / "dist", hosts=[host])

@@ -23,8 +23,8 @@ export function startCounting(bridge) {
     const said = messages(leaf?.kind === "chat" ? leaf.system : system, turns);
     const question = mode === "chat" ? { messages: prompt || !last(leaf) ? [...said, draft] : said } : { prompt };
     try {
-      const { tokens } = await bridge().ask({ type: "count", ...question }).answer;
-      if (number === asked) change({ counted: { tokens } });
+      const { tokens, strange } = await bridge().ask({ type: "count", ...question }).answer;
+      if (number === asked) change({ counted: { tokens, strange } });
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       change({ counted: null }); // what is wrong with it will be said when it is asked for

@@ -116,7 +116,8 @@
  *     Less may be loaded than before, where a download had to start anew
  * @typedef {{type: "ready", id: number, model: Card, kept: boolean, why: string | null}} Ready  why: in a sentence, why it is not
  *     kept on this machine
- * @typedef {{type: "counted", id: number, tokens: number}} Counted
+ * @typedef {{type: "counted", id: number, tokens: number, strange: number}} Counted  strange: characters of
+ *     the box that are no pieces of the vocabulary
  * @typedef {{type: "described", id: number, card: Card}} Described
  * @typedef {{type: "engine", simd: "simd" | "relaxed", threads: number}} EngineState  the build, and how many threads
  *     were chosen: before the first story, and when there was time after one

@@ -21,7 +21,7 @@
  * @property {string} system  what a conversation's model is told at first, as it is in its field
  * @property {Settings} settings  as the visitor has them; the seed is empty as long as chance chooses it
  * @property {Pace} pace
- * @property {{ tokens: number } | null} counted  how long the prompt is, or the conversation with it
+ * @property {{ tokens: number, strange: number } | null} counted  how long the prompt is, or the conversation with it
  * @property {Leaf | null} leaf  what stands on the page
  * @property {Request | null} request  what is being told, or will be once the storyteller is ready
  * @property {Reason | null} ended  how the last request ended

@@ -31,6 +31,7 @@ const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ 
  *   advance: (milliseconds: number) => string,
  *   stop: () => void,
  *   count: (request: string) => number,
+ *   strange: (text: string) => number,
  *   forward_time: (milliseconds: number) => number,
  * }}
  */
@@ -102,7 +103,9 @@ function begin({ id, type, ...request }) {
 /** @param {Count} message */
 function count({ id, type: _, ...request }) {
   try {
-    send({ type: "counted", id, tokens: storyteller.count(JSON.stringify(request)) });
+    const tokens = storyteller.count(JSON.stringify(request));
+    const text = request.prompt ?? request.messages?.at(-1)?.content ?? "";
+    send({ type: "counted", id, tokens, strange: storyteller.strange(text) });
   } catch (error) {
     fail(id, error);
   }
@@ -241,8 +244,8 @@ async function load({ id, assets, base, source, python: start }) {
     await opened.refused();
     throw error;
   }
-  const { tell, say, advance, stop, count, forward_time } = page;
-  storyteller = { tell, say, advance, stop, count, forward_time };
+  const { tell, say, advance, stop, count, strange, forward_time } = page;
+  storyteller = { tell, say, advance, stop, count, strange, forward_time };
   const said = JSON.parse(page.info());
   /** @type {Card} */
   const card = { ...said, id: opened.id, name: said.name || opened.name };

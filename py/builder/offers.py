@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -45,6 +46,18 @@ def find_offer(what: str) -> Offer:
     if path.suffix == ".bin":
         raise BuildError(f"{path}: only GGUF files are offered; `--model {path} --tokenizer FILE` makes one of it")
     return Offer(path)
+
+
+def origin_of(host: str) -> str:
+    """Return a host's origin as a policy names it. Raises BuildError if it is none."""
+    parts = urlsplit(host)
+    if (
+        parts.scheme != "https"
+        or host.rstrip("/") != _origin(host)
+        or not re.fullmatch(r"[\w.-]+(:\d+)?", parts.netloc)
+    ):
+        raise BuildError(f"--connect {host}: must be an origin, as https://models.example.org")
+    return _origin(host)
 
 
 def describe(file: Path, url: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from builder.assets import part, publish
 from builder.engines import build_engines
 from builder.install import ensure_node_packages, ensure_python
-from builder.offers import describe, find_offer
+from builder.offers import describe, find_offer, origin_of
 from builder.offline import compress, publish_manifest, write_service_worker
 from builder.python import build_program, build_snapshot, build_stdlib, copy_pyodide
 from builder.told import as_html, told_before
@@ -36,6 +36,7 @@ def bundle(
     out: Path,
     words: Mapping[str, Any] | None = None,
     offered: Sequence[str] = (),
+    hosts: Sequence[str] = (),
     offline: bool = True,
 ) -> None:
     """Build everything that has changed and write the static page into `out`.
@@ -50,11 +51,14 @@ def bundle(
         Metadata for this model's file, in the place of its own: see fabella/card.py.
     offered
         Files, known models or URLs that the page offers besides.
+    hosts
+        Origins of which visitors may open models by their address.
     offline
         Whether the page is kept on its visitors' machines, for when there is no network.
     """
     out = out.resolve()
     check_out(out)
+    hosts = [origin_of(host) for host in hosts]
     offers = [find_offer(what) for what in offered]
     ensure_python("requirements.txt")
     ensure_node_packages()
@@ -85,12 +89,12 @@ def bundle(
                 name: part(new, publish(path, new, f"run-{name}-{{hash}}.wasm")) for name, path in engines.items()
             },
             "rooms": {name: part(new, scripts[f"{name}.js"]) for name in ROOMS},
-            "hosts": [],
+            "hosts": hosts,
             "models": models,
             "offline": offline,
         }
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
-        origins = [origin for offer in offers for origin in offer.origins]
+        origins = [*hosts, *(origin for offer in offers for origin in offer.origins)]
         version = write_index(new, scripts, assets, gguf, folder, origins)
         write_service_worker(new, version, offline)
         shutil.copyfile(WEB / EMBEDDING, new / EMBEDDING)

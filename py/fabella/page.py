@@ -190,6 +190,10 @@ class Page:
         fewest = tokenizer.fewest_tokens(prompt)
         return fewest if fewest > self._session.model.context else max(1, len(tokenizer.encode(prompt)))
 
+    def strange(self, text: str) -> int:
+        """How many characters of a text the model cannot have read often: those that its tokenizer spells in bytes."""
+        return self._model.tokenizer.strange(text)
+
     def _new_conversation(self) -> Conversation:
         """One with this model. Raises TemplateError if it is not made for that."""
         if self._model.chat_template is None:  # and what chats need may not be here

@@ -132,6 +132,10 @@ class SentencePiece(Tokenizer):
             count = sum(map(pieces.__contains__, text))
         return -(-count // self._longest)
 
+    def strange(self, text: str) -> int:
+        """Return how many characters of a text, spaces aside, are no pieces: the vocabulary spells their bytes."""
+        return sum(character not in self._ids for character in text if not character.isspace())
+
     @cached_property
     def _longest(self) -> int:
         """Characters of the longest piece that a text can have."""

@@ -124,6 +124,10 @@ class Tokenizer(ABC):
     def fewest_tokens(self, text: str) -> int:
         """Return how many tokens a text has at the least, without encoding it: that takes far longer."""
 
+    def strange(self, text: str) -> int:
+        """Return how many characters of a text, spaces aside, are no pieces: the vocabulary spells their bytes."""
+        return 0
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of a whole sequence of tokens."""
         decoder = self.decoder()

@@ -33,7 +33,7 @@ export function models(house, close) {
     placeholder: "https://…/model.gguf",
     "aria-label": "Address of a model",
   });
-  const fetching = button("Get", () => address.value && take({ kind: "url", url: address.value }));
+  const fetching = button("Get", () => fetchFrom(address.value));
   const far = make("p", { class: "far" }, address, fetching);
   const root = make("div", {}, rows, said, own, ...(house.assets.hosts.length > 0 ? [far] : []), used);
 
@@ -46,6 +46,14 @@ export function models(house, close) {
   function take(source) {
     house.load(source);
     close();
+  }
+
+  /** @param {string} url */
+  function fetchFrom(url) {
+    const { hosts } = house.assets;
+    const origin = URL.canParse(url) ? new URL(url).origin : "";
+    if (hosts.includes(origin)) take({ kind: "url", url });
+    else said.textContent = `This page may open models of ${hosts.join(" and ")} only, by their whole address.`;
   }
 
   /** @param {File[]} files */

@@ -18,6 +18,7 @@ export function mountComposer({ tell, stop, editLast }) {
   const button = element("tell", HTMLButtonElement);
   const seed = element("seed", HTMLInputElement);
   const count = element("count", HTMLElement);
+  const strange = element("strange", HTMLElement);
   const beginnings = element("beginnings", HTMLElement);
   let inField = prompt.value;
 
@@ -74,7 +75,9 @@ export function mountComposer({ tell, stop, editLast }) {
     (mode) => {
       element("prompt-label", HTMLElement).textContent = mode === "chat" ? "You" : "Prompt";
       element("how", HTMLElement).textContent =
-        mode === "chat" ? "What you say." : "How the story begins; it may be empty.";
+        mode === "chat"
+          ? "What you say."
+          : "How the story begins; it may be empty. The model goes on with it, and does not converse.";
       const leaf = /** @type {HTMLElement} */ (composer.parentElement);
       // Below the conversation, and above a story: also for whoever goes through the page by keyboard.
       if (mode === "chat") leaf.append(composer);
@@ -87,6 +90,8 @@ export function mountComposer({ tell, stop, editLast }) {
     (counted, context) => {
       count.textContent = counted && context ? `${wholeNumber(counted.tokens)} of ${wholeNumber(context)}` : "";
       count.title = "Tokens, which are words or pieces of words, of those that the model can see";
+      const few = counted?.strange === 1 ? "1 character here is" : `${counted?.strange} characters here are`;
+      strange.textContent = counted?.strange ? `${few} outside what this model has read: it may lose the thread.` : "";
       count.classList.toggle("over", Boolean(counted && context && counted.tokens >= context));
     },
   );
