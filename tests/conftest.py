@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -313,6 +312,5 @@ def visit(browser: Browser) -> Iterator[Visit]:
 def screenshots() -> Path:
     """The folder where pictures of the page are kept for people to look at."""
     folder = ROOT / "out/screenshots"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # several processes put theirs there
     return folder

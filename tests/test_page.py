@@ -492,32 +492,3 @@ def test_the_initial_lies_over_no_other_words(visit: Visit, built: Callable[[Pat
             assert min(lefts) > 30, "beside the initial"
     finally:
         site.close()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("device", "width", "height"), [("desktop", 1200, 900), ("phone", 375, 800)])
-def test_pictures_for_people(
-    visit: Visit,
-    built: Callable[[Path], Path],
-    shipped_model: Path,
-    screenshots: Path,
-    device: str,
-    width: int,
-    height: int,
-    scheme: Any,
-) -> None:
-    """Keeps pictures of the published page in out/screenshots/."""
-    visit.page.set_viewport_size({"width": width, "height": height})
-    visit.page.emulate_media(color_scheme=scheme)
-    site = Site(built(shipped_model))
-    try:
-        visit.open(site)
-        visit.page.screenshot(path=screenshots / f"{device}-{scheme}-ready.png")
-        visit.setting("Seed").fill("1")
-        visit.tell("Once upon a time, a little fox found a tiny door in an old tree.")
-        visit.page.screenshot(path=screenshots / f"{device}-{scheme}-story.png")
-        visit.page.evaluate("scrollTo(0, 0)")
-        visit.page.screenshot(path=screenshots / f"{device}-{scheme}-whole.png", full_page=True)
-        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
-    finally:
-        site.close()

@@ -204,15 +204,15 @@ async function start() {
   const pace = /** @type {Pace} */ (recall("pace") || (calm ? "at once" : "reading"));
   change({ pace });
   telling.begin({ bridge: () => bridge, load: again });
-  const { leaf, model = "", ...state } = remembered() ?? {};
+  const { leaf, model = "", chosen = "", ...state } = remembered() ?? {};
   settingsOf = model;
   change(state);
-  const source = sourceOf(address.model || model);
+  const source = sourceOf(address.model || chosen);
   if (source) load(source);
   else fail(noSuchModel(address.model, assets.models[0].name));
   if (leaf) await restoreLeaf(leaf);
   takeAddress();
-  startKeeping();
+  startKeeping(assets.models[0].id);
   addEventListener("hashchange", () => {
     const { model } = read(location.hash);
     const source = sourceOf(model);

@@ -14,7 +14,8 @@ import { change, current, watch } from "./state.js";
 /** Milliseconds between two writings of a text that grows. */
 const OFTEN = 900;
 
-/** @typedef {Pick<State, "prompt" | "settings" | "mode" | "system"> & { leaf: string, model: string }} Remembered */
+/** @typedef {Pick<State, "prompt" | "settings" | "mode" | "system"> & { leaf: string, model: string, chosen: string }} Remembered
+ *     model: for which the settings are; chosen: the model that the visitor chose, "" for the page's own */
 
 /** What stood in this tab before a reload. @returns {Remembered | null} */
 export function remembered() {
@@ -37,8 +38,8 @@ export function finished(leaf) {
   return { ...leaf, turns };
 }
 
-/** From now on keeps everything that changes. */
-export async function startKeeping() {
+/** From now on keeps everything that changes. @param {string} own  the id of the page's own model */
+export async function startKeeping(own) {
   /** @type {Leaf | null} */
   let written = current().leaf;
   let timer = 0;
@@ -59,7 +60,8 @@ export async function startKeeping() {
   watch(
     (state) => [state.prompt, state.settings, state.mode, state.system, state.leaf?.id, state.model?.id],
     (prompt, settings, mode, system, leaf = "", model = "") => {
-      remember("state", JSON.stringify({ prompt, settings, mode, system, leaf, model }), tab());
+      const chosen = model === own ? "" : model;
+      remember("state", JSON.stringify({ prompt, settings, mode, system, leaf, model, chosen }), tab());
     },
   );
   watch(
