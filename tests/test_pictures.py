@@ -52,7 +52,7 @@ def test_pictures_for_people(
         picture("kept")
         page.keyboard.press("Escape")
         drop(visit, ("poem.gguf", b"Once upon a time there was no model at all"))
-        expect(page.get_by_role("tabpanel").get_by_role("status")).to_contain_text("poem.gguf")
+        expect(page.get_by_role("tabpanel").get_by_role("status")).to_contain_text("poem.gguf: ")
         picture("refused")
 
         site.folder = built(talking_model)

@@ -128,9 +128,9 @@ def test_a_llama2c_model_is_dropped_with_its_tokenizer(visit: Visit, site: Site)
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
-        ("poem.gguf", b"Once upon a time there was no model at all" * 9, "poem.gguf"),
-        ("empty.gguf", b"", "empty.gguf"),
-        ("cut.gguf", b"GGUF\x03\x00\x00\x00" + bytes(8), "cut.gguf"),
+        ("poem.gguf", b"Once upon a time there was no model at all" * 9, "poem.gguf: "),
+        ("empty.gguf", b"", "empty.gguf: "),
+        ("cut.gguf", b"GGUF\x03\x00\x00\x00" + bytes(8), "cut.gguf: "),
         ("<img src=x onerror=document.title=1>.gguf", b"GGUF", "<img src=x onerror=document.title=1>.gguf"),
     ],
 )

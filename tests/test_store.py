@@ -519,6 +519,14 @@ def test_a_file_of_the_visitors_is_read_where_it_is_if_it_cannot_be_kept(blank: 
     assert answer["model"]["layers"] > 0
 
 
+def test_a_file_system_that_never_answers_is_done_without(blank: Blank, url: str) -> None:
+    dead = "StorageManager.prototype.getDirectory = () => new Promise(() => {});"
+    fast = "{ const now = performance.now.bind(performance); performance.now = () => 100 * now(); }"
+    answer = blank({"kind": "file"}, url, dead + fast)
+    assert answer["kept"] is False
+    assert answer["model"]["layers"] > 0
+
+
 def test_a_file_that_is_no_model_is_not_kept(visit: Visit, blank: Blank) -> None:
     assert "The model could not be loaded" in blank({"kind": "file"}, "index.html")["message"]
     assert files(visit) == {}

@@ -65,18 +65,52 @@ const BEAT = 250;
  * @returns {Promise<Opened>}
  */
 export async function openModel(source, { base, offered }, hear, waiting) {
-  const folder = await openFolder();
-  const wanted = await wantedOf(source, base, folder);
+  const silence = new Silence();
+  const folder = await silence.orElse(openFolder(), () => null);
+  const wanted = await silence.orElse(wantedOf(source, base, folder), () => wantedOf(source, base, null));
   if (!folder) return openUnkept(wanted, base, notKept.impossible(), hear);
   if (wanted.tokenizer) return openUnkept(wanted, base, notKept.twoFiles(), hear);
   const key = wanted.id ?? (await hexDigest(new TextEncoder().encode(wanted.url ?? fingerprint(wanted.file))));
   const turn = await takeTurn(key, hear, waiting);
   if (!turn) return openUnkept(wanted, base, notKept.busy(), hear);
+  const watched = { ...turn, hear: (/** @type {Arrived} */ arrived) => (silence.heard(), turn.hear(arrived)) };
   try {
-    return await new Shelf(folder, wanted, key, base, offered, turn).open(waiting);
+    const opening = new Shelf(folder, wanted, key, base, offered, watched).open(waiting);
+    return await silence.orElse(opening, () => {
+      turn.end();
+      return openUnkept(wanted, base, notKept.silent(), hear);
+    });
   } catch (error) {
     turn.end();
     throw error;
+  }
+}
+
+/** The browser's file system sometimes never answers (Chromium 156, on a busy machine): then the model does without it. */
+class Silence {
+  #since = performance.now();
+
+  heard() {
+    this.#since = performance.now();
+  }
+
+  /**
+   * @template T
+   * @param {Promise<T>} promise
+   * @param {() => T | Promise<T>} otherwise  if nothing has been heard for long; a download that falls silent says so before
+   * @returns {Promise<T>}
+   */
+  async orElse(promise, otherwise) {
+    this.heard();
+    /** @type {ReturnType<typeof setInterval>} */
+    let timer;
+    /** @type {Promise<T>} */
+    const silent = new Promise((resolve) => {
+      timer = setInterval(() => {
+        if (performance.now() - this.#since > 2000 * SILENCE) resolve(otherwise());
+      }, 1000);
+    });
+    return Promise.race([promise, silent]).finally(() => clearInterval(timer));
   }
 }
 

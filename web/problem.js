@@ -144,6 +144,7 @@ export const notKept = {
     `The model is not kept on this machine: its ${megabytes(bytes)} are more than the browser has room for here.`,
   twoFiles: () =>
     "The model is not kept on this machine, because it is two files; “python build.py --model” makes one of them.",
+  silent: () => "The model is not kept on this machine: the browser’s file system does not answer.",
   busy: () => "The model is not kept on this machine: another tab is busy with it and does not answer.",
   /** @param {DOMException} error */
   failed: (error) => `The model is not kept on this machine: the browser could not write it (${error.name}).`,
