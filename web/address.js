@@ -66,20 +66,25 @@ export function write(leaf, turn, model) {
     p: leaf.turns[turn.parent ?? 0].text,
     s: settings.seed,
   });
-  const usual = { ...presets(model).balanced, length: model?.context };
+  const usual = leaf.model.id === model?.id ? { ...presets(model).balanced, length: model.context } : null;
   for (const [setting, name] of Object.entries(NAMES)) {
     const key = /** @type {keyof typeof NAMES} */ (setting);
-    if (settings[key] !== usual[key]) named.set(name, String(settings[key]));
+    if (settings[key] !== usual?.[key]) named.set(name, String(settings[key]));
   }
   return `#${named}`;
 }
 
-/** The same as a command for a terminal. @param {Leaf} leaf @param {Turn} turn */
-export function command(leaf, { parent, settings }) {
+/**
+ * The same as a command for a terminal.
+ * @param {Leaf} leaf
+ * @param {Turn} turn
+ * @param {string} file  the model's
+ */
+export function command(leaf, { parent, settings }, file) {
   if (!settings) return "";
   const { temperature, top_p, top_k, min_p, repetition_penalty, length, seed } = settings;
   const quoted = (/** @type {string} */ text) => `'${text.replaceAll("'", "'\\''")}'`;
   const flags = [`-t ${temperature}`, `-p ${top_p}`, `-k ${top_k}`, `--min-p ${min_p}`];
   flags.push(`--repetition-penalty ${repetition_penalty}`, `-n ${length}`, `-s ${seed}`);
-  return `python -m fabella ${quoted(`${leaf.model.name}.gguf`)} ${flags.join(" ")} -i ${quoted(leaf.turns[parent ?? 0].text)}`;
+  return `python -m fabella ${quoted(file)} ${flags.join(" ")} -i ${quoted(leaf.turns[parent ?? 0].text)}`;
 }

@@ -8,7 +8,7 @@ import { Bridge } from "./bridge.js";
 import { startCounting } from "./count.js";
 import { element } from "./dom.js";
 import { mountEmbedded } from "./embedded.js";
-import { isAnother, remembered, restoreLeaf, startKeeping } from "./keeping.js";
+import { isAnother, remembered, restoreLeaf, startKeeping, versions } from "./keeping.js";
 import { path } from "./leaf.js";
 import { recall, remember } from "./memory.js";
 import { keepForOffline, mendKept } from "./offline.js";
@@ -16,6 +16,7 @@ import { presets } from "./presets.js";
 import { Problem, noSuchModel } from "./problem.js";
 import { enter } from "./rooms.js";
 import { change, current, watch } from "./state.js";
+import { list } from "./store.js";
 import * as telling from "./telling.js";
 import { mountActions } from "./views/actions.js";
 import { mountComposer } from "./views/composer.js";
@@ -25,7 +26,7 @@ import { mountSettings } from "./views/settings.js";
 import { mountStatus } from "./views/status.js";
 import { mountStory } from "./views/story.js";
 
-/** @import { Assets, Card, EngineState, ModelPart, Progress, Source } from "./messages.js" */
+/** @import { Assets, Card, EngineState, Progress, Source } from "./messages.js" */
 /** @import { Pace } from "./pace.js" */
 
 /** @type {Assets} */
@@ -47,8 +48,11 @@ async function load(source) {
   const { worker, python } = assets;
   const first = [worker, python.script, python.wasm, python.snapshot];
   const known = source.kind === "offer" ? source.part : null;
+  const before = current().source;
   bridge?.end();
-  telling.putOff();
+  if (before && before !== source) telling.giveUp();
+  else telling.putOff();
+  heard = { at: 0, loaded: 0, resumed: 0 };
   change({
     worker: "loading",
     complaint: null,
@@ -71,7 +75,7 @@ async function load(source) {
     change({ arrived: { ...arrived, worker: { ...arrived.worker, loaded: arrived.worker.loaded + bytes } } });
   });
   performance.mark("ready"); // for tests/figures.py
-  meet(loaded.model);
+  meet({ ...known, ...loaded.model });
   change({ worker: "ready", unkept: loaded.why ?? "" });
   telling.send();
   if (assets.offline) keepForOffline();
@@ -84,12 +88,13 @@ function meet(model) {
   settingsOf = model.id;
   change({
     model,
-    settings: isNew ? { ...settings, ...presets(model).balanced } : settings,
+    settings: isNew ? { ...settings, ...presets(model).balanced, length: model.context } : settings,
     mode: isNew ? (model.chats ? "chat" : "story") : mode,
   });
+  if (addressed) takeAddress();
 }
 
-let heard = { at: 0, loaded: 0 };
+let heard = { at: 0, loaded: 0, resumed: 0 };
 
 /** @param {Progress | EngineState} message */
 function hear(message) {
@@ -101,9 +106,11 @@ function hear(message) {
   change({ arrived });
   const now = performance.now();
   const loaded = Object.values(arrived).reduce((sum, part) => sum + part.loaded, 0);
-  if (now - heard.at < 1000) return;
-  if (heard.at && loaded > heard.loaded) change({ rate: (1000 * (loaded - heard.loaded)) / (now - heard.at) });
-  heard = { at: now, loaded };
+  const resumed = message.part === "model" ? message.resumed_from : heard.resumed; // bytes that were here already
+  if (resumed === heard.resumed && now - heard.at < 1000) return;
+  const isRate = heard.at > 0 && resumed === heard.resumed && loaded > heard.loaded;
+  if (isRate) change({ rate: (1000 * (loaded - heard.loaded)) / (now - heard.at) });
+  heard = { at: now, loaded, resumed };
 }
 
 /**
@@ -122,7 +129,8 @@ async function again() {
     location.reload();
     return;
   }
-  load(current().source ?? { kind: "offer", part: assets.models[0] });
+  const { source } = current();
+  load(source && source.kind !== "kept" ? source : { kind: "offer", part: assets.models[0] });
   element("tell", HTMLButtonElement).focus();
 }
 
@@ -136,15 +144,35 @@ function setPace(pace) {
 
 /** @param {"story" | "chat"} mode */
 function setMode(mode) {
-  if (current().request) return;
-  change({ mode, leaf: current().leaf?.kind === mode ? current().leaf : null, ended: null, complaint: null });
+  const { request, mode: before, leaf, aside } = current();
+  if (request || mode === before) return;
+  change({ mode, leaf: aside, aside: leaf, ended: null, complaint: null });
 }
 
-const openChat = () => enter("chat", assets, { ...telling, setMode }).catch(fail);
-const openShelf = () => enter("shelf", assets, { ...telling, assets, load, describe }).catch(fail);
+/** A part of the page that cannot be shown; all else goes on. @param {Error} error */
+const complain = ({ message }) => change({ complaint: { message, field: null, wayOut: "again" } });
 
-/** What a model file says of itself. @param {File} file @param {File} [tokenizer] @returns {Promise<Card>} */
-const describe = async (file, tokenizer) => (await bridge.ask({ type: "describe", file, tokenizer }).answer).card;
+const openChat = () => enter("chat", assets, telling).catch(complain);
+const openShelf = () => enter("shelf", assets, { ...telling, assets, load, describe, versions }).catch(complain);
+
+/**
+ * What a model file says of itself; of one that nobody can ask now, its name and size.
+ * @param {File} file
+ * @param {File} [tokenizer]
+ * @returns {Promise<Card>}
+ */
+async function describe(file, tokenizer) {
+  const worker = await new Promise((resolve) => {
+    watch(
+      ({ worker }) => [worker],
+      (worker) => worker !== "loading" && resolve(worker),
+    );
+  });
+  const nothing = /** @type {Card} */ ({ name: file.name, bytes: file.size });
+  if (worker === "failed") return nothing;
+  const { card } = await bridge.ask({ type: "describe", file, tokenizer }).answer;
+  return { ...card, name: card.name || file.name };
+}
 
 async function editLast() {
   const asked = path(/** @type {any} */ (current().leaf ?? { picked: {} })).findLast(({ role }) => role === "user");
@@ -173,53 +201,75 @@ document.addEventListener("keydown", (event) => {
 
 // ---- The start -------------------------------------------------------------------------------------------------------
 
+/** @returns {Source} */
+const ownSource = () => ({ kind: "offer", part: assets.models[0] });
+
 /**
- * Where the model is that an address names: by the beginning of its hash, its name, or its file's.
- * @param {string} name  "": the page's own
- * @returns {Source | null} null: nowhere
+ * Where a model is that an address names, by the beginning of its hash, its name, or its file's; or that this tab had.
+ * @param {string} name  "" if the address names none
+ * @param {string} chosen  the id of the tab's, "" for the page's own
+ * @returns {Promise<Source | null>} null: nowhere
  */
-function sourceOf(name) {
-  const [first] = assets.models;
-  const isIt = (/** @type {ModelPart} */ { id, name: itsName, file }) =>
-    id.startsWith(name) || [itsName, file, file.replace(/\.gguf$/, "")].includes(name);
-  const offered = name ? assets.models.find(isIt) : first;
+async function sourceOf(name, chosen) {
+  if (!name && !chosen) return ownSource();
+  const begins = (/** @type {string} */ text) => text.toLowerCase().startsWith((name || chosen).toLowerCase());
+  const offered = assets.models.find(({ id, name, file }) => [id, name, file].some(begins));
   if (offered) return { kind: "offer", part: offered };
-  return /^[0-9a-f]{64}$/.test(name) ? { kind: "kept", id: name } : null;
+  if (begins(chosen)) return { kind: "kept", id: chosen };
+  const kept = (await list()).find(({ id, name }) => [id, name].some(begins));
+  return kept ? { kind: "kept", id: kept.id } : null;
 }
+
+/** Whether the address is to be looked at once the model is known. */
+let addressed = false;
 
 /** Puts what the address says into the fields; a whole story in it is told at once, unless it stands in another's page. */
 function takeAddress() {
   const { prompt, seed, settings, mode, compact } = read(location.hash);
-  if (mode && current().model?.chats) setMode(mode);
+  const { model } = current();
+  addressed = !model;
+  if (!model) return;
+  if (mode === "chat" && !model.chats) complain(new Problem("This model tells stories: it does not converse."));
+  else if (mode) setMode(mode);
   if (!isAnother()) return;
-  change({ prompt: prompt ?? "", settings: { ...current().settings, ...settings, seed } });
+  const usual = { ...presets(model).balanced, length: model.context };
+  change({ prompt: prompt ?? "", settings: { ...current().settings, ...usual, ...settings, seed } });
   if (!seed || compact || current().mode !== "story") return;
   telling.tell();
   change({ settings: { ...current().settings, seed: "" } }); // the next story is another
 }
 
+/** The address has become another. */
+async function follow() {
+  const { model } = read(location.hash);
+  const source = model ? await sourceOf(model, current().model?.id ?? "") : null;
+  if (model && !source) {
+    complain(noSuchModel(model, assets.models[0].name));
+    return;
+  }
+  const id = source?.kind === "offer" ? source.part.id : source?.kind === "kept" ? source.id : "";
+  if (source && id !== current().model?.id) {
+    change({ model: null });
+    load(source);
+  }
+  takeAddress();
+}
+
 async function start() {
   const address = read(location.hash);
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const pace = /** @type {Pace} */ (recall("pace") || (calm ? "at once" : "reading"));
-  change({ pace });
+  change({ pace: /** @type {Pace} */ (recall("pace") || (calm ? "at once" : "reading")) });
   telling.begin({ bridge: () => bridge, load: again });
-  const { leaf, model = "", chosen = "", ...state } = remembered() ?? {};
+  const { leaf, model = "", chosen = "", ...state } = (!address.compact && remembered()) || {};
   settingsOf = model;
   change(state);
-  const source = sourceOf(address.model || chosen);
+  const source = await sourceOf(address.model, chosen);
   if (source) load(source);
   else fail(noSuchModel(address.model, assets.models[0].name));
   if (leaf) await restoreLeaf(leaf);
-  takeAddress();
-  startKeeping(assets.models[0].id);
-  addEventListener("hashchange", () => {
-    const { model } = read(location.hash);
-    const source = sourceOf(model);
-    if (!source) fail(noSuchModel(model, assets.models[0].name));
-    else if (model && source.kind === "offer" && source.part.id !== current().model?.id) load(source);
-    takeAddress();
-  });
+  if (source) takeAddress();
+  if (!address.compact) startKeeping(assets.models[0].id);
+  addEventListener("hashchange", follow);
 }
 
 element("asleep", HTMLElement).remove(); // it speaks of a page whose script does not run

@@ -21,7 +21,7 @@ style.replaceSync(`
 `);
 
 class Fabella extends HTMLElement {
-  static observedAttributes = Object.values(ATTRIBUTES);
+  static observedAttributes = [...Object.values(ATTRIBUTES), "title"];
   /** As screen readers call the frame, unless the element has a title. */
   label = "";
   /** What the visitor and the model do: "story" or "chat". */
@@ -48,6 +48,7 @@ class Fabella extends HTMLElement {
 
   /** Only the fragment is another: the page within is told, and not loaded anew. */
   attributeChangedCallback() {
+    if (this.#frame) this.#frame.title = this.title || this.label;
     this.#frame?.contentWindow?.location.replace(this.#address());
   }
 

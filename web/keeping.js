@@ -4,8 +4,8 @@
 
 import { read, write } from "./address.js";
 import { fetchLeaf, keep, whyNot } from "./kept.js";
-import { last, path } from "./leaf.js";
-import { recall, remember, tab } from "./memory.js";
+import { finished, last, newId, path } from "./leaf.js";
+import { ownKey, recall, remember, tab } from "./memory.js";
 import { change, current, watch } from "./state.js";
 
 /** @import { Leaf } from "./leaf.js" */
@@ -19,23 +19,22 @@ const OFTEN = 900;
 
 /** What stood in this tab before a reload. @returns {Remembered | null} */
 export function remembered() {
-  const text = recall("state", tab());
+  const text = recall(ownKey("state"), tab());
   return text ? JSON.parse(text) : null;
 }
 
+/** By the leaf's id: `changed` of the version that this tab has read or written last. @type {Map<string, number>} */
+export const versions = new Map();
+
 /** The leaf that stood in this tab: as the tab remembers it, or as it was kept last. @param {string} id */
 export async function restoreLeaf(id) {
-  const text = recall("leaf", tab());
+  const text = recall(ownKey("leaf"), tab());
   const inTab = text ? /** @type {Leaf} */ (JSON.parse(text)) : undefined;
-  const leaf = inTab?.id === id ? inTab : await fetchLeaf(id).catch(() => undefined);
+  const inStore = await fetchLeaf(id).catch(() => undefined);
+  const isNewer = inTab?.id === id && inTab.changed > (inStore?.changed ?? 0); // the database was too slow
+  const leaf = isNewer ? inTab : inStore;
+  if (inStore) versions.set(id, inStore.changed);
   if (leaf && !current().leaf) change({ leaf: finished(leaf) });
-}
-
-/** A text in the middle of which the page was left has stopped there. @param {Leaf} leaf @returns {Leaf} */
-export function finished(leaf) {
-  const stopped = /** @type {const} */ ({ reason: "stopped" });
-  const turns = leaf.turns.map((turn) => (turn.role === "assistant" && !turn.reason ? { ...turn, ...stopped } : turn));
-  return { ...leaf, turns };
 }
 
 /** From now on keeps everything that changes. @param {string} own  the id of the page's own model */
@@ -51,9 +50,14 @@ export async function startKeeping(own) {
     if (!leaf || leaf === written || keeping || !leaf.turns.some(({ text }) => text)) return;
     written = leaf;
     try {
-      await keep(leaf);
-    } catch {
-      change({ keeping: "There is no room left on this machine: what is told here is lost when the page is closed." });
+      const isKept = await keep(leaf, versions.get(leaf.id));
+      if (isKept) versions.set(leaf.id, leaf.changed);
+      else branchOff(leaf.id);
+    } catch (error) {
+      const reason = error instanceof DOMException ? error.name : String(error);
+      change({
+        keeping: `What is told here is lost when the page is closed: the browser could not write it (${reason}).`,
+      });
     }
   }
 
@@ -61,13 +65,13 @@ export async function startKeeping(own) {
     (state) => [state.prompt, state.settings, state.mode, state.system, state.leaf?.id, state.model?.id],
     (prompt, settings, mode, system, leaf = "", model = "") => {
       const chosen = model === own ? "" : model;
-      remember("state", JSON.stringify({ prompt, settings, mode, system, leaf, model, chosen }), tab());
+      remember(ownKey("state"), JSON.stringify({ prompt, settings, mode, system, leaf, model, chosen }), tab());
     },
   );
   watch(
-    ({ leaf, request, model }) => [request === null ? leaf : null, model],
-    (leaf, model) => {
-      if (leaf?.kind !== "story" || !model || path(leaf).length !== 2) return;
+    ({ leaf, request, model, unkept }) => [request === null ? leaf : null, model, unkept],
+    (leaf, model, unkept) => {
+      if (leaf?.kind !== "story" || !model || leaf.model.id !== model.id || unkept || path(leaf).length !== 2) return;
       const turn = last(leaf);
       if (turn?.reason) history.replaceState(history.state, "", write(leaf, turn, model));
     },
@@ -83,10 +87,18 @@ export async function startKeeping(own) {
   );
   addEventListener("pagehide", () => {
     const { leaf } = current();
-    remember("leaf", leaf ? JSON.stringify(leaf) : "", tab()); // the database might be too slow
+    remember(ownKey("leaf"), leaf ? JSON.stringify(leaf) : "", tab()); // the database might be too slow
     save();
   });
   document.addEventListener("visibilitychange", () => document.hidden && save());
+}
+
+/** Another tab has gone on with this leaf: from here on this tab's is a leaf of its own. @param {string} id */
+function branchOff(id) {
+  const { leaf, request } = current();
+  if (leaf?.id !== id) return;
+  const own = newId();
+  change({ leaf: { ...leaf, id: own }, request: request?.home === id ? { ...request, home: own } : request });
 }
 
 /** Whether the address names another story than the one that stands here. */

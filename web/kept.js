@@ -48,8 +48,35 @@ export async function whyNot() {
   }
 }
 
-/** @param {Leaf} leaf */
-export const keep = (leaf) => within("readwrite", (store) => store.put(leaf));
+/**
+ * Keeps a leaf, unless another tab has meanwhile kept another version of it.
+ * @param {Leaf} leaf
+ * @param {number} [known]  `changed` of the version that this one came of; without it there should be none
+ * @returns {Promise<boolean>} whether it is kept
+ */
+export async function keep(leaf, known) {
+  const transaction = (await database()).transaction(STORE, "readwrite");
+  const store = transaction.objectStore(STORE);
+  let free = false;
+  store.get(leaf.id).onsuccess = ({ target }) => {
+    const there = /** @type {IDBRequest<Leaf | undefined>} */ (target).result;
+    free = !there || there.changed === known || there.changed === leaf.changed;
+    if (free) store.put(leaf);
+  };
+  return new Promise((resolve, reject) => {
+    transaction.oncomplete = () => resolve(free);
+    transaction.onabort = () => reject(transaction.error);
+  });
+}
+
+/**
+ * @param {string} id
+ * @param {string} title
+ */
+export async function rename(id, title) {
+  const leaf = await fetchLeaf(id);
+  if (leaf) await within("readwrite", (store) => store.put({ ...leaf, title }));
+}
 
 /** @param {string} id @returns {Promise<Leaf | undefined>} */
 export const fetchLeaf = (id) => within("readonly", (store) => store.get(id));
@@ -104,6 +131,7 @@ function wrongIn(leaf) {
     if (wrong) return `${wrong} of turn ${index + 1}`;
   }
   for (const [parent, child] of Object.entries(leaf.picked)) {
+    if (!leaf.turns[/** @type {number} */ (child)]) return "its branches";
     if (!isIndex(child) || String(leaf.turns[/** @type {number} */ (child)]?.parent ?? "") !== parent)
       return "its branches";
   }

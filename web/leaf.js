@@ -117,7 +117,7 @@ export const last = (leaf) => (leaf ? path(leaf).at(-1) : undefined);
 /**
  * What a conversation's model is to answer, or to go on with.
  * @param {string} system
- * @param {Turn[]} turns
+ * @param {Pick<Turn, "role" | "text">[]} turns
  * @returns {Message[]}
  */
 export function messages(system, turns) {
@@ -140,4 +140,11 @@ export function plainText(leaf) {
 export function titleOf(leaf) {
   const text = leaf.title || path(leaf)[0]?.text || "";
   return text.trim().replace(/\s+/g, " ").slice(0, 80) || "Without a beginning";
+}
+
+/** A text in the middle of which the page was left has stopped there. @param {Leaf} leaf @returns {Leaf} */
+export function finished(leaf) {
+  const stopped = /** @type {const} */ ({ reason: "stopped" });
+  const turns = leaf.turns.map((turn) => (turn.role === "assistant" && !turn.reason ? { ...turn, ...stopped } : turn));
+  return { ...leaf, turns };
 }

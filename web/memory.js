@@ -19,12 +19,15 @@ export function remember(key, value, storage = storageOf("localStorage")) {
     if (value) storage?.setItem(`fabella ${key}`, value);
     else storage?.removeItem(`fabella ${key}`);
   } catch {
-    // There is no room: it is forgotten with the page.
+    storage?.removeItem(`fabella ${key}`); // there is no room, and what was there is out of date
   }
 }
 
-/** This tab's, which a reload leaves as it is. */
+/** This tab's, which a reload leaves as it is; another page of this host has the same. */
 export const tab = () => storageOf("sessionStorage");
+
+/** What this page calls its own where others of its host are, too. @param {string} key */
+export const ownKey = (key) => `${location.pathname} ${key}`;
 
 /** @param {"localStorage" | "sessionStorage"} name @returns {Storage | undefined} */
 function storageOf(name) {

@@ -2,6 +2,9 @@
 
 import { element } from "./dom.js";
 
+/** Milliseconds after which nobody waits any longer for what is kept to be mended. */
+const MENDING = 5000;
+
 /** Browsers hand out their rests, but for Safari. */
 const atRest = globalThis.requestIdleCallback ?? ((/** @type {() => void} */ callback) => setTimeout(callback, 500));
 
@@ -30,5 +33,6 @@ export async function mendKept() {
   worker.postMessage(null, [port2]);
   await new Promise((resolve) => {
     port1.onmessage = resolve;
+    setTimeout(resolve, MENDING);
   });
 }

@@ -150,7 +150,14 @@ async function wantedOf(source, base, folder) {
 }
 
 /** @param {string} url */
-const nameIn = (url) => decodeURIComponent(new URL(url).pathname.split("/").pop() || "model.gguf");
+function nameIn(url) {
+  const name = new URL(url).pathname.split("/").pop() || "model.gguf";
+  try {
+    return decodeURIComponent(name);
+  } catch {
+    return name; // what looks like an escape is none
+  }
+}
 
 /** @param {File | null} file */
 const fingerprint = (file) => `${file?.name} ${file?.size} ${file?.lastModified}`;

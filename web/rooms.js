@@ -13,7 +13,7 @@ import { change, current, watch } from "./state.js";
 /** The page's state, and what may be done in it: what a room is handed. */
 export const house = { change, current, watch };
 
-/** @typedef {typeof house & typeof import("./telling.js")} House */
+/** @typedef {typeof house & typeof import("./telling.js")} House  as app.js makes it */
 
 const NAME = "This part of the page";
 

@@ -23,6 +23,7 @@
  * @property {Pace} pace
  * @property {{ tokens: number, strange: number } | null} counted  how long the prompt is, or the conversation with it
  * @property {Leaf | null} leaf  what stands on the page
+ * @property {Leaf | null} aside  the one that stood there when the model did the other thing
  * @property {Request | null} request  what is being told, or will be once the storyteller is ready
  * @property {Reason | null} ended  how the last request ended
  * @property {Complaint | null} complaint
@@ -32,9 +33,10 @@
  * @typedef {object} Request  what the visitor asked for
  * @property {number} id
  * @property {Asked} message  to the worker
- * @property {() => Leaf} place  the leaf with room for the text: its last turn
+ * @property {() => Leaf} place  the leaf with room for the text: its last turn, unless `turn` is another
  * @property {Leaf | null} before  the leaf as it was
  * @property {number | null} turn  where the text goes, once there is room for it
+ * @property {string | null} home  the id of its leaf, once there is room for it
  * @property {boolean} reads  whether the reader is to see the prompt as the model reads it
  * @property {number | null} question  its number at the worker, once it has been asked
  * @property {Done | null} done  how it ended at the worker, which may be ahead of the reader
@@ -64,6 +66,7 @@ const state = {
   pace: "reading",
   counted: null,
   leaf: null,
+  aside: null,
   request: null,
   ended: null,
   complaint: null,

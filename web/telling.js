@@ -11,6 +11,7 @@ import { change, current } from "./state.js";
 /** @import { Bridge } from "./bridge.js" */
 /** @import { Leaf, Turn } from "./leaf.js" */
 /** @import { Done, Settings, Step, Steps } from "./messages.js" */
+/** @import { Pace } from "./pace.js" */
 /** @import { Request } from "./state.js" */
 
 /** Why a text may have ended without being whole: then the model can go on with it. */
@@ -30,92 +31,78 @@ export function begin(its) {
 /** The settings as the visitor has them, with a seed. @returns {Settings} */
 function chosen() {
   const { settings } = current();
-  return {
-    ...settings,
-    loops: true,
-    seed: settings.seed || String(crypto.getRandomValues(new Uint32Array(1))[0] || 1),
-  };
+  return { ...settings, seed: settings.seed || String(crypto.getRandomValues(new Uint32Array(1))[0] || 1) };
 }
 
+/** The page's model, which is known once it has answered. */
 const own = () => /** @type {{ id: string, name: string }} */ (current().model);
 
-/** Whether the page's model wrote this leaf, and may go on with it. @param {Leaf | null} leaf */
-export const isOurs = (leaf) => leaf !== null && (leaf.model.id === current().model?.id || !current().model?.id);
+/** Whether the page's model wrote this leaf, and may go on with it. @param {Leaf | null} leaf @returns {leaf is Leaf} */
+export const isOurs = (leaf) => leaf !== null && leaf.model.id === current().model?.id;
+
+// ---- What can be asked for -------------------------------------------------------------------------------------------
 
 /** What the box asks for: a story, or an answer. */
 export function tell() {
   const { request, mode, prompt, leaf } = current();
   if (request) return;
+  const ours = isOurs(leaf) && leaf.kind === mode ? leaf : null;
   if (mode === "chat") {
-    say(
-      leaf?.kind === "chat" && isOurs(leaf) ? leaf : null,
-      last(leaf?.kind === "chat" ? leaf : null)?.id ?? null,
-      prompt,
-    );
+    if (say(ours, last(ours)?.id ?? null, prompt)) change({ prompt: "" });
     return;
   }
   const settings = chosen();
-  const first = leaf?.kind === "story" && isOurs(leaf) ? path(leaf)[0] : undefined;
-  const same = first?.text === prompt ? first.id : null; // another telling of what is there
-  const begun = same === null || !leaf ? add(newLeaf("story", own()), null, "user", "") : leaf;
-  ask({ type: "tell", prompt, settings }, () => add(begun, same ?? 0, "assistant", "", settings), {
-    reads: same === null,
-  });
+  const first = ours ? path(ours)[0] : undefined;
+  const same = ours && first?.text === prompt; // another telling of what is there
+  ask(
+    { type: "tell", prompt, settings },
+    () => {
+      const begun = same ? ours : add(newLeaf("story", own()), null, "user", "");
+      return add(begun, same ? first.id : 0, "assistant", "", settings);
+    },
+    { reads: !same },
+  );
 }
 
 /**
  * @param {Leaf | null} leaf  null: a new conversation
  * @param {number | null} parent  the turn that it follows
  * @param {string} text
+ * @returns {boolean} whether it is asked
  */
 function say(leaf, parent, text) {
-  if (!text.trim()) return;
-  const begun = leaf ?? newLeaf("chat", own(), current().system);
-  answer(add(begun, leaf ? parent : null, "user", text));
-  change({ prompt: "" });
-}
-
-/** Has the last turn of a conversation answered. @param {Leaf} leaf */
-function answer(leaf) {
+  if (!text.trim() || current().request) return false;
   const settings = chosen();
-  const turns = path(leaf);
-  const asking = turns[turns.length - 1].id;
-  ask({ type: "say", messages: messages(leaf.system, turns), settings }, () =>
-    add(leaf, asking, "assistant", "", settings),
-  );
+  const system = leaf?.system ?? current().system;
+  const turns = leaf && parent !== null ? [...before(leaf, parent), leaf.turns[parent]] : [];
+  const said = messages(system, [...turns, { role: /** @type {const} */ ("user"), text }]);
+  ask({ type: "say", messages: said, settings }, () => {
+    const asked = add(leaf ?? newLeaf("chat", own(), system), parent, "user", text);
+    return add(asked, asked.turns.length - 1, "assistant", "", settings);
+  });
+  return true;
 }
 
 /** Once more, another way. @param {Turn} turn  the model's */
 export function again(turn) {
   const { leaf, request } = current();
-  if (request || !leaf) return;
-  const asked = before(leaf, turn.id);
-  if (leaf.kind === "chat") {
-    answer(pick({ ...leaf, picked: withoutAfter(leaf, asked[asked.length - 1].id) }, asked[asked.length - 1].id));
-    return;
-  }
+  if (request || !isOurs(leaf)) return;
   const settings = chosen();
-  const prompt = asked[0].text;
-  ask({ type: "tell", prompt, settings }, () => add(leaf, turn.parent, "assistant", "", settings));
-}
-
-/** @param {Leaf} leaf @param {number} id */
-function withoutAfter(leaf, id) {
-  const { [id]: _, ...picked } = leaf.picked;
-  return picked;
+  const asked = before(leaf, turn.id);
+  const place = () => add(leaf, turn.parent, "assistant", "", settings);
+  if (leaf.kind === "chat") ask({ type: "say", messages: messages(leaf.system, asked), settings }, place);
+  else ask({ type: "tell", prompt: asked[0].text, settings }, place);
 }
 
 /**
  * What the visitor said, said another way; what came after stays, as another branch.
  * @param {Turn} turn  the visitor's
  * @param {string} text
+ * @returns {boolean} whether it is asked
  */
 export function edit(turn, text) {
-  const { leaf, request } = current();
-  if (request || !leaf) return;
-  const { prompt } = current();
-  say(leaf, turn.parent, text);
-  change({ prompt });
+  const { leaf } = current();
+  return isOurs(leaf) && say(leaf, turn.parent, text);
 }
 
 /** Whether the model can go on with a turn. @param {Leaf} leaf @param {Turn} turn */
@@ -124,29 +111,27 @@ export const canGoOn = ({ kind }, { role, reason, text }) =>
 
 /** @param {Turn} turn  the model's, which is not finished */
 export function goOn(turn) {
-  const { leaf, request, settings } = current();
-  if (request || !leaf || !turn.settings) return;
+  const { leaf, request, settings: now, model } = current();
+  if (request || !isOurs(leaf) || !turn.settings) return;
+  const { id, text, tokens, reason } = turn;
+  // A story goes on as if it had not ended there: with the same settings, and further.
+  const further = now.length > turn.settings.length ? now.length : (model?.context ?? 0);
+  const length = leaf.kind === "chat" ? now.length : reason === "length" ? further : turn.settings.length;
+  const settings = { ...turn.settings, length };
   // A character that was cut off comes whole.
-  const whole = turn.reason === "length" ? set(leaf, turn.id, { text: turn.text.replace(/\uFFFD+$/, "") }) : leaf;
-  const place = () => whole;
-  if (leaf.kind === "chat") {
-    const said = messages(leaf.system, [...before(leaf, turn.id), turn]);
-    ask({ type: "say", messages: said, settings: { ...turn.settings, length: settings.length } }, place, {
-      turn: turn.id,
-    });
-  } else {
-    // As if it had not ended there: the same settings, and further.
-    const further = settings.length > turn.settings.length ? settings.length : 0;
-    const length = turn.reason === "length" ? further : turn.settings.length;
-    const [{ text: prompt }] = before(leaf, turn.id);
-    ask({ type: "tell", prompt, settings: { ...turn.settings, length }, told: turn.tokens }, place, { turn: turn.id });
-  }
+  const whole = leaf.kind === "story" && reason === "length" ? text.replace(/\uFFFD+$/, "") : text;
+  const asked = before(leaf, id);
+  const message =
+    leaf.kind === "chat"
+      ? { type: /** @type {const} */ ("say"), messages: messages(leaf.system, [...asked, turn]), settings }
+      : { type: /** @type {const} */ ("tell"), prompt: asked[0].text, settings, told: tokens };
+  ask(message, () => set(leaf, id, { text: whole, settings }), { turn: id });
 }
 
 /** Shows the next word, if the pace is so. */
 export const nextWord = () => pacer.next();
 
-/** @param {import("./pace.js").Pace} pace */
+/** @param {Pace} pace */
 export function setPace(pace) {
   change({ pace });
   if (current().request) pacer.pace = pace;
@@ -154,8 +139,7 @@ export function setPace(pace) {
 
 /** @param {Leaf} leaf @param {number} id  a turn of it that shall be seen */
 export function turnTo(leaf, id) {
-  if (current().request) return;
-  change({ leaf: pick(leaf, id), ended: null });
+  if (!current().request) change({ leaf: pick(leaf, id), ended: null });
 }
 
 export { branches, last, path };
@@ -165,46 +149,49 @@ export { branches, last, path };
 /**
  * @param {Request["message"]} message
  * @param {Request["place"]} place
- * @param {{ turn?: number | null, reads?: boolean }} [how]  turn: that is gone on with
+ * @param {{ turn?: number | null, reads?: boolean }} [how]  turn: that is gone on with; reads: the prompt is shown
  */
 function ask(message, place, { turn = null, reads = false } = {}) {
-  const { leaf, worker: state } = current();
-  /** @type {Request} */
-  const request = {
-    id: ++requests,
-    message,
-    place,
-    before: leaf,
-    turn,
-    reads,
-    question: null,
-    done: null,
-    rate: 0,
-    stopped: false,
-  };
+  const { leaf, worker: state, model } = current();
+  const begun = { id: ++requests, message, place, before: leaf, turn, home: null, reads };
   pacer.begin(current().pace);
-  change({ request, ended: null, complaint: null });
-  if (message.type === "say" && turn === null) makeRoom();
+  change({
+    request: { ...begun, question: null, done: null, rate: 0, stopped: false },
+    ended: null,
+    complaint: null,
+  });
+  if (message.type === "say" && model) makeRoom(); // what the visitor says is there at once
   if (state === "ready") send();
   else if (state === "failed") worker.load();
 }
 
-/** Puts the request's turn into the leaf. @returns {{ leaf: Leaf, turn: number }} */
+/**
+ * The request's leaf, with room for its text.
+ * @param {Request} request
+ * @returns {{ leaf: Leaf, turn: number } | null} null if another leaf has taken its place
+ */
+function room(request) {
+  const { leaf } = current();
+  if (request.home === null) return makeRoom();
+  return leaf?.id === request.home && request.turn !== null ? { leaf, turn: request.turn } : null;
+}
+
+/** @returns {{ leaf: Leaf, turn: number } | null} */
 function makeRoom() {
-  const { request, leaf } = current();
-  if (!request) throw new Error("there is no request");
-  if (request.turn !== null) return { leaf: /** @type {Leaf} */ (leaf), turn: request.turn };
-  const placed = request.place();
-  const turn = placed.turns.length - 1;
-  change({ leaf: placed, request: { ...request, turn } });
-  return { leaf: placed, turn };
+  const { request } = current();
+  if (!request) return null;
+  const leaf = request.place();
+  const turn = request.turn ?? leaf.turns.length - 1;
+  change({ leaf, request: { ...request, turn, home: leaf.id } });
+  return { leaf, turn };
 }
 
 /** Sends the request, now that the worker is ready. */
 export async function send() {
   const { request } = current();
   if (!request) return;
-  const asked = worker.bridge().ask(request.message, (steps) => hear(request.id, steps));
+  const message = { ...request.message, settings: { ...request.message.settings, loops: true } };
+  const asked = worker.bridge().ask(message, (steps) => hear(request.id, steps));
   change({ request: { ...request, question: asked.id } });
   try {
     const done = await asked.answer;
@@ -215,19 +202,26 @@ export async function send() {
     else pacer.end(() => finish(request.id, done));
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    pacer.drop();
-    takeBack();
-    change({ request: null, complaint: { message: error.message, field: error.field, wayOut: "again" } });
+    if (current().request?.id === request.id) takeBack(error.message, error.field);
   }
 }
 
-/** What was asked for will not come: the leaf is as before, and what the visitor wrote is in its box. */
-function takeBack() {
-  const { request } = current();
-  if (request?.message.type !== "say" || request.turn === null) return;
-  const said = request.message.messages.at(-1);
-  const unsaid = said?.role === "user" && !current().prompt ? { prompt: said.content } : {};
-  change({ leaf: request.before, ...unsaid });
+/**
+ * What was asked for does not come: the leaf is as before, and what the visitor wrote is in its box.
+ * @param {string} [message]  why
+ * @param {string | null} [field]
+ */
+function takeBack(message = "", field = null) {
+  const { request, leaf, prompt } = current();
+  if (!request) return;
+  pacer.drop();
+  const said = request.message.type === "say" ? request.message.messages.at(-1) : undefined;
+  change({
+    request: null,
+    ...(request.home !== null && leaf?.id === request.home && { leaf: request.before }),
+    ...(said?.role === "user" && !prompt && { prompt: said.content }),
+    ...(message && { complaint: { message, field, wayOut: /** @type {const} */ ("again") } }),
+  });
 }
 
 export function stop() {
@@ -235,8 +229,7 @@ export function stop() {
   if (!request) return;
   pacer.drop();
   if (request.question === null) {
-    takeBack();
-    change({ request: null }); // it was still waiting
+    takeBack(); // it was still waiting
     return;
   }
   change({ request: { ...request, stopped: true } });
@@ -245,22 +238,31 @@ export function stop() {
   else worker.bridge().stop(request.question);
 }
 
-/** Another worker starts: what was asked of the one before and has not begun is asked of this one. */
-export function putOff() {
+/** Nothing more comes, or is wanted: what was told of it stays. */
+export function giveUp() {
   const { request } = current();
-  if (request?.turn != null && request.question !== null) giveUp();
-  else if (request) change({ request: { ...request, question: null } });
+  if (!request) return;
+  const placed = request.home === null ? null : room(request);
+  if (!placed || !placed.leaf.turns[placed.turn].text) {
+    takeBack();
+    return;
+  }
+  pacer.drop();
+  change({ request: null, ended: "stopped", leaf: set(placed.leaf, placed.turn, { reason: "stopped" }) });
 }
 
-/** The worker has failed: nothing more comes. */
-export function giveUp() {
-  pacer.drop();
-  if (!current().request) return;
-  const { leaf, request } = current();
-  if (leaf && request?.turn != null && leaf.turns[request.turn].text) {
-    change({ leaf: set(leaf, request.turn, { reason: "stopped" }) });
-  } else takeBack();
-  change({ request: null });
+/** The visitor turns to something else. */
+export function abandon() {
+  const { request } = current();
+  if (request?.question != null && !request.done) worker.bridge().stop(request.question);
+  giveUp();
+}
+
+/** The worker starts anew: what was not begun is asked of it, what was begun is over. */
+export function putOff() {
+  const { request } = current();
+  if (request?.question === null) return;
+  giveUp();
 }
 
 /**
@@ -277,8 +279,9 @@ function hear(id, { steps, tokens_per_second: rate }) {
 /** @param {Step[]} steps */
 function show(steps) {
   const { request } = current();
-  if (!request) return;
-  const { leaf, turn: id } = makeRoom();
+  const placed = request && room(request);
+  if (!placed) return;
+  const { leaf, turn: id } = placed;
   const given = steps.filter((step) => step.from_prompt); // the prompt comes first
   const told = steps.slice(given.length);
   const { text: before, tokens, dropped, parent } = leaf.turns[id];
@@ -306,15 +309,12 @@ function finish(id, { reason, seconds, tokens_per_second: rate }) {
   const { request } = current();
   if (request?.id !== id) return;
   const ended = request.stopped ? "stopped" : reason; // it may end while Stop is on its way; its end is not shown then
-  const { leaf } = current();
-  const { turn } = request;
-  if (!leaf || turn === null) {
+  const placed = request.home === null ? null : room(request);
+  if (!placed) {
     change({ request: null, ended }); // stopped before there was anything
     return;
   }
-  change({
-    request: null,
-    ended,
-    leaf: set(leaf, turn, { reason: ended, seconds: leaf.turns[turn].seconds + seconds, rate }),
-  });
+  const { leaf, turn } = placed;
+  const figures = { reason: ended, seconds: leaf.turns[turn].seconds + seconds, rate };
+  change({ request: null, ended, leaf: set(leaf, turn, figures) });
 }

@@ -251,7 +251,9 @@ async function load({ id, assets, base, source, python: start }) {
   const card = { ...said, id: opened.id, name: said.name || opened.name };
   send({ type: "ready", id, model: card, kept: opened.kept, why: opened.why });
   rest();
-  await Promise.all([opened.loaded(card), completePython(python, at(assets.python.stdlib))]);
+  await opened.loaded(card);
+  // Telling needs none of it: whatever will, asks for it again.
+  await completePython(python, at(assets.python.stdlib)).catch(() => {});
 }
 
 /** @param {Describe} message */

@@ -14,6 +14,7 @@ from builder.engines import build_engines
 from builder.tools import PYTHON, ROOT, cached, digest, say
 
 SEEDS = range(1, 13)  # the first whose story comes to its end is taken
+LONGEST = 512  # tokens: a longer one is no first sight
 
 
 class Told(NamedTuple):
@@ -40,11 +41,11 @@ def told_before(model: Path, prompt: str) -> Told | None:
 
 
 def _tell(model: Path, prompt: str, seed: int) -> Told | None:
-    command = (PYTHON, "-m", "fabella", model, "-i", prompt, "-s", str(seed))
+    command = (PYTHON, "-m", "fabella", model, f"-i{prompt}", "-s", str(seed), "-n", str(LONGEST))
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "py"), "PYTHONIOENCODING": "utf-8"}
-    told = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=True)
+    told = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
     text = told.stdout.removesuffix("\n")
-    return Told(prompt, text, seed) if "; the end]" in told.stderr and text.startswith(prompt) else None
+    return Told(prompt, text, seed) if told.returncode == 0 and "; the end]" in told.stderr and text.startswith(prompt) else None
 
 
 def as_html(told: Told) -> str:
@@ -59,5 +60,5 @@ def as_html(told: Told) -> str:
 def _line(line: re.Match[str], prompt: int) -> str:
     """Return a line as HTML, what of it belongs to the prompt (so many characters) marked as the visitor's."""
     cut = max(prompt - line.start(), 0)
-    given, own = (html.escape(part, quote=False) for part in (line[0][:cut], line[0][cut:]))
+    given, own = (html.escape(part) for part in (line[0][:cut], line[0][cut:]))
     return f'<span class="given">{given}</span>{own}' if given else own

@@ -2,8 +2,9 @@
 
 import { element } from "../dom.js";
 import { branches, path } from "../leaf.js";
-import { copyText } from "../views/actions.js";
+import { copyText } from "../clipboard.js";
 import { ending, pace, tokens } from "../words.js";
+import { button } from "./make.js";
 import { Blocks } from "./markdown.js";
 
 /** @import { Leaf, Turn } from "../leaf.js" */
@@ -19,18 +20,28 @@ export function mount(house) {
   /** By the leaf's id and the turn's. @type {Map<string, TurnView>} */
   let views = new Map();
   let editing = -1;
+  let answering = -1;
 
-  /** @param {number} id  of the turn of the visitor's that is being written anew; -1: none */
+  /** @param {number} id  of the turn of the visitor's that is to be said otherwise; -1: none */
   function edit(id) {
     editing = id;
     draw();
+    if (id < 0) element("prompt", HTMLTextAreaElement).focus();
   }
 
   /** @param {Turn} turn @param {string} text */
   function edited(turn, text) {
-    editing = -1;
-    if (text.trim()) house.edit(turn, text);
-    draw();
+    if (text.trim() && !house.edit(turn, text)) return; // the model is busy: what was written stays
+    edit(-1);
+  }
+
+  /** Turns to another branch; the focus goes with it. @param {Leaf} leaf @param {number} id @param {string} label */
+  function turnTo(leaf, id, label) {
+    house.turnTo(leaf, id);
+    const view = views.get(`${leaf.id} ${id}`)?.element;
+    const same = [...(view?.querySelectorAll("button") ?? [])].find((button) => button.ariaLabel === label);
+    const other = /** @type {HTMLButtonElement | null} */ (view?.querySelector("button:not(:disabled)"));
+    (same && !same.disabled ? same : other)?.focus();
   }
 
   function draw() {
@@ -47,8 +58,14 @@ export function mount(house) {
       if (!leaf) break;
       if (unseen > 0 && index === unseen) nodes.push(line());
       const key = `${leaf.id} ${turn.id}`;
-      const view = views.get(key) ?? new TurnView(house, { edit, edited });
-      view.draw(leaf, turn, { busy: request !== null, told: request?.turn === turn.id, editing: editing === turn.id });
+      const view = views.get(key) ?? new TurnView(house, { edit, edited, turnTo });
+      view.draw(leaf, turn, {
+        busy: request !== null,
+        told: request?.turn === turn.id,
+        editing: editing === turn.id,
+        ours: house.isOurs(leaf),
+        isLast: index === turns.length - 1,
+      });
       drawn.set(key, view);
       nodes.push(view.element);
     }
@@ -56,7 +73,13 @@ export function mount(house) {
     if (nodes.length !== box.childNodes.length || nodes.some((node, index) => node !== box.childNodes[index])) {
       box.replaceChildren(...nodes);
     }
-    box.ariaBusy = String(request !== null);
+    const told = turns.at(-1);
+    // A screen reader hears an answer once, when it is whole.
+    if (request && request.turn !== null) answering = request.turn;
+    else if (told && told.id === answering && told.reason) {
+      element("answered", HTMLElement).textContent = told.text;
+      answering = -1;
+    }
     box.dataset.empty = turns.length ? "" : `Say something to ${model?.name ?? "the model"}.`;
     if (request && follows) scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });
   }
@@ -65,7 +88,9 @@ export function mount(house) {
     ({ leaf, request, mode, model }) => [leaf, request, mode, model],
     (..._) => draw(),
   );
-  box.addEventListener("click", house.nextWord);
+  box.addEventListener("click", ({ target }) => {
+    if (target instanceof Element && !target.closest("button, a, textarea")) house.nextWord();
+  });
   return { edit };
 }
 
@@ -89,7 +114,10 @@ class TurnView {
 
   /**
    * @param {House} house
-   * @param {{ edit: (id: number) => void, edited: (turn: Turn, text: string) => void }} ways
+   * @param {object} ways
+   * @param {(id: number) => void} ways.edit
+   * @param {(turn: Turn, text: string) => void} ways.edited
+   * @param {(leaf: Leaf, id: number, label: string) => void} ways.turnTo
    */
   constructor(house, ways) {
     this.house = house;
@@ -103,12 +131,13 @@ class TurnView {
   /**
    * @param {Leaf} leaf
    * @param {Turn} turn
-   * @param {{ busy: boolean, told: boolean, editing: boolean }} how
+   * @param {{ busy: boolean, told: boolean, editing: boolean, ours: boolean, isLast: boolean }} how  ours: the page's
+   *     model can go on with it
    */
-  draw(leaf, turn, { busy, told, editing }) {
+  draw(leaf, turn, { busy, told, editing, ours, isLast }) {
     const all = branches(leaf, turn.id);
-    const state = JSON.stringify([turn.text, turn.reason, all, busy, told, editing]);
-    if (state === this.#drawn) return;
+    const state = editing ? "editing" : JSON.stringify([turn.text, turn.reason, all, busy, told, ours, isLast]);
+    if (state === this.#drawn) return; // what is being written above all
     this.#drawn = state;
     this.element.dataset.role = turn.role;
     this.#who.textContent = turn.role === "user" ? "You" : leaf.model.name;
@@ -120,27 +149,43 @@ class TurnView {
       else delete this.#said.dataset.waiting;
     }
     this.#note.textContent = told || editing ? "" : note(turn);
-    this.#actions.replaceChildren(...(busy || editing ? [] : this.#buttons(leaf, turn, all)));
+    this.#actions.replaceChildren(...(busy || editing ? [] : this.#buttons(leaf, turn, { all, ours, isLast })));
   }
 
-  /** @param {Leaf} leaf @param {Turn} turn @param {number[]} all */
-  #buttons(leaf, turn, all) {
+  /** @param {Leaf} leaf @param {Turn} turn @param {{ all: number[], ours: boolean, isLast: boolean }} how */
+  #buttons(leaf, turn, { all, ours, isLast }) {
     const { house, ways } = this;
-    const { leaf: now, model } = house.current();
-    const ours = leaf.model.id === model?.id;
     const at = all.indexOf(turn.id);
     const what = turn.role === "user" ? "question" : "answer";
     const nodes = [];
     if (all.length > 1) {
-      nodes.push(button("‹", () => house.turnTo(leaf, all[at - 1]), at === 0, `The ${what} before`));
-      nodes.push(`${at + 1}/${all.length}`);
-      nodes.push(button("›", () => house.turnTo(leaf, all[at + 1]), at === all.length - 1, `The next ${what}`));
+      const [before, after] = [`The ${what} before`, `The next ${what}`];
+      const back = button("‹", () => ways.turnTo(leaf, all[at - 1], before), before);
+      const forth = button("›", () => ways.turnTo(leaf, all[at + 1], after), after);
+      back.disabled = at === 0;
+      forth.disabled = at === all.length - 1;
+      nodes.push(back, `${at + 1}/${all.length}`, forth);
     }
+    /** @param {() => void} act */
+    const asking = (act) => () => {
+      element("prompt", HTMLTextAreaElement).focus({ preventScroll: true }); // the button that was pressed goes
+      act();
+    };
     if (ours && turn.role === "user") nodes.push(button("Edit", () => ways.edit(turn.id)));
-    if (ours && turn.role === "assistant") nodes.push(button("Again", () => house.again(turn)));
-    if (ours && now && house.canGoOn(leaf, turn) && house.last(now)?.id === turn.id) {
-      nodes.push(button("Go on", () => house.goOn(turn)));
-    }
+    if (ours && turn.role === "assistant")
+      nodes.push(
+        button(
+          "Again",
+          asking(() => house.again(turn)),
+        ),
+      );
+    if (ours && isLast && house.canGoOn(leaf, turn))
+      nodes.push(
+        button(
+          "Go on",
+          asking(() => house.goOn(turn)),
+        ),
+      );
     const copy = button("Copy", async () => {
       copy.textContent = (await copyText(turn.text)) ? "Copied" : "Not allowed";
     });
@@ -187,23 +232,4 @@ function note({ role, reason, tokens: said, seconds, rate, settings }) {
   if (role === "user" || !reason) return "";
   const figures = `${tokens(said.length)} in ${seconds.toFixed(1)} s${pace(rate)}. Seed ${settings?.seed}.`;
   return [ending(reason, 0, "chat")[1], figures].filter(Boolean).join(" ");
-}
-
-/**
- * @param {string} text
- * @param {() => void} act
- * @param {boolean} [disabled]
- * @param {string} [label]
- */
-function button(text, act, disabled = false, label = "") {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = text;
-  button.disabled = disabled;
-  if (label) button.ariaLabel = label;
-  button.addEventListener("click", (event) => {
-    event.stopPropagation();
-    act();
-  });
-  return button;
 }

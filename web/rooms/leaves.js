@@ -1,8 +1,7 @@
 /** The shelf's stories and conversations: to be read again, renamed, searched, taken along, and forgotten. */
 
-import { finished } from "../keeping.js";
-import { all, forget, fromJSON, keep, toJSON } from "../kept.js";
-import { newId, plainText, titleOf } from "../leaf.js";
+import { all, forget, fromJSON, keep, rename as renameKept, toJSON } from "../kept.js";
+import { finished, newId, plainText, titleOf } from "../leaf.js";
 import { wholeNumber } from "../words.js";
 import { button, make } from "./make.js";
 
@@ -38,7 +37,7 @@ export function leaves(house, close) {
 
   async function draw() {
     const { keeping } = house.current();
-    kept = keeping ? [] : await all();
+    kept = await all().catch(() => []);
     said.textContent = keeping;
     tools.hidden = Boolean(keeping);
     list();
@@ -83,7 +82,8 @@ export function leaves(house, close) {
 
   /** @param {Leaf} leaf */
   function show(leaf) {
-    if (house.current().request) house.stop();
+    house.abandon();
+    house.versions.set(leaf.id, leaf.changed);
     house.change({ leaf: finished(leaf), mode: leaf.kind, ended: null, complaint: null });
     if (leaf.kind === "story") house.change({ prompt: leaf.turns[leaf.picked[""] ?? 0]?.text ?? "" });
     close();
@@ -94,11 +94,12 @@ export function leaves(house, close) {
     const box = make("input", { type: "text", "aria-label": "New name", maxlength: "80" });
     box.value = titleOf(leaf);
     const done = async () => {
-      const renamed = { ...leaf, title: box.value.trim() };
-      await keep(renamed);
-      if (house.current().leaf?.id === leaf.id)
-        house.change({ leaf: { .../** @type {Leaf} */ (house.current().leaf), title: renamed.title } });
+      const title = box.value.trim();
+      await renameKept(leaf.id, title);
+      const { leaf: here } = house.current();
+      if (here?.id === leaf.id) house.change({ leaf: { ...here, title } });
       await draw();
+      search.focus();
     };
     box.addEventListener("keydown", (event) => {
       event.stopPropagation();
@@ -115,9 +116,13 @@ export function leaves(house, close) {
   /** @param {Leaf} leaf @param {HTMLElement} item */
   function ask(leaf, item) {
     const away = button("Delete for good", async () => {
-      if (house.current().leaf?.id === leaf.id) house.change({ leaf: null });
+      if (house.current().leaf?.id === leaf.id) {
+        house.abandon();
+        house.change({ leaf: null });
+      }
       await forget(leaf.id);
       await draw();
+      search.focus();
     });
     item.replaceChildren(titleOf(leaf), make("span", { class: "actions" }, away, button("Leave it", draw)));
     away.focus();

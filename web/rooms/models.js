@@ -66,6 +66,8 @@ export function models(house, close) {
       const card = await house.describe(file, tokenizer);
       said.textContent = "";
       const source = /** @type {const} */ ({ kind: "file", file, ...(tokenizer && { tokenizer }) });
+      if (files.length > (tokenizer ? 2 : 1))
+        said.textContent = "One model at a time: the others are left where they are.";
       rows.append(row(card, { source, state: "yours", action: "load" }));
       rows.lastElementChild?.querySelector("button")?.focus();
     } catch (error) {
@@ -105,12 +107,17 @@ export function models(house, close) {
 
   /** @param {Card} card */
   async function forget(card) {
-    await remove(card.id);
+    try {
+      await remove(card.id);
+    } catch {
+      said.textContent = `${card.name} cannot be removed while a tab is loading it.`;
+    }
     await draw();
+    choose.focus();
   }
 
   async function draw() {
-    const kept = await list();
+    const kept = await list().catch(() => []);
     const offers = house.assets.models;
     const isKept = (/** @type {string} */ id) => kept.some((model) => model.id === id);
     const offered = offers.map((part, index) =>
@@ -132,7 +139,7 @@ export function models(house, close) {
         }),
       );
     rows.replaceChildren(...offered, ...others);
-    if (house.current().unkept) said.textContent = house.current().unkept;
+    if (house.current().unkept && !said.textContent) said.textContent = house.current().unkept;
     const space = await usage();
     used.textContent = space.quota
       ? `${megabytes(space.used)} of the ${megabytes(space.quota)} that the browser lets this page keep are used.`

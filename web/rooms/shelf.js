@@ -11,6 +11,7 @@ import { models } from "./models.js";
 /**
  * @typedef {Given & {
  *   assets: Assets,
+ *   versions: Map<string, number>,
  *   load: (source: Source) => void,
  *   describe: (file: File, tokenizer?: File) => Promise<Card>,
  * }} House

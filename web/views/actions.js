@@ -1,12 +1,14 @@
 /** What can be done with a story or conversation: another telling, more of it, to copy it, to hand it on. */
 
 import { command, write } from "../address.js";
+import { copyText } from "../clipboard.js";
 import { element } from "../dom.js";
 import { branches, last, path, plainText } from "../leaf.js";
 import { change, current, watch } from "../state.js";
 import { canGoOn, isOurs } from "../telling.js";
 
 /** @import { Leaf, Turn } from "../leaf.js" */
+/** @import { Card, ModelPart } from "../messages.js" */
 
 /**
  * @param {object} actions
@@ -37,13 +39,19 @@ export function mountActions({ again, goOn, turnTo }) {
   /** @param {string} id @param {() => void} act */
   const on = (id, act) => element(id, HTMLButtonElement).addEventListener("click", act);
 
+  /** The button that was pressed goes; where Stop is, the visitor can go on. @param {() => void} act */
+  const begin = (act) => {
+    element("tell", HTMLButtonElement).focus({ preventScroll: true });
+    act();
+  };
+
   on(
     "retell",
-    withLast((_, turn) => again(turn)),
+    withLast((_, turn) => begin(() => again(turn))),
   );
   on(
     "go-on",
-    withLast((_, turn) => goOn(turn)),
+    withLast((_, turn) => begin(() => goOn(turn))),
   );
   on(
     "copy",
@@ -58,7 +66,7 @@ export function mountActions({ again, goOn, turnTo }) {
   );
   on(
     "command",
-    withLast((leaf, turn) => copy(command(leaf, turn), "The command")),
+    withLast((leaf, turn) => copy(command(leaf, turn, fileOf(current().model)), "The command")),
   );
   on("new", () => {
     change({ leaf: null, ended: null });
@@ -102,19 +110,12 @@ export function mountActions({ again, goOn, turnTo }) {
       retell.hidden = !story || !isOurs(leaf);
       more.hidden = !story || !isOurs(leaf) || !canGoOn(leaf, turn);
       keep.hidden = !story || turn.settings?.seed === seed;
-      for (const id of ["share", "command"]) element(id, HTMLButtonElement).hidden = !story || path(leaf).length !== 2;
+      for (const id of ["share", "command"]) element(id, HTMLButtonElement).hidden = !story || !isOurs(leaf);
       element("new", HTMLButtonElement).hidden = story;
       element("copy", HTMLButtonElement).textContent = story ? "Copy" : "Copy all";
     },
   );
 }
 
-/** @param {string} text @returns {Promise<boolean>} whether it is copied */
-export async function copyText(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    return false;
-  }
-}
+/** @param {Card | null} model */
+const fileOf = (model) => /** @type {Partial<ModelPart>} */ (model)?.file ?? `${model?.name}.gguf`;

@@ -46,6 +46,12 @@ export function mountFacts({ openShelf }) {
       element("model-size", HTMLElement).textContent = megabytes(model.bytes);
     },
   );
+  watch(
+    ({ unkept }) => [unkept],
+    (unkept) => {
+      element("unkept", HTMLElement).textContent = unkept;
+    },
+  );
   element("shelf-button", HTMLButtonElement).addEventListener("click", openShelf);
   element("to-settings", HTMLButtonElement).addEventListener("click", () => {
     element("margin", HTMLElement).scrollIntoView();

@@ -25,6 +25,7 @@ const PACES = {
  */
 export function mountSettings({ setPace, setMode }) {
   const sliders = SLIDERS.map((name) => element(name, HTMLInputElement));
+  const length = element("length", HTMLInputElement);
   const seed = element("seed", HTMLInputElement);
   const system = element("system", HTMLTextAreaElement);
   const fine = element("fine", HTMLDetailsElement);
@@ -32,20 +33,23 @@ export function mountSettings({ setPace, setMode }) {
     /** @type {HTMLInputElement[]} */ ([...document.querySelectorAll(`input[name="${name}"]`)]);
   let seedInField = "";
 
-  /** Takes over what the visitor has done; at first, what the page begins with. */
-  function changed() {
+  /** Takes over the seed, also one that a program has put there, of which no event tells. */
+  function takeSeed() {
     seedInField = seed.value;
     const fits = SEED.test(seedInField);
     seed.setCustomValidity(fits ? "" : "The seed must be a whole number from 1 on, of up to 18 digits");
-    const numbers = /** @type {Record<(typeof SLIDERS)[number], number>} */ (
-      Object.fromEntries(sliders.map((slider) => [slider.id, slider.valueAsNumber]))
-    );
-    change({ system: system.value, settings: { ...current().settings, ...numbers, seed: fits ? seedInField : "" } });
+    change({ settings: { ...current().settings, seed: fits ? seedInField : "" } });
   }
 
-  changed();
-  for (const control of [...sliders, seed, system]) control.addEventListener("input", changed);
-  element("ask", HTMLFormElement).addEventListener("submit", changed, { capture: true }); // also by a program
+  takeSeed();
+  seed.addEventListener("input", takeSeed);
+  element("ask", HTMLFormElement).addEventListener("submit", takeSeed, { capture: true });
+  system.addEventListener("input", () => change({ system: system.value }));
+  for (const slider of sliders) {
+    const take = () => change({ settings: { ...current().settings, [slider.id]: slider.valueAsNumber } });
+    take(); // what the page begins with
+    slider.addEventListener("input", take);
+  }
 
   for (const radio of radios("preset")) {
     radio.addEventListener("change", () => {
@@ -64,7 +68,7 @@ export function mountSettings({ setPace, setMode }) {
   watch(
     ({ model, mode, request }) => [model?.chats, mode, request !== null],
     (chats, mode, busy) => {
-      element("modes", HTMLElement).hidden = !chats;
+      element("modes", HTMLElement).hidden = !chats && mode !== "chat";
       for (const radio of radios("mode")) {
         radio.checked = radio.value === mode;
         radio.disabled = busy;
@@ -72,15 +76,11 @@ export function mountSettings({ setPace, setMode }) {
     },
   );
   watch(
-    ({ model }) => [model?.context],
-    (context) => {
+    ({ model, settings }) => [model?.context, settings.length],
+    (context, wanted) => {
       if (!context) return;
-      const length = element("length", HTMLInputElement);
-      const whole = length.value === length.max;
       length.max = String(context);
-      if (whole) length.value = length.max;
-      // The browser has lowered what was above it.
-      change({ settings: { ...current().settings, length: length.valueAsNumber } });
+      if (wanted < 1 || wanted > context) change({ settings: { ...current().settings, length: context } });
     },
   );
   watch(
@@ -106,8 +106,12 @@ export function mountSettings({ setPace, setMode }) {
     },
   );
   watch(
-    ({ mode, system: text }) => [mode, text],
-    (mode, text) => {
+    ({ mode, system, leaf }) => [mode, leaf?.kind === "chat" ? leaf.system : system, leaf?.kind === "chat"],
+    (mode, text, stands) => {
+      system.readOnly = stands;
+      element("system-hint", HTMLElement).textContent = stands
+        ? "This conversation began with it; a new one can have another."
+        : "What the model is told before the conversation: who it is, how it speaks.";
       element("system-setting", HTMLElement).hidden = mode !== "chat";
       element("length-of", HTMLElement).hidden = mode === "chat";
       if (text !== system.value) system.value = text;

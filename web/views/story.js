@@ -112,5 +112,19 @@ export function mountStory({ nextWord }) {
       earlier.textContent = leaf?.kind === "chat" ? "What was said before:" : "The story before:";
     },
   );
+  watch(
+    ({ keeping }) => [keeping],
+    (keeping) => {
+      element("not-kept", HTMLElement).textContent = keeping;
+    },
+  );
+  // There the space bar shows the next word, and writes none.
+  watch(
+    ({ request, pace }) => [request?.id, pace],
+    (telling, pace) => {
+      if (telling && pace === "a word")
+        element(document.body.dataset.mode === "chat" ? "chat" : "story", HTMLElement).focus();
+    },
+  );
   box.addEventListener("click", nextWord);
 }
