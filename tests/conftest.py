@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import re
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -239,7 +240,7 @@ class Visit:
         """Waits until the model is there."""
         self.page.wait_for_function("() => ['ready', 'failed'].includes(document.body.dataset.state)")
         expect(self.alert).to_be_empty()
-        expect(self.status).to_have_text("The storyteller is ready.")
+        expect(self.status).to_have_text(re.compile("^The (storyteller|model) is ready.$"))
         return self
 
     def setting(self, name: str) -> Locator:

@@ -111,7 +111,10 @@ def test_a_story_asked_for_loads_what_had_failed(visit: Visit, site: Site) -> No
     visit.open(site, ready=False)
     assert_says(visit, "stopped arriving halfway")
     site.faults.clear()
-    assert visit.tell(PROMPT, length=30).startswith(PROMPT)
+    visit.prompt.fill(PROMPT)
+    visit.prompt.press("Enter")
+    expect(visit.page.locator("#ending")).to_be_visible()
+    expect(visit.story).to_contain_text(PROMPT)
 
 
 # ---- Silence ---------------------------------------------------------------------------------------------------------
@@ -322,7 +325,7 @@ def test_a_redirect_within_the_host_is_followed(visit: Visit, site: Site) -> Non
 @pytest.mark.parametrize(
     ("policy", "directive"),
     [
-        ("default-src 'self'; style-src 'unsafe-inline'", "script-src"),
+        ("default-src 'self'; style-src 'unsafe-inline'", "(script-src|worker-src)"),  # whichever comes first
         ("default-src 'self' 'wasm-unsafe-eval'; style-src 'unsafe-inline'", "worker-src"),
         ("connect-src 'none'", "connect-src"),
         ("worker-src blob:; script-src 'self'", "script-src"),  # without 'wasm-unsafe-eval'
@@ -334,7 +337,8 @@ def test_a_policy_of_the_hosts_own_is_named_where_it_forbids_the_page(
 ) -> None:
     site.headers["Content-Security-Policy"] = policy
     visit.open(site, ready=False)
-    assert_says(visit, f"a Content-Security-Policy that forbids what the page needs ({directive})")
+    assert_says(visit, "a Content-Security-Policy that forbids what the page needs")
+    expect(visit.alert).to_contain_text(re.compile(rf"\({directive}\)"))
     visit.complaints.clear()
     del site.headers["Content-Security-Policy"]
     visit.reload_button.click()

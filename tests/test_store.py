@@ -88,7 +88,7 @@ def assert_kept(visit: Visit, site: Site, id: str, model: Path) -> None:
     size = model.stat().st_size
     assert arrived(visit)[-1] == (size, size, size)
     assert not [path for path in site.requests if path.endswith(".gguf")]
-    visit.tell(PROMPT, temperature=0.0, length=100)
+    visit.tell(PROMPT, temperature=0.0, repetition_penalty=1, length=100)
     assert_told(visit, reference(model, PROMPT, 100, temperature=0.0))
 
 

@@ -255,7 +255,7 @@ def test_markdown_becomes_elements_and_html_stays_text(mute: Talk) -> None:
     mute.box.press("Enter")
     answer_with(mute.visit, MARKDOWN)
     said = mute.turn(1).locator(".said")
-    expect(said.locator("h4")).to_have_text("Title & more")
+    expect(said.locator("h3")).to_have_text("Title & more")
     expect(said.locator("em")).to_have_text("emphasis")
     expect(said.locator("strong")).to_have_text("strength")
     expect(said.locator("p code")).to_have_text("code <b>")

@@ -78,6 +78,8 @@ async function load(source) {
   meet({ ...known, ...loaded.model });
   change({ worker: "ready", unkept: loaded.why ?? "" });
   telling.send();
+  const nowhere = document.activeElement === document.body && matchMedia("(pointer: fine)").matches;
+  if (nowhere && current().mode === "chat") element("prompt", HTMLTextAreaElement).focus({ preventScroll: true });
   if (assets.offline) keepForOffline();
 }
 

@@ -27,6 +27,18 @@ export const tokens = (count) => `${count.toLocaleString("en")} ${count === 1 ? 
 /** @param {number} rate  tokens per second; 0 if there were not two of them yet */
 export const pace = (rate) => (rate ? `, ${Math.round(rate).toLocaleString("en")} a second` : "");
 
+/** Fewer tokens than these say nothing of the rate. */
+const ENOUGH = 20;
+
+/**
+ * @param {import("./leaf.js").Turn} turn  of the model's
+ * @returns {string} as in "195 tokens in 0.1 s, 2,900 a second. Seed 7."
+ */
+export function figuresOf({ tokens: told, seconds, rate, settings }) {
+  const time = seconds >= 0.05 ? ` in ${seconds.toFixed(1)} s` : "";
+  return `${tokens(told.length)}${time}${told.length >= ENOUGH ? pace(rate) : ""}. Seed ${settings?.seed}.`;
+}
+
 /**
  * @param {"simd" | "relaxed"} simd
  * @param {number} threads

@@ -240,17 +240,20 @@ def words_of(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if texts["about"]:
         for pattern in (element("about"), meta('name="description"'), meta('property="og:description"')):
             yield pattern, texts["about"]
-    yield element("model-name"), html.escape(model["name"])
+    yield element("model-name"), html.escape(model["title"] or model["name"])
     yield element("model-size"), f"{model['bytes'] / 1e6:.1f} MB"  # as web/words.js writes it
     if texts["language"]:
         yield '(<html lang=")[^"]*', texts["language"]
     if model["beginnings"]:
         beginnings = [html.escape(text) for text in model["beginnings"]]
-        # A conversation's box is empty, and HTML leaves the first line's end out.
-        yield element("prompt"), "" if model["chats"] else "\n" + beginnings[0]
+        if model["chats"]:
+            yield element("prompt"), ""
+        else:
+            yield element("prompt"), "\n" + beginnings.pop(0)  # HTML leaves the first line's end out
         yield (
             element("beginnings"),
-            "or: " + "".join(f'<button type="button" class="plain" title="{t}">{t}</button>' for t in beginnings),
+            "or: " * bool(beginnings)
+            + "".join(f'<button type="button" class="plain" title="{t}">{t}</button>' for t in beginnings),
         )
     elif model["chats"]:
         yield element("prompt"), ""

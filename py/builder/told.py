@@ -53,7 +53,7 @@ def as_html(told: Told) -> str:
     lines = re.finditer(r"[^\n]+", told.text)
     paragraphs = "".join(f"<p>{_line(line, len(told.prompt))}</p>" for line in lines)
     return (
-        f'<p class="hint">Told before, with seed {told.seed}, while the storyteller wakes:</p><div>{paragraphs}</div>'
+        f'<p class="hint">Told before, with seed {told.seed}:</p><div>{paragraphs}</div>'
     )
 
 

@@ -3,7 +3,7 @@
 import { element } from "../dom.js";
 import { branches, path } from "../leaf.js";
 import { copyText } from "../clipboard.js";
-import { ending, pace, tokens } from "../words.js";
+import { ending, figuresOf } from "../words.js";
 import { button } from "./make.js";
 import { Blocks } from "./markdown.js";
 
@@ -21,6 +21,10 @@ export function mount(house) {
   let views = new Map();
   let editing = -1;
   let answering = -1;
+  let asked = -1; // the last request that was drawn
+  const composer = element("composer", HTMLElement);
+  /** Pixels of the conversation that lie below what is in sight: above the composer, which stands at the window's end. */
+  const gap = () => box.getBoundingClientRect().bottom - (innerHeight - composer.offsetHeight);
 
   /** @param {number} id  of the turn of the visitor's that is to be said otherwise; -1: none */
   function edit(id) {
@@ -48,7 +52,7 @@ export function mount(house) {
     const { leaf, request, mode, model } = current();
     box.hidden = mode !== "chat";
     const turns = leaf?.kind === "chat" ? path(leaf) : [];
-    const follows = innerHeight + scrollY > document.documentElement.scrollHeight - NEAR;
+    const follows = Math.abs(gap()) < NEAR;
     /** @type {typeof views} */
     const drawn = new Map();
     const unseen = Math.max(0, ...turns.map(({ dropped }) => dropped));
@@ -81,7 +85,10 @@ export function mount(house) {
       answering = -1;
     }
     box.dataset.empty = turns.length ? "" : `Say something to ${model?.name ?? "the model"}.`;
-    if (request && follows) scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });
+    const isNew = request !== null && request.id !== asked;
+    if (request) asked = request.id;
+    if (turns.length > 0 && (follows || isNew))
+      scrollBy({ top: Math.max(gap(), isNew ? gap() : 0), behavior: "instant" });
   }
 
   watch(
@@ -105,7 +112,7 @@ function line() {
 /** One turn on the page. */
 class TurnView {
   element = document.createElement("article");
-  #who = this.element.appendChild(document.createElement("h3"));
+  #who = this.element.appendChild(document.createElement("h2"));
   #said = this.element.appendChild(document.createElement("div"));
   #note = this.element.appendChild(document.createElement("p"));
   #actions = this.element.appendChild(document.createElement("p"));
@@ -228,8 +235,7 @@ function plainly(text) {
 }
 
 /** How an answer ended, and how fast it was. @param {Turn} turn */
-function note({ role, reason, tokens: said, seconds, rate, settings }) {
-  if (role === "user" || !reason) return "";
-  const figures = `${tokens(said.length)} in ${seconds.toFixed(1)} s${pace(rate)}. Seed ${settings?.seed}.`;
-  return [ending(reason, 0, "chat")[1], figures].filter(Boolean).join(" ");
+function note(turn) {
+  if (turn.role === "user" || !turn.reason) return "";
+  return [ending(turn.reason, 0, "chat")[1], figuresOf(turn)].filter(Boolean).join(" ");
 }

@@ -125,6 +125,11 @@ export function leaves(house, close) {
       search.focus();
     });
     item.replaceChildren(titleOf(leaf), make("span", { class: "actions" }, away, button("Leave it", draw)));
+    item.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.preventDefault(); // or else the shelf would be closed
+      draw();
+    });
     away.focus();
   }
 

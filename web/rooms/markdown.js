@@ -46,7 +46,7 @@ function make(name, content) {
 function block(token, copy) {
   switch (token.type) {
     case "heading":
-      return directed(make(`h${Math.min(token.depth + 3, 6)}`, inline(token.tokens ?? []))); // below the page's own
+      return directed(make(`h${Math.min(token.depth + 2, 6)}`, inline(token.tokens ?? []))); // below the page's own
     case "paragraph":
       return directed(make("p", inline(token.tokens ?? [])));
     case "blockquote":
@@ -118,7 +118,7 @@ function code(text, copy) {
   });
   const pre = make("pre", [make("code", [text])]);
   pre.tabIndex = 0;
-  const box = make("div", [pre, button]);
+  const box = make("div", [button, pre]);
   box.className = "code";
   return box;
 }

@@ -16,7 +16,7 @@ const SHARE = 0.5;
  */
 export function models(house, close) {
   const rows = make("ul", { class: "rows" });
-  const said = make("p", { class: "hint", role: "status" });
+  const said = make("p", { class: "problem", role: "status" });
   const used = make("p", { class: "hint" });
   const input = make("input", { type: "file", multiple: "", hidden: "" });
   const choose = button("Choose a file", () => input.click());
@@ -30,7 +30,7 @@ export function models(house, close) {
   const address = make("input", {
     type: "url",
     id: "model-url",
-    placeholder: "https://…/model.gguf",
+    placeholder: "the address of a .gguf file",
     "aria-label": "Address of a model",
   });
   const fetching = button("Get", () => fetchFrom(address.value));

@@ -24,7 +24,10 @@ export function mountComposer({ tell, stop, editLast }) {
 
   const changed = () => change({ prompt: (inField = prompt.value) });
   changed();
-  prompt.addEventListener("input", changed);
+  prompt.addEventListener("input", () => {
+    changed();
+    if (current().complaint?.field === "prompt") change({ complaint: null });
+  });
 
   form.noValidate = true; // what is wrong is said in this page's own words
   form.addEventListener("submit", (event) => {
@@ -101,11 +104,12 @@ export function mountComposer({ tell, stop, editLast }) {
     prompt.focus();
   });
   watch(
-    ({ model, leaf, mode }) => [model?.beginnings, mode === "chat" && Boolean(last(leaf))],
-    (texts, talking) => {
+    ({ model, leaf, mode, prompt }) => [model?.beginnings, mode === "chat" && Boolean(last(leaf)), prompt],
+    (texts, talking, prompt) => {
       beginnings.hidden = talking;
       if (!texts) return; // build.py has written down those of the page's own model
-      const buttons = texts.map((text) => {
+      const others = texts.filter((text) => text !== prompt);
+      const buttons = others.map((text) => {
         const button = document.createElement("button");
         button.type = "button";
         button.className = "plain";

@@ -42,7 +42,7 @@ export function mountFacts({ openShelf }) {
     ({ model }) => [model],
     (model) => {
       if (!model) return;
-      element("model-name", HTMLElement).textContent = model.name;
+      element("model-name", HTMLElement).textContent = model.title || model.name;
       element("model-size", HTMLElement).textContent = megabytes(model.bytes);
     },
   );
@@ -54,6 +54,7 @@ export function mountFacts({ openShelf }) {
   );
   element("shelf-button", HTMLButtonElement).addEventListener("click", openShelf);
   element("to-settings", HTMLButtonElement).addEventListener("click", () => {
+    element("margin", HTMLElement).focus();
     element("margin", HTMLElement).scrollIntoView();
   });
 }

@@ -12,6 +12,13 @@ const SLIDERS = /** @type {const} */ (["temperature", "top_p", "top_k", "min_p",
 
 const SEED = /^([1-9][0-9]{0,17})?$/;
 
+const PRESETS = {
+  careful: "Keeps to likely words.",
+  balanced: "Chooses words as this model likes it best.",
+  bold: "Takes less likely words, too.",
+  own: "Chooses words as you have set it.",
+};
+
 const PACES = {
   "at once": "As fast as it can.",
   reading: "About as fast as you read.",
@@ -39,6 +46,12 @@ export function mountSettings({ setPace, setMode }) {
     const fits = SEED.test(seedInField);
     seed.setCustomValidity(fits ? "" : "The seed must be a whole number from 1 on, of up to 18 digits");
     change({ settings: { ...current().settings, seed: fits ? seedInField : "" } });
+    settled("seed");
+  }
+
+  /** What was wrong with a control is wrong no longer. @param {string} field */
+  function settled(field) {
+    if (current().complaint?.field === field) change({ complaint: null });
   }
 
   takeSeed();
@@ -46,7 +59,10 @@ export function mountSettings({ setPace, setMode }) {
   element("ask", HTMLFormElement).addEventListener("submit", takeSeed, { capture: true });
   system.addEventListener("input", () => change({ system: system.value }));
   for (const slider of sliders) {
-    const take = () => change({ settings: { ...current().settings, [slider.id]: slider.valueAsNumber } });
+    const take = () => {
+      change({ settings: { ...current().settings, [slider.id]: slider.valueAsNumber } });
+      settled(slider.id);
+    };
     take(); // what the page begins with
     slider.addEventListener("input", take);
   }
@@ -96,6 +112,7 @@ export function mountSettings({ setPace, setMode }) {
       if (settings.seed !== seedInField && seed.validity.valid) seed.value = seedInField = settings.seed;
       const preset = presetOf(settings, model);
       for (const radio of radios("preset")) radio.checked = radio.value === preset;
+      element("preset-hint", HTMLElement).textContent = PRESETS[preset ?? "own"];
     },
   );
   watch(

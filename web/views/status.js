@@ -12,6 +12,14 @@ const STATUS = {
   failed: "The storyteller is not awake.",
 };
 
+const TALKING = {
+  loading: "The model is waking up.",
+  waiting: "The model is still waking up. Its answer begins right after.",
+  ready: "The model is ready.",
+  telling: "Answering …",
+  failed: "The model is not awake.",
+};
+
 /** Seconds: what takes less needs no forecast. */
 const LONG = 3;
 
@@ -27,8 +35,7 @@ export function mountStatus(actions) {
     (state) => [phase(state), state.ended, state.mode],
     (phase, ended, mode) => {
       document.body.dataset.state = phase;
-      const chat = mode === "chat";
-      const busy = chat && phase === "telling" ? "Answering …" : STATUS[phase];
+      const busy = (mode === "chat" ? TALKING : STATUS)[phase];
       line.textContent = phase === "ready" && ended ? ending(ended, 0, mode)[0] : busy;
       again.hidden = phase !== "failed";
     },

@@ -3,7 +3,7 @@
 import { element } from "../dom.js";
 import { path } from "../leaf.js";
 import { phase, watch } from "../state.js";
-import { ending, pace, tokens } from "../words.js";
+import { ending, figuresOf } from "../words.js";
 
 /** Paragraphs that grow word by word. */
 class Paragraphs {
@@ -58,7 +58,8 @@ export function mountStory({ nextWord }) {
   function bringIntoView() {
     const { top } = box.getBoundingClientRect();
     const covered = getComputedStyle(bar).position === "sticky" ? bar.offsetHeight : 0;
-    if (top < covered || top > innerHeight * 0.6) box.scrollIntoView({ behavior: calm.matches ? "instant" : "smooth" });
+    if (top < covered || top > innerHeight * 0.75)
+      box.scrollIntoView({ behavior: calm.matches ? "instant" : "smooth" });
   }
 
   // A screen reader hears the story when it is whole.
@@ -101,8 +102,7 @@ export function mountStory({ nextWord }) {
       if (!told?.reason || !leaf) return;
       endingBox.dataset.reason = told.reason;
       [, reason.textContent] = ending(told.reason, context ?? 0, leaf.kind);
-      const time = `${tokens(told.tokens.length)} in ${told.seconds.toFixed(1)} s${pace(told.rate)}.`;
-      figures.textContent = `${time} Seed ${told.settings?.seed}.`;
+      figures.textContent = figuresOf(told);
     },
   );
   watch(
