@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from .browsers import wait_for
 from .conftest import Visit
 
 # Once no tab is loading a model: until then its files are in use.
@@ -84,4 +85,4 @@ PART = """async (size) => {
 
 def wait_for_part(visit: Visit, size: int) -> None:
     """Waits until so many bytes of a download are kept."""
-    visit.page.wait_for_function(PART, arg=size, polling=50)
+    wait_for(lambda: visit.page.evaluate(PART, size), f"{size} bytes of a part")  # wait_for_function awaits no promise

@@ -22,7 +22,7 @@ class RangeHost:
     ignores_ranges: bool = False
     ignores_conditions: bool = False  # sends a part of a file that has changed
     shift: int = 0  # of what Content-Range says, in bytes
-    growth: int = 0  # of the length that it says, in bytes
+    growth: int = 0  # of the length that Content-Range says, in bytes
     unsatisfiable: bool = False  # 416 to every request for a part
     cross_origin: bool = False
     asked: list[tuple[str | None, str | None]] = field(default_factory=list)  # Range and If-Range of each request
@@ -40,12 +40,12 @@ class RangeHost:
         if is_part and self.unsatisfiable:
             handler.send_error(416)
             return
-        total = len(data) + self.growth
+        total = len(data) + (self.growth if is_part else 0)
         handler.send_response(206 if is_part else 200)
         if is_part:
             handler.send_header("Content-Range", f"bytes {begin + self.shift}-{total - 1}/{total}")
         handler.send_header("Content-Type", "application/octet-stream")
-        handler.send_header("Content-Length", str(total - (begin if is_part else 0)))
+        handler.send_header("Content-Length", str(len(data) - (begin if is_part else 0)))
         handler.send_header("ETag", self.etag)
         if self.cross_origin:
             handler.send_header("Access-Control-Allow-Origin", "*")

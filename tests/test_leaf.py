@@ -149,7 +149,7 @@ def test_a_window_that_keeps_nothing_says_so(visit: Visit, site: Site) -> None:
     assert story.startswith(PROMPT)
     visit.page.locator("#shelf-button").click()
     visit.page.get_by_role("tab", name="Kept").click()
-    expect(visit.page.get_by_text("This window keeps nothing")).to_be_visible()
+    expect(visit.page.get_by_role("tabpanel").get_by_text("This window keeps nothing")).to_be_visible()
 
 
 # ---- Pace ------------------------------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ async function load(source) {
       python: { loaded: 0, total: 0 }, // which build of the engine it is, the worker finds out
     },
     source,
+    ended: null,
     unkept: "",
     engine: null,
     counted: null,

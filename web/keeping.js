@@ -68,9 +68,12 @@ export async function startKeeping(own) {
       remember(ownKey("state"), JSON.stringify({ prompt, settings, mode, system, leaf, model, chosen }), tab());
     },
   );
+  let stood = false; // whether the address is that of a leaf
   watch(
-    ({ leaf, request, model, unkept }) => [request === null ? leaf : null, model, unkept],
+    ({ leaf, request, model, unkept }) => [request === null ? leaf : undefined, model, unkept],
     (leaf, model, unkept) => {
+      if (leaf === null && stood) history.replaceState(history.state, "", location.pathname + location.search);
+      if (leaf !== undefined) stood = leaf !== null;
       if (leaf?.kind !== "story" || !model || leaf.model.id !== model.id || unkept || path(leaf).length !== 2) return;
       const turn = last(leaf);
       if (turn?.reason) history.replaceState(history.state, "", write(leaf, turn, model));
