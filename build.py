@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="how a story may begin (default: the model's); may be given several times",
     )
+    page.add_argument("--url", help="where the page will be, so that whoever shares it shows its picture")
     page.add_argument("--language", metavar="TAG", help="of the page, as en or pt-BR (default: the model's)")
     page.add_argument(
         "--offer",
@@ -90,7 +91,9 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     main.set_defaults(command="bundle", model=WEB / "models/stories.gguf", tokenizer=None, out=ROOT / "dist")
-    main.set_defaults(title=None, about=None, beginnings=None, language=None, offers=[], hosts=[], offline=True)
+    main.set_defaults(
+        title=None, about=None, beginnings=None, language=None, url=None, offers=[], hosts=[], offline=True
+    )
     commands = main.add_subparsers(title="more commands", metavar="command")
     text = "bundle the page, then serve it on this machine"
     serving = commands.add_parser("serve", help=text, description=text.capitalize() + ".", parents=[page])
@@ -144,6 +147,7 @@ def command() -> int:
         arguments.offers,
         arguments.hosts,
         arguments.offline,
+        arguments.url,
     )
     if arguments.command == "serve":
         serve(listen(arguments.out, arguments.port, arguments.host), arguments.host)

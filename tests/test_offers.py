@@ -243,3 +243,16 @@ def test_a_host_is_named_in_the_policy_only_if_the_builder_wants_it(models: tupl
 def test_what_is_no_host_is_refused(models: tuple[Path, Path], tmp_path: Path, host: str) -> None:
     with pytest.raises(BuildError, match="must be an origin"):
         builder.page.bundle(models[0], None, tmp_path / "dist", hosts=[host])
+
+
+# ---- Where the page will be ------------------------------------------------------------------------------------------
+
+
+def test_the_picture_has_a_whole_address(models: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "dist"
+    builder.page.bundle(models[0], None, out, address="https://example.org/stories/")
+    assert re.search(
+        r'og:image" content="https://example\.org/stories/assets/share-\w+\.png"', (out / "index.html").read_text()
+    )
+    with pytest.raises(BuildError, match="must be a whole address"):
+        builder.page.bundle(models[0], None, out, address="example.org")

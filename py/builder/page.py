@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 from builder.assets import part, publish
 from builder.engines import build_engines
@@ -38,6 +39,7 @@ def bundle(
     offered: Sequence[str] = (),
     hosts: Sequence[str] = (),
     offline: bool = True,
+    address: str | None = None,
 ) -> None:
     """Build everything that has changed and write the static page into `out`.
 
@@ -55,10 +57,14 @@ def bundle(
         Origins of which visitors may open models by their address.
     offline
         Whether the page is kept on its visitors' machines, for when there is no network.
+    address
+        The URL where the page will be.
     """
     out = out.resolve()
     check_out(out)
     hosts = [origin_of(host) for host in hosts]
+    if address is not None and not re.fullmatch(r"https?://[^\s\"<>]+", address):
+        raise BuildError(f"--url {address}: must be a whole address, as https://example.org/stories/")
     offers = [find_offer(what) for what in offered]
     ensure_python("requirements.txt")
     ensure_node_packages()
@@ -95,7 +101,7 @@ def bundle(
         }
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
         origins = [*hosts, *(origin for offer in offers for origin in offer.origins)]
-        version = write_index(new, scripts, assets, gguf, folder, origins)
+        version = write_index(new, scripts, assets, gguf, folder, origins, address)
         write_service_worker(new, version, offline)
         shutil.copyfile(WEB / EMBEDDING, new / EMBEDDING)
         bytes_of_page = size(new)
@@ -173,6 +179,7 @@ def write_index(
     gguf: Path,
     folder: Path,
     origins: Sequence[str] = (),
+    address: str | None = None,
 ) -> str:
     """Write index.html: files named by their published URLs, the style inside, and what the worker finds where.
 
@@ -209,7 +216,8 @@ def write_index(
     if told:
         once('(<section id="told-before"[^>]*>)', as_html(told))
     scripts = {**scripts, "manifest.webmanifest": publish_manifest(page, out, folder)}
-    once('content="share.png"', f'content="{publish(WEB / "share.png", out)}"')
+    picture = urljoin(address or "", publish(WEB / "share.png", out))  # of a relative one nobody who shares it knows
+    once('content="share.png"', f'content="{html.escape(picture)}"')
     page = re.sub(r'\b(href|src)="([\w-]+\.\w+)"', url, page)
     data = json.dumps(assets).replace("<", "\\u003c")
     once(f"{ASSETS_BLOCK}.*?</script>", f"{ASSETS_BLOCK}{data}</script>")

@@ -45,16 +45,15 @@ def _tell(model: Path, prompt: str, seed: int) -> Told | None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "py"), "PYTHONIOENCODING": "utf-8"}
     told = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
     text = told.stdout.removesuffix("\n")
-    return Told(prompt, text, seed) if told.returncode == 0 and "; the end]" in told.stderr and text.startswith(prompt) else None
+    is_whole = told.returncode == 0 and "; the end]" in told.stderr and text.startswith(prompt)
+    return Told(prompt, text, seed) if is_whole else None
 
 
 def as_html(told: Told) -> str:
     """Return the story as the paragraphs that web/views/story.js would make, and a line that says what it is."""
     lines = re.finditer(r"[^\n]+", told.text)
     paragraphs = "".join(f"<p>{_line(line, len(told.prompt))}</p>" for line in lines)
-    return (
-        f'<p class="hint">Told before, with seed {told.seed}:</p><div>{paragraphs}</div>'
-    )
+    return f'<p class="hint">Told before, with seed {told.seed}:</p><div>{paragraphs}</div>'
 
 
 def _line(line: re.Match[str], prompt: int) -> str:

@@ -34,7 +34,7 @@ def describe(blocks: Any, tokenizer: Any = None) -> str:
 
     Returns
     -------
-    The ``Model`` of ``web/messages.js``, as JSON.
+    The ``Card`` of ``web/messages.js``, but for its id, as JSON.
 
     Raises
     ------

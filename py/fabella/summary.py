@@ -15,7 +15,7 @@ MIXED = 0.5  # part of the bytes from which on a number format is the model's
 
 
 def summary(model: ModelFile, size: int) -> dict[str, Any]:
-    """Return the `Model` of web/messages.js.
+    """Return the `Card` of web/messages.js, but for its id.
 
     Parameters
     ----------
