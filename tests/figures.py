@@ -198,6 +198,7 @@ def open_page(context: BrowserContext, url: str, temperature: float = 0, before_
         page.route("**/worker-*.js", with_script)
     page.goto(url)
     page.get_by_label("Prompt").fill(PROMPT)
+    page.evaluate("() => { document.querySelector('#fine').open = true; }")
     page.get_by_role("slider", name="Temperature").fill(str(temperature))
     return page
 
@@ -328,7 +329,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=BROWSER_ARGUMENTS)
         for number in range(ROUNDS):
             print(f"round {number + 1} of {ROUNDS} ...", file=sys.stderr)
-            context = browser.new_context()
+            context = browser.new_context(reduced_motion="reduce")  # no pace but the engine's
             cold.append(boot(context, url))
             warm.append(boot(context, url))
             settled["greedy"].append(driver(context, isolated, temperature=0))
@@ -339,7 +340,7 @@ def main() -> None:
         threaded: dict[str, list[dict[str, float]]] = {}
         for name, busy in (("at rest", False), ("beside a busy loop", True)):
             print(f"threads, {name} ...", file=sys.stderr)
-            context = browser.new_context()
+            context = browser.new_context(reduced_motion="reduce")  # no pace but the engine's
             other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
             try:
                 threaded[name] = threads(context, large, large_plain)

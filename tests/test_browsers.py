@@ -112,6 +112,7 @@ if (state === "failed") throw document.querySelector("#problem").textContent;
 return state === "ready" ? { story: document.querySelector("#story").textContent } : null;
 """
 TELL = """
+document.querySelector("input[name=mode][value=story]").click(); // of a model that talks as well
 for (const [id, value] of Object.entries(given[0])) {
   const control = document.getElementById(id);
   control.value = value;
@@ -123,7 +124,7 @@ document.querySelector("#tell").click();
 
 def controls(settings: Settings, prompt: str, length: int) -> dict[str, Any]:
     """What the page's controls are set to, by their ids."""
-    names = ("temperature", "top_p", "top_k", "seed")
+    names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
     return {"prompt": prompt, "length": length} | {name: getattr(settings, name) for name in names}
 
 

@@ -251,9 +251,7 @@ async function load({ id, assets, base, source, python: start }) {
   const card = { ...said, id: opened.id, name: said.name || opened.name };
   send({ type: "ready", id, model: card, kept: opened.kept, why: opened.why });
   rest();
-  await opened.loaded(card);
-  // Telling needs none of it: whatever will, asks for it again.
-  await completePython(python, at(assets.python.stdlib)).catch(() => {});
+  await Promise.all([opened.loaded(card), completePython(python, at(assets.python.stdlib))]);
 }
 
 /** @param {Describe} message */
