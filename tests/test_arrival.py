@@ -184,7 +184,7 @@ def test_without_javascript_the_page_says_so_itself(browser: Browser, site: Site
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(site.url)
-    expect(page.get_by_text("Still asleep? Then JavaScript is switched off")).to_be_visible()
+    expect(page.get_by_text("JavaScript is switched off. This page needs it")).to_be_visible()
     context.close()
 
 
@@ -401,12 +401,12 @@ def altered(site: Site, tmp_path: Path) -> Site:
 def alter_model(site: Site, alter: Callable[[bytes], bytes]) -> None:
     """Alters the model, and index.html so that the page takes it for the one that it was built with."""
     assets = manifest(site.folder)
-    path = site.folder / assets["models"][0]["url"]
+    path = site.folder / assets["model"]["url"]
     path.write_bytes(alter(path.read_bytes()))
     index = site.folder / "index.html"
     text = index.read_text(encoding="utf-8")
-    altered = assets["models"][0] | hashes_of(path)
-    index.write_text(text.replace(json.dumps(assets["models"][0]), json.dumps(altered)), encoding="utf-8")
+    altered = assets["model"] | hashes_of(path)
+    index.write_text(text.replace(json.dumps(assets["model"]), json.dumps(altered)), encoding="utf-8")
 
 
 def test_a_model_that_python_or_the_engine_refuses(visit: Visit, altered: Site) -> None:

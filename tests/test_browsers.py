@@ -234,7 +234,7 @@ try {
   const module = await WebAssembly.compileStreaming(fetch(assets.python.wasm.url));
   const compressed = (await fetch(assets.python.snapshot.url)).body;
   const snapshot = await new Response(compressed.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
-  const source = { kind: "offer", part: assets.models[0] };
+  const source = { kind: "offer", part: assets.model };
   const { threads } = await ask(
     { type: "load", assets, base: document.baseURI, source, python: { module, snapshot } }, "engine");
   const hashes = {};

@@ -113,7 +113,7 @@ def test_has_exactly_the_files_that_the_page_needs(dist: Path, random_model: Pat
 
 def test_names_every_part_by_its_content(dist: Path, random_model: Path) -> None:
     parts = assets(dist)
-    (model,), engines, python = parts["models"], parts["engines"], parts["python"]
+    model, engines, python = parts["model"], parts["engines"], parts["python"]
     assert model["file"] == "random.gguf"
     assert model["id"] == hashlib.sha256(random_model.read_bytes()).hexdigest()
     assert (dist / model["url"]).read_bytes() == random_model.read_bytes()

@@ -137,8 +137,8 @@ def test_a_reload_in_the_middle_keeps_what_was_told(visit: Visit, site: Site) ->
     part = visit.story.text_content() or ""
     visit.page.reload()
     expect(visit.story).to_have_text(part)
-    gate.open()
     visit.awake()
+    gate.open()
     press(visit, "Go on")
     assert told(visit, 1).startswith(part)
 

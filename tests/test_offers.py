@@ -78,7 +78,7 @@ def test_its_words_are_in_its_model_s_file(page: Path, models: tuple[Path, Path]
     card = read_gguf(BytesSource(copy.read_bytes())).card
     assert (card.title, card.language) == ("Foxes & <hens>", "fr-CA")
     assert card.beginnings[1] == "Un renard"
-    assert assets(page)["models"][0]["url"] == f"assets/{copy.name}"
+    assert assets(page)["model"]["url"] == f"assets/{copy.name}"
     (other,) = (page / "assets").glob("chats-*.gguf")
     assert other.read_bytes() == models[1].read_bytes()
 
@@ -98,7 +98,7 @@ def test_words_that_cannot_be_are_refused(models: tuple[Path, Path], tmp_path: P
 
 
 def test_the_manifest_names_all_models(page: Path, models: tuple[Path, Path]) -> None:
-    first, second = assets(page)["models"]
+    first, (second,) = assets(page)["model"], assets(page)["offers"]
     assert (first["title"], second["title"]) == ("Foxes & <hens>", None)
     assert (first["chats"], second["chats"]) == (False, True)
     assert (first["file"], second["file"]) == ("stories.gguf", "chats.gguf")
@@ -184,7 +184,7 @@ def test_a_model_at_a_url_is_looked_at_once_and_stays_there(
     assert "delete" in capsys.readouterr().out
     out = tmp_path / "dist"
     builder.page.bundle(models[0], None, out, {}, [URL])
-    assert [model["url"] for model in assets(out)["models"]][1] == URL
+    assert [model["url"] for model in assets(out)["offers"]] == [URL]
     assert not list((out / "assets").glob("model-*.gguf"))
     policy = builder.serve.content_security_policy((out / "index.html").read_text())
     assert "connect-src 'self' https://models.example https://cdn.example;" in policy

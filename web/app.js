@@ -133,7 +133,7 @@ async function again() {
     return;
   }
   const { source } = current();
-  load(source && source.kind !== "kept" ? source : { kind: "offer", part: assets.models[0] });
+  load(source && source.kind !== "kept" ? source : { kind: "offer", part: assets.model });
   element("tell", HTMLButtonElement).focus();
 }
 
@@ -205,7 +205,7 @@ document.addEventListener("keydown", (event) => {
 // ---- The start -------------------------------------------------------------------------------------------------------
 
 /** @returns {Source} */
-const ownSource = () => ({ kind: "offer", part: assets.models[0] });
+const ownSource = () => ({ kind: "offer", part: assets.model });
 
 /**
  * Where a model is that an address names, by the beginning of its hash, its name, or its file's; or that this tab had.
@@ -216,7 +216,7 @@ const ownSource = () => ({ kind: "offer", part: assets.models[0] });
 async function sourceOf(name, chosen) {
   if (!name && !chosen) return ownSource();
   const begins = (/** @type {string} */ text) => text.toLowerCase().startsWith((name || chosen).toLowerCase());
-  const offered = assets.models.find(({ id, name, file }) => [id, name, file].some(begins));
+  const offered = [assets.model, ...assets.offers].find(({ id, name, file }) => [id, name, file].some(begins));
   if (offered) return { kind: "offer", part: offered };
   if (begins(chosen)) return { kind: "kept", id: chosen };
   const kept = (await list()).find(({ id, name }) => [id, name].some(begins));
@@ -247,7 +247,7 @@ async function follow() {
   const { model } = read(location.hash);
   const source = model ? await sourceOf(model, current().model?.id ?? "") : null;
   if (model && !source) {
-    complain(noSuchModel(model, assets.models[0].name));
+    complain(noSuchModel(model, assets.model.name));
     return;
   }
   const id = source?.kind === "offer" ? source.part.id : source?.kind === "kept" ? source.id : "";
@@ -268,10 +268,10 @@ async function start() {
   change(state);
   const source = await sourceOf(address.model, chosen);
   if (source) load(source);
-  else fail(noSuchModel(address.model, assets.models[0].name));
+  else fail(noSuchModel(address.model, assets.model.name));
   if (leaf) await restoreLeaf(leaf);
   if (source) takeAddress();
-  if (!address.compact) startKeeping(assets.models[0].id);
+  if (!address.compact) startKeeping(assets.model.id);
   addEventListener("hashchange", follow);
 }
 

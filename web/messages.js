@@ -22,7 +22,8 @@
  * @property {Python} python
  * @property {string[]} hosts  of models from elsewhere: the origins that the page's policy allows
  * @property {Record<Build, Part>} engines  run.wasm in every build
- * @property {ModelPart[]} models  what the builder offers; the first is the page's own
+ * @property {ModelPart} model  the page's own
+ * @property {ModelPart[]} offers  those that its builder offers besides
  * @property {Record<Room, Part>} rooms  scripts for what is not there at first (rooms.js)
  * @property {boolean} offline  whether the page keeps itself on the visitor's machine
  *

@@ -225,7 +225,7 @@ async function load({ id, assets, base, source, python: start }) {
   const idle = new Promise((resolve) => {
     giveWay = () => resolve(undefined);
   });
-  const offered = assets.models.map((part) => part.id);
+  const offered = [assets.model, ...assets.offers].map((part) => part.id);
   const opening = openModel(source, { base, offered }, teller("model"), giveWay);
   opening.then(giveWay, giveWay);
   awake = startPython(assets.python.info, start, idle).then((python) => {

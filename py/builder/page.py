@@ -96,7 +96,8 @@ def bundle(
             },
             "rooms": {name: part(new, scripts[f"{name}.js"]) for name in ROOMS},
             "hosts": hosts,
-            "models": models,
+            "model": models[0],
+            "offers": models[1:],
             "offline": offline,
         }
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
@@ -209,7 +210,7 @@ def write_index(
     once("style-src 'self'", f"style-src 'sha256-{style_hash}'")
     once('<script type="module" src="app.js">', '<script defer src="app.js">')
     once("connect-src 'self'", " ".join(["connect-src 'self'", *dict.fromkeys(origins)]))
-    first = assets["models"][0]
+    first = assets["model"]
     for pattern, text in words_of(first):
         once(pattern, text)
     told = told_before(gguf, (first["beginnings"] or [""])[0]) if not first["chats"] else None

@@ -118,7 +118,7 @@ export function models(house, close) {
 
   async function draw() {
     const kept = await list().catch(() => []);
-    const offers = house.assets.models;
+    const offers = [house.assets.model, ...house.assets.offers];
     const isKept = (/** @type {string} */ id) => kept.some((model) => model.id === id);
     const offered = offers.map((part, index) =>
       row(part, {
