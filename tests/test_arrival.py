@@ -184,7 +184,9 @@ def test_without_javascript_the_page_says_so_itself(browser: Browser, site: Site
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(site.url)
-    expect(page.get_by_text("JavaScript is switched off. This page needs it")).to_be_visible()
+    expect(page.locator("noscript p")).to_be_visible()
+    expect(page.locator("noscript p")).to_contain_text("JavaScript is switched off")
+    expect(page.locator("#asleep")).to_be_hidden()  # it would say the same
     context.close()
 
 

@@ -169,8 +169,8 @@ ticks = itertools.count()
 
 
 class Page(Page):
-    def __init__(self, exports, blocks):
-        super().__init__(exports, blocks)
+    def __init__(self, *given):
+        super().__init__(*given)
         js.addEventListener("message", create_proxy(self.answer))
 
     def forward_time(self, milliseconds):

@@ -15,10 +15,11 @@ import { cacheName, deleteOthers } from "./caches.js";
  * @typedef {object} Version
  * @property {string} version  changes with every file; index.html holds it, too
  * @property {Record<string, string>} files  by URL, relative to the page: the SHA-256 in hexadecimal digits
+ * @property {Record<string, string>} models  in the same way; store.js keeps them where there is a place for files
  */
 
 const scope = /** @type {ServiceWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));
-const { version, files } = /** @type {{ page: Version }} */ (/** @type {unknown} */ (globalThis)).page;
+const { version, files, models } = /** @type {{ page: Version }} */ (/** @type {unknown} */ (globalThis)).page;
 const CACHE = cacheName(version);
 const INDEX = "index.html";
 
@@ -39,7 +40,12 @@ scope.addEventListener("activate", (event) => event.waitUntil(begin()));
 scope.addEventListener("fetch", (event) => {
   const { request } = event;
   const name = nameOf(request);
-  if (request.method !== "GET" || request.headers.has("Range") || !Object.hasOwn(files, name)) return; // the browser's own business
+  if (
+    request.method !== "GET" ||
+    request.headers.has("Range") ||
+    !(Object.hasOwn(files, name) || Object.hasOwn(models, name))
+  )
+    return; // the browser's own business
   if (name.includes("/")) event.respondWith(kept(name).then((response) => response ?? fetch(request)));
   else event.respondWith(newest(request, name));
 });
@@ -97,10 +103,20 @@ function isolated(response) {
 
 // ---- Keeping ---------------------------------------------------------------------------------------------------------
 
+/** Whether models can be kept elsewhere: WebKitGTK 2.50 and private windows have no place for files. */
+async function hasFolder() {
+  try {
+    return Boolean(await navigator.storage.getDirectory());
+  } catch {
+    return false;
+  }
+}
+
 /** Keeps each file that is not kept yet, one after the other: the page is there, and may have better to do. */
 async function keepAll() {
   const cache = await caches.open(CACHE);
-  for (const name of Object.keys(files)) if (!(await kept(name))) await cache.put(urlOf(name), await download(name));
+  const wanted = (await hasFolder()) ? files : { ...files, ...models };
+  for (const name of Object.keys(wanted)) if (!(await kept(name))) await cache.put(urlOf(name), await download(name));
 }
 
 /**
@@ -126,7 +142,7 @@ async function isIntact(name, response) {
   try {
     if (name === INDEX) return (await response.text()).includes(version);
     const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", await response.arrayBuffer()));
-    return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("") === files[name];
+    return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("") === (files[name] ?? models[name]);
   } catch {
     return false; // it broke off
   }
@@ -134,7 +150,7 @@ async function isIntact(name, response) {
 
 async function discardDamaged() {
   const cache = await caches.open(CACHE);
-  for (const name of Object.keys(files)) {
+  for (const name of Object.keys({ ...files, ...models })) {
     const response = await kept(name);
     if (response && !(await isIntact(name, response))) await cache.delete(urlOf(name), { ignoreVary: true });
   }

@@ -8,7 +8,7 @@ import html
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +34,7 @@ BROTLI = """
 # ---- The service worker ----------------------------------------------------------------------------------------------
 
 
-def write_service_worker(out: Path, version: str, offline: bool) -> None:
+def write_service_worker(out: Path, version: str, offline: bool, model: str) -> None:
     """Write sw.js: web/service-worker.js, which keeps the page's files, or web/no-service-worker.js, which undoes that.
 
     Parameters
@@ -45,14 +45,15 @@ def write_service_worker(out: Path, version: str, offline: bool) -> None:
         Changes with every file of the page; index.html holds it.
     offline
         Whether the page is kept on the visitors' machines.
+    model
+        The name of the page's own model: kept with the other files where a browser has no other place for it.
     """
     source = WEB / ("service-worker.js" if offline else "no-service-worker.js")
     esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--target=es2022")
     script = run(*esbuild, "--format=iife", source)
     if offline:
-        names = sorted(files_of_page(out))
-        files = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in names}
-        script = f"globalThis.page = {json.dumps({'version': version, 'files': files}, indent=1)};\n{script}"
+        known = {"version": version, "files": hashes(out, files_of_page(out)), "models": hashes(out, [model])}
+        script = f"globalThis.page = {json.dumps(known, indent=1)};\n{script}"
     (out / SERVICE_WORKER).write_text(script, encoding="utf-8")
 
 
@@ -61,6 +62,11 @@ def files_of_page(out: Path) -> Iterator[str]:
     for path in out.rglob("*"):
         if path.is_file() and path.suffix != ".gguf":
             yield path.relative_to(out).as_posix()
+
+
+def hashes(out: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of files of the page, by their names."""
+    return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sorted(names)}
 
 
 # ---- The manifest ----------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def bundle(
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
         origins = [*hosts, *(origin for offer in offers for origin in offer.origins)]
         version = write_index(new, scripts, assets, gguf, folder, origins, address)
-        write_service_worker(new, version, offline)
+        write_service_worker(new, version, offline, url)
         shutil.copyfile(WEB / EMBEDDING, new / EMBEDDING)
         bytes_of_page = size(new)
         compress(new)
@@ -301,7 +301,7 @@ def is_of_page(name: str, index: str) -> bool:
     name = re.sub(r"\.(br|gz)$", "", name)
     # Pyodide's files were once named by their folder alone.
     pattern = r"index\.html|LICENSES\.txt|sw\.js|fabella\.js|pyodide-[\d.]+/pyodide(\.asm)?\.(mjs|wasm)"
-    return re.fullmatch(pattern, name) is not None or (name.startswith("assets/") and f'"{name}"' in index)
+    return re.fullmatch(pattern, name) is not None or (name.startswith("assets/") and f'{name}"' in index)
 
 
 def swap(new: Path, out: Path) -> None:
