@@ -404,7 +404,7 @@ def test_what_is_damaged_where_it_is_kept_is_mended(returning: Visit, site: Site
     damage = """async () => {
       const cache = await caches.open((await caches.keys())[0]);
       for (const request of await cache.keys()) {
-        if (!/\\.(gguf|whl)$/.test(request.url)) continue;
+        if (!/\\.bin$/.test(request.url)) continue;
         const data = new Uint8Array(await (await cache.match(request)).arrayBuffer());
         data[data.length - 9] ^= 1;
         await cache.put(request, new Response(data));
@@ -417,7 +417,7 @@ def test_what_is_damaged_where_it_is_kept_is_mended(returning: Visit, site: Site
     returning.reload_button.click()
     returning.awake()
     for path in (site.folder / "assets").glob("*.*"):
-        if path.suffix in (".gguf", ".whl"):
+        if path.suffix == ".bin":
             until(returning.page, f"caches.match({site.url + 'assets/' + path.name!r})")
     off(site)
     returning.page.reload()

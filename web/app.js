@@ -266,7 +266,8 @@ async function start() {
   const { leaf, model = "", chosen = "", ...state } = (!address.compact && remembered()) || {};
   settingsOf = model;
   change(state);
-  const source = await sourceOf(address.model, chosen);
+  const found = await sourceOf(address.model, chosen);
+  const source = found ?? (leaf ? ownSource() : null); // a tab whose page has another model by now
   if (source) load(source);
   else fail(noSuchModel(address.model, assets.model.name));
   if (leaf) await restoreLeaf(leaf);
