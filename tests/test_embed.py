@@ -171,7 +171,7 @@ def test_another_prompt_does_not_load_the_page_anew(garden: Garden) -> None:
 def test_a_model_that_is_not_there_is_named(garden: Garden) -> None:
     frame = garden.open('<fabella-story model="Nessie"></fabella-story>')
     expect(frame.get_by_role("alert")).to_contain_text("This page has no model that is called “Nessie”.")
-    expect(frame.get_by_role("alert")).to_contain_text("“random.gguf”")
+    expect(frame.get_by_role("alert")).to_contain_text("“random 0”")
     frame.get_by_role("button", name="Try again").click()
     ready(frame)
 
