@@ -133,7 +133,7 @@ async function again() {
     return;
   }
   const { source } = current();
-  load(source && source.kind !== "kept" ? source : { kind: "offer", part: assets.model });
+  load(source && source.kind !== "kept" ? source : ownSource());
   element("tell", HTMLButtonElement).focus();
 }
 
@@ -165,12 +165,14 @@ const openShelf = () => enter("shelf", assets, { ...telling, assets, load, descr
  * @returns {Promise<Card>}
  */
 async function describe(file, tokenizer) {
+  let unwatch = () => {};
   const worker = await new Promise((resolve) => {
-    watch(
+    unwatch = watch(
       ({ worker }) => [worker],
       (worker) => worker !== "loading" && resolve(worker),
     );
   });
+  unwatch();
   const nothing = /** @type {Card} */ ({ name: file.name, bytes: file.size });
   if (worker === "failed") return nothing;
   const { card } = await bridge.ask({ type: "describe", file, tokenizer }).answer;

@@ -74,8 +74,8 @@ const state = {
   keeping: "",
 };
 
-/** @type {(() => void)[]} */
-const watchers = [];
+/** @type {Set<() => void>} */
+const watchers = new Set();
 
 /** The state as it is, to be looked at only. @returns {Readonly<State>} */
 export const current = () => state;
@@ -91,6 +91,7 @@ export function change(part) {
  * @template {unknown[]} T
  * @param {(state: Readonly<State>) => [...T]} select
  * @param {(...values: T) => void} draw
+ * @returns {() => void} ends it
  */
 export function watch(select, draw) {
   /** @type {T | null} */
@@ -101,8 +102,11 @@ export function watch(select, draw) {
     drawn = selected;
     draw(...selected);
   };
-  watchers.push(look);
+  watchers.add(look);
   look();
+  return () => {
+    watchers.delete(look);
+  };
 }
 
 const BUSY = /** @type {const} */ ({ loading: "waiting", ready: "telling", failed: "failed" });

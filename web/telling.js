@@ -4,7 +4,7 @@
  */
 
 import { Refusal } from "./bridge.js";
-import { add, before, branches, last, messages, newLeaf, path, pick, set } from "./leaf.js";
+import { add, before, last, messages, newLeaf, path, pick, set } from "./leaf.js";
 import { Pacer } from "./pace.js";
 import { change, current } from "./state.js";
 
@@ -141,8 +141,6 @@ export function setPace(pace) {
 export function turnTo(leaf, id) {
   if (!current().request) change({ leaf: pick(leaf, id), ended: null });
 }
-
-export { branches, last, path };
 
 // ---- The question ----------------------------------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ import html
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from builder.assets import publish
 from builder.tools import NODE_MODULES, WEB, BuildError, cached, digest, run
@@ -34,7 +35,7 @@ BROTLI = """
 # ---- The service worker ----------------------------------------------------------------------------------------------
 
 
-def write_service_worker(out: Path, version: str, offline: bool, model: str) -> None:
+def write_service_worker(out: Path, version: str, offline: bool, model: Mapping[str, Any]) -> None:
     """Write sw.js: web/service-worker.js, which keeps the page's files, or web/no-service-worker.js, which undoes that.
 
     Parameters
@@ -46,13 +47,14 @@ def write_service_worker(out: Path, version: str, offline: bool, model: str) -> 
     offline
         Whether the page is kept on the visitors' machines.
     model
-        The name of the page's own model: kept with the other files where a browser has no other place for it.
+        What the page knows of its own model: kept with the other files where a browser has no other place for it.
     """
     source = WEB / ("service-worker.js" if offline else "no-service-worker.js")
     esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--target=es2022")
     script = run(*esbuild, "--format=iife", source)
     if offline:
-        known = {"version": version, "files": hashes(out, files_of_page(out)), "models": hashes(out, [model])}
+        files = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sorted(files_of_page(out))}
+        known = {"version": version, "files": files, "models": {model["url"]: model["id"]}}
         script = f"globalThis.page = {json.dumps(known, indent=1)};\n{script}"
     (out / SERVICE_WORKER).write_text(script, encoding="utf-8")
 
@@ -62,11 +64,6 @@ def files_of_page(out: Path) -> Iterator[str]:
     for path in out.rglob("*"):
         if path.is_file() and path.suffix != ".gguf":
             yield path.relative_to(out).as_posix()
-
-
-def hashes(out: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of files of the page, by their names."""
-    return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sorted(names)}
 
 
 # ---- The manifest ----------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def bundle(
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
         origins = [*hosts, *(origin for offer in offers for origin in offer.origins)]
         version = write_index(new, scripts, assets, gguf, folder, origins, address)
-        write_service_worker(new, version, offline, url)
+        write_service_worker(new, version, offline, models[0])
         shutil.copyfile(WEB / EMBEDDING, new / EMBEDDING)
         bytes_of_page = size(new)
         compress(new)

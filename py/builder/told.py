@@ -10,7 +10,6 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from builder.engines import build_engines
 from builder.tools import PYTHON, ROOT, cached, digest, say
 
 SEEDS = range(1, 13)  # the first whose story comes to its end is taken
@@ -26,15 +25,17 @@ class Told(NamedTuple):
 
 
 def told_before(model: Path, prompt: str) -> Told | None:
-    """Have a model (GGUF) tell a story as the page would; return the first that comes to an end, or None."""
+    """Have a model (GGUF) tell a story as the page would; return the first that comes to an end, or None.
+
+    The engine is built already.
+    """
 
     def make(target: Path) -> None:
         say("Telling the story that stands on the page at first ...")
         found = next((told for seed in SEEDS if (told := _tell(model, prompt, seed))), None)
         target.write_text(json.dumps(found), encoding="utf-8")
 
-    sources = [path for path in sorted((ROOT / "py/fabella").glob("*.py"))]
-    build_engines()
+    sources = sorted((ROOT / "py/fabella").glob("*.py"))
     file = cached("told.json", digest(model, prompt, *sources, ROOT / "py/fabella/run.wasm"), make)
     found = json.loads(file.read_text(encoding="utf-8"))
     return Told(*found) if found else None

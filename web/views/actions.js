@@ -3,7 +3,7 @@
 import { command, write } from "../address.js";
 import { copyText } from "../clipboard.js";
 import { element } from "../dom.js";
-import { branches, last, path, plainText } from "../leaf.js";
+import { branches, last, plainText } from "../leaf.js";
 import { change, current, watch } from "../state.js";
 import { canGoOn, isOurs } from "../telling.js";
 
