@@ -5,6 +5,8 @@
  * from the first to the last are what the reader sees. Nothing here changes a leaf: a function returns the changed one.
  */
 
+import { hex } from "./bytes.js";
+
 /** @import { Message, Reason, Settings } from "./messages.js" */
 
 /**
@@ -51,8 +53,7 @@ export function newLeaf(kind, model, system = "") {
 }
 
 /** The id of a leaf. */
-export const newId = () =>
-  Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+export const newId = () => hex(crypto.getRandomValues(new Uint8Array(12)));
 
 /** @param {number | null} id */
 const key = (id) => (id === null ? "" : String(id));

@@ -9,6 +9,7 @@
  * two versions meet.
  */
 
+import { hex } from "./bytes.js";
 import { cacheName, deleteOthers } from "./caches.js";
 
 /**
@@ -20,6 +21,8 @@ import { cacheName, deleteOthers } from "./caches.js";
 
 const scope = /** @type {ServiceWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));
 const { version, files, models } = /** @type {{ page: Version }} */ (/** @type {unknown} */ (globalThis)).page;
+/** All that a request may be answered with. */
+const known = { ...files, ...models };
 const CACHE = cacheName(version);
 const INDEX = "index.html";
 
@@ -40,12 +43,7 @@ scope.addEventListener("activate", (event) => event.waitUntil(begin()));
 scope.addEventListener("fetch", (event) => {
   const { request } = event;
   const name = nameOf(request);
-  if (
-    request.method !== "GET" ||
-    request.headers.has("Range") ||
-    !(Object.hasOwn(files, name) || Object.hasOwn(models, name))
-  )
-    return; // the browser's own business
+  if (request.method !== "GET" || request.headers.has("Range") || !Object.hasOwn(known, name)) return; // the browser's own business
   if (name.includes("/")) event.respondWith(kept(name).then((response) => response ?? fetch(request)));
   else event.respondWith(newest(request, name));
 });
@@ -115,7 +113,7 @@ async function hasFolder() {
 /** Keeps each file that is not kept yet, one after the other: the page is there, and may have better to do. */
 async function keepAll() {
   const cache = await caches.open(CACHE);
-  const wanted = (await hasFolder()) ? files : { ...files, ...models };
+  const wanted = (await hasFolder()) ? files : known;
   for (const name of Object.keys(wanted)) if (!(await kept(name))) await cache.put(urlOf(name), await download(name));
 }
 
@@ -141,8 +139,8 @@ async function download(name) {
 async function isIntact(name, response) {
   try {
     if (name === INDEX) return (await response.text()).includes(version);
-    const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", await response.arrayBuffer()));
-    return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("") === (files[name] ?? models[name]);
+    const hash = await crypto.subtle.digest("SHA-256", await response.arrayBuffer());
+    return hex(new Uint8Array(hash)) === known[name];
   } catch {
     return false; // it broke off
   }
@@ -150,7 +148,7 @@ async function isIntact(name, response) {
 
 async function discardDamaged() {
   const cache = await caches.open(CACHE);
-  for (const name of Object.keys({ ...files, ...models })) {
+  for (const name of Object.keys(known)) {
     const response = await kept(name);
     if (response && !(await isIntact(name, response))) await cache.delete(urlOf(name), { ignoreVary: true });
   }

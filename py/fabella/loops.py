@@ -1,6 +1,7 @@
 """Loops: a text has begun to loop if its last 64 tokens or more are one sequence of at most 32 tokens, four times over.
 
-Of 450 stories none that came to its end was one, and all that said the same words to the edge of the context were.
+Of 570 stories of the shipped model none of the 517 that came to their end was one, and 27 of the 53 that ran
+to the edge of the context were (wasm/LOG.md).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ const NEAR = 120;
 
 /** @param {House} house */
 export function mount(house) {
-  const { change, current, watch } = house;
+  const { current, watch } = house;
   const box = element("chat", HTMLElement);
   /** By the leaf's id and the turn's. @type {Map<string, TurnView>} */
   let views = new Map();
@@ -87,8 +87,9 @@ export function mount(house) {
     box.dataset.empty = turns.length ? "" : `Say something to ${model?.name ?? "the model"}.`;
     const isNew = request !== null && request.id !== asked;
     if (request) asked = request.id;
-    if (turns.length > 0 && (follows || isNew))
-      scrollBy({ top: Math.max(gap(), isNew ? gap() : 0), behavior: "instant" });
+    if (turns.length > 0 && (follows || isNew)) {
+      scrollBy({ top: isNew ? gap() : Math.max(gap(), 0), behavior: "instant" });
+    }
   }
 
   watch(
