@@ -149,8 +149,8 @@ class Firefox(Driven):
         self.stream = connection.makefile("rb")
         self.commands = 0
         self._receive()  # its greeting
-        timeouts = {"script": 1000 * PATIENCE, "pageLoad": 1000 * PATIENCE}
-        session = self._command("WebDriver:NewSession", capabilities={"alwaysMatch": {"timeouts": timeouts}})
+        session = self._command("WebDriver:NewSession")
+        self._command("WebDriver:SetTimeouts", script=1000 * PATIENCE, pageLoad=1000 * PATIENCE)
         self.version = session["capabilities"]["browserVersion"]
 
     def _receive(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fabella.generate import Step, generate
+from fabella.generate import Ending, Step, generate
 from fabella.sampler import Settings
 
 from .conftest import Visit
@@ -15,9 +15,10 @@ PROMPT = "Once upon a time"
 
 
 def reference(model: Path, prompt: str, length: int, **settings: Any) -> list[Step]:
-    """The same story under wasmtime."""
+    """The same story under wasmtime, which ends, like the page's, when it has begun to loop."""
     engine, description = load(model)
-    return list(generate(engine, description.tokenizer, prompt, Settings(**{"seed": 1, **settings}), length))
+    how, ending = Settings(**{"seed": 1, **settings}), Ending(length, loops=True)
+    return list(generate(engine, description.tokenizer, prompt, how, ending=ending))
 
 
 def assert_told(visit: Visit, expected: list[Step]) -> None:

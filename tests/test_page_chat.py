@@ -1,4 +1,4 @@
-"""Conversations in the page's worker, which the page does not draw yet, asked as it will ask, in a real browser."""
+"""Conversations in the page's worker, asked message by message, in a real browser and without one."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def test_a_conversation_in_the_page_is_that_under_wasmtime(
         messages = [*conversation.messages, *said(text)]
         assert ask(number, messages) == expected(conversation.say(text, PLAIN, Ending(12)))
         if number == 1001:
+            visit.page.get_by_role("radio", name="story").check()
             visit.tell("w1", length=30)
     if conversation.turns[-1].end != "end":
         messages = conversation.messages
