@@ -24,14 +24,17 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
-from playwright.sync_api import BrowserContext, Page, Route, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Route, TimeoutError, sync_playwright
 
 from builder.install import find_browser
 from builder.models import file_of
 from builder.page import bundle
 from builder.serve import ISOLATION, PageHandler
 from fabella.console import run_command
+from fabella.gguf import read_gguf
+from fabella.memory import cache_size
 from fabella.modelfile import Config
+from fabella.sources import FileSource
 
 from .conftest import BROWSER_ARGUMENTS
 from .random_models import load, write_random_model
@@ -166,21 +169,21 @@ def served(folder: Path, handler: type[Handler] = Handler) -> Iterator[str]:
         server.shutdown()
 
 
-def tell(page: Page) -> dict[str, Any]:
+def tell(page: Page, patience: int = 120) -> dict[str, Any]:
     """Tells one story and returns the worker's last message about it."""
     page.evaluate("notebook.length = 0")
     page.get_by_role("button", name="Tell", exact=True).click()
-    return noted(page, "done")
+    return noted(page, "done", patience)
 
 
-def noted(page: Page, type: str) -> dict[str, Any]:
-    """The worker's message of this type, once it is there."""
+def noted(page: Page, type: str, patience: int = 120) -> dict[str, Any]:
+    """The worker's message of this type, once it is there, for which so many seconds are waited."""
     found = "(wanted) => notebook.find(({ type }) => type === wanted)"
     try:
-        page.wait_for_function(found, arg=type, polling=50, timeout=120_000)
+        page.wait_for_function(found, arg=type, polling=50, timeout=1000 * patience)
     except TimeoutError:
         said = page.get_by_role("alert").text_content()
-        raise SystemExit(f"the worker has not said {type!r} for two minutes; the page says: {said!r}") from None
+        raise SystemExit(f"the worker has not said {type!r} for {patience} s; the page says: {said!r}") from None
     message: dict[str, Any] = page.evaluate(found, type)
     return message
 
@@ -197,7 +200,7 @@ def open_page(context: BrowserContext, url: str, temperature: float = 0, before_
     if before_worker:
         page.route("**/worker-*.js", with_script)
     page.goto(url)
-    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
     page.evaluate("() => { document.querySelector('#fine').open = true; }")
     page.get_by_role("slider", name="Temperature").fill(str(temperature))
     return page
@@ -272,6 +275,55 @@ def wasmtime_rate(model: Path) -> float:
         if not step.from_prompt
     ]
     return (len(times) - 1) / (times[-1] - times[0])
+
+
+def largest_page(browser: Browser) -> float:
+    """The most memory that a page of this browser has had, with its worker, in MB (VmHWM of its process)."""
+    session = browser.new_browser_cdp_session()
+    processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
+    pages = [process["id"] for process in processes if process["type"] == "renderer"]
+    said = [Path(f"/proc/{page}/status").read_text(encoding="ascii") for page in pages]
+    return max(int(text.split("VmHWM:")[1].split()[0]) * 1024 / 1e6 for text in said)
+
+
+def print_real_page(playwright: Playwright) -> None:
+    """Prints how soon SmolLM2 is there, how fast it tells and what memory it takes, if it was downloaded before.
+
+    From the second visit on it comes out of the browser's own files. Its memory is what its page has had at most, after
+    a story, beyond the shipped model's page.
+    """
+    path = file_of(SMOLLM2)
+    if not path.is_file():
+        return
+    with FileSource(path) as source:
+        config = read_gguf(source).config
+    rate = count = 0
+    ready: list[float] = []
+    peaks: list[float] = []
+    with TemporaryDirectory() as folder, served(Path(folder) / "dist", IsolatedHandler) as url, served(DIST) as shipped:
+        bundle(path, None, Path(folder) / "dist")
+        for address in (f"{shipped}#n=512", f"{url}#mode=story&n=2048"):
+            browser = playwright.chromium.launch(executable_path=find_browser(), args=BROWSER_ARGUMENTS)
+            context = browser.new_context(reduced_motion="reduce")
+            ready.clear()
+            for _ in range(1 + ROUNDS):
+                page = context.new_page()
+                page.add_init_script(NOTEBOOK)
+                page.goto(address)
+                noted(page, "engine")  # it is at rest
+                ready.append(page.evaluate("performance.getEntriesByName('ready')[0].startTime"))
+                page.close()
+            page = open_page(context, address)
+            rate = tell(page, patience=600)["tokens_per_second"]
+            count = page.evaluate("notebook.reduce((count, { steps }) => count + (steps?.length ?? 0), 0)")
+            peaks.append(largest_page(browser))
+            browser.close()
+    print(f"{'SmolLM2-135M, page open to ready, first visit':56} {ready[0]:,.0f} ms")
+    print(f"{'SmolLM2-135M, page open to ready, later visits':56} {spread(ready[1:], 'ms')}")
+    print(f"{f'SmolLM2-135M, a story of {count:,} tokens, threads as chosen':56} {rate:,.0f} tokens/s")
+    size, cache = path.stat().st_size / 1e6, cache_size(config) * count / 1e6
+    took = f"{peaks[1] - peaks[0]:,.0f} MB; 1.35 × its file and the KV cache are {1.35 * size + cache:,.0f} MB"
+    print(f"{'SmolLM2-135M, memory with that story':56} {took}")
 
 
 def print_sizes() -> None:
@@ -350,6 +402,8 @@ def main() -> None:
             context.close()
         version = browser.version
         browser.close()
+        print("SmolLM2 ...", file=sys.stderr)
+        print_real_page(playwright)
 
     def show(name: str, rows: list[dict[str, float]], key: str, unit: str, digits: int = 0) -> None:
         print(f"{name:56} {spread([row[key] for row in rows], unit, digits)}")
