@@ -76,6 +76,6 @@ export function ending(reason, context, kind = "story") {
  * @returns {string} as in "The prompt is empty."
  */
 export function sentence(message) {
-  const end = /[.!?]\)?$/.test(message) ? "" : ".";
+  const end = /[.!?…]\)?$/.test(message) ? "" : ".";
   return message.charAt(0).toUpperCase() + message.slice(1) + (message && end);
 }
