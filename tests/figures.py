@@ -188,6 +188,11 @@ def noted(page: Page, type: str, patience: int = 120) -> dict[str, Any]:
     return message
 
 
+def open_context(browser: Browser) -> BrowserContext:
+    """For pages whose worker is another one than their host's: a service worker would bring that."""
+    return browser.new_context(reduced_motion="reduce", service_workers="block")
+
+
 def open_page(context: BrowserContext, url: str, temperature: float = 0, before_worker: str | None = None) -> Page:
     """A page that tells stories, greedy ones unless asked otherwise, as soon as it is there."""
 
@@ -314,8 +319,8 @@ def print_real_page(playwright: Playwright) -> None:
                 ready.append(page.evaluate("performance.getEntriesByName('ready')[0].startTime"))
                 page.close()
             page = open_page(context, address)
-            rate = tell(page, patience=600)["tokens_per_second"]
-            count = page.evaluate("notebook.reduce((count, { steps }) => count + (steps?.length ?? 0), 0)")
+            told = tell(page, patience=600)
+            rate, count = told["tokens_per_second"], told["tokens"]
             peaks.append(largest_page(browser))
             browser.close()
     print(f"{'SmolLM2-135M, page open to ready, first visit':56} {ready[0]:,.0f} ms")
@@ -381,9 +386,11 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=BROWSER_ARGUMENTS)
         for number in range(ROUNDS):
             print(f"round {number + 1} of {ROUNDS} ...", file=sys.stderr)
-            context = browser.new_context(reduced_motion="reduce")  # no pace but the engine's
-            cold.append(boot(context, url))
-            warm.append(boot(context, url))
+            visitor = browser.new_context(reduced_motion="reduce")  # no pace but the engine's
+            cold.append(boot(visitor, url))
+            warm.append(boot(visitor, url))
+            visitor.close()
+            context = open_context(browser)
             settled["greedy"].append(driver(context, isolated, temperature=0))
             settled["as the page is set"].append(driver(context, isolated, temperature=0.8))
             settled["15M, greedy"].append(driver(context, large, temperature=0))
@@ -392,7 +399,7 @@ def main() -> None:
         threaded: dict[str, list[dict[str, float]]] = {}
         for name, busy in (("at rest", False), ("beside a busy loop", True)):
             print(f"threads, {name} ...", file=sys.stderr)
-            context = browser.new_context(reduced_motion="reduce")  # no pace but the engine's
+            context = open_context(browser)
             other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
             try:
                 threaded[name] = threads(context, large, large_plain)

@@ -22,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from builder.offers import hashes_of
 from builder.tools import ROOT, WEB, BuildError, digest
 from fabella.console import run_command
 from fabella.errors import FabellaError
@@ -104,6 +105,8 @@ def measure(bench: Bench, folder: Path, model: str, engine: str, threads: int = 
         elif engine == "native":
             answer = native.native(folder, spec)
         else:
+            if engine == "fabella":
+                spec["part"] = hashes_of(folder / "model.gguf")
             answer = bench.measure(model, spec)
     except Failure as error:
         return {"error": str(error)}

@@ -7,9 +7,6 @@
 import { repeat } from "./repeat.js";
 import { startWorker } from "./worker.js";
 
-/** Bytes of a block, as in web/bytes.js. */
-const BLOCK = 1 << 20;
-
 export async function fabella(spec) {
   const base = new URL("/dist/", location.href).href;
   const index = new DOMParser().parseFromString(await (await fetch(base)).text(), "text/html");
@@ -18,7 +15,7 @@ export async function fabella(spec) {
   const assets = JSON.parse(written);
   const model = new URL(`${spec.url}model.gguf`, location.href).href;
 
-  const part = await asPart(model);
+  const part = { ...spec.part, url: model, name: "model", file: "model.gguf" }; // as a page's build writes it
 
   const started = performance.now();
   const ask = ({ url }) => fetch(new URL(url, base));
@@ -80,24 +77,4 @@ async function startOfPython({ wasm, snapshot }, ask) {
   };
   const [module, bytes] = await Promise.all([WebAssembly.compileStreaming(ask(wasm)), decompress()]);
   return { module, snapshot: bytes };
-}
-
-/** What a page's build writes of a model; the browser keeps no copy of what is read for that. */
-async function asPart(url) {
-  const file = await (await fetch(url, { cache: "no-store" })).arrayBuffer();
-  const digest = async (data) =>
-    Array.from(new Uint8Array(await crypto.subtle.digest("SHA-256", data)), (byte) =>
-      byte.toString(16).padStart(2, "0"),
-    ).join("");
-  const blocks = Array.from({ length: Math.ceil(file.byteLength / BLOCK) }, (_, number) =>
-    digest(file.slice(number * BLOCK, (number + 1) * BLOCK)),
-  );
-  return {
-    url,
-    bytes: file.byteLength,
-    name: "model",
-    file: "model.gguf",
-    id: await digest(file),
-    sha256: await Promise.all(blocks),
-  };
 }
