@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gzip
-import itertools
 import lzma
 import os
 import random
@@ -16,7 +15,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from fabella.modelfile import Config
 from fabella.tokenizer import Tokenizer
 from train import data, files, loop
 from train import run as run_folder
+from train import text as text_module
 from train import train as training
 from train.checkpoint import Checkpoint
 from train.data import (
@@ -45,7 +45,6 @@ from train.data import (
     hash_documents,
     plan_epoch,
     read_documents,
-    split_documents,
 )
 from train.evaluate import bits_per_byte, first_tokens, hold_out
 from train.evaluate import main as evaluate
@@ -59,6 +58,7 @@ from train.quantize import dequantize, quantize
 from train.run import RunFolder
 from train.sample import TorchLogits
 from train.sample import main as sample
+from train.text import Text, plan_split
 from train.tokenizer import BOS, EOS, LONGEST_LINE, as_tokenizer, lines_of, load_tokenizer, train_tokenizer
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
@@ -164,15 +164,43 @@ def test_documents_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_the_held_out_part_is_a_share_of_the_text() -> None:
-    assert split_documents(["a", "b", "c"]) == (["a", "b"], ["c"])
-    assert split_documents(["x" * 200]) == (["x" * 198], ["x" * 2])
-    assert split_documents(["x" * 9900, "y" * 60, "z" * 40]) == (["x" * 9900], ["y" * 60, "z" * 40])
-    assert split_documents(["x" * 100, "y" * 9900]) == (["x" * 100, "y" * 9800], ["y" * 100])  # never a huge one whole
-    assert split_documents(["x" * 9990, "The end..."]) == (["x" * 9900], ["x" * 90, "The end..."])  # nor a crumb alone
-    _, pieces = split_documents(["word " * 100_000])  # each piece counts as a document when it is measured
-    assert sum(map(len, pieces)) == 5000
-    assert max(map(len, pieces)) <= 2000
-    assert split_documents(["x"]) == ([], ["x"])
+    assert plan_split([1, 1, 1], 0.01) == (2, 0)  # whole documents, characters of the next one
+    assert plan_split([200], 0.01) == (0, 198)
+    assert plan_split([9900, 60, 40], 0.01) == (1, 0)
+    assert plan_split([100, 9900], 0.01) == (1, 9800)  # never a huge one whole
+    assert plan_split([9990, 10], 0.01) == (0, 9900)  # nor a crumb alone
+    assert plan_split([1], 0.01) == (0, 0)
+    assert plan_split([1000] * 10_000) == (9_500, 0)
+    assert plan_split([1000] * 100_000) == (99_500, 0)  # of a large text no more than can be measured often
+
+
+def test_a_text_is_split_where_the_plan_says(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("<|endoftext|>".join(["x" * 100, "y" * 900 + "\n" + "z" * 40]))
+    text = Text(path)
+    learned, held_out = text.split()
+    assert ["".join(sorted(set(document))) for document in learned] == ["x", "y"]
+    assert learned.n_characters == sum(map(len, learned)) == 989
+    assert held_out == ["y" * 11 + "\n" + "z" * 40]
+    assert list(text.all()) == read_documents(path) == list(text)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_text_that_does_not_fit_in_memory_is_read_anew(
+    in_memory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_module, "IN_MEMORY", 10**6 if in_memory else 10)
+    path = tmp_path / "text.txt"
+    path.write_text("<|endoftext|>".join(tell(30)))
+    text = Text(path)
+    assert (text.documents is None) != in_memory
+    assert text.hash == hash_documents(tell(30))
+    learned, held_out = text.split()
+    assert [*learned, *held_out] == tell(30)
+    path.write_text("<|endoftext|>".join(tell(30)[1:]))
+    if not in_memory:
+        with pytest.raises(ValueError, match="was changed while it was being read"):
+            list(learned)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
@@ -238,7 +266,7 @@ def test_any_bytes_are_text_or_refused(content: bytes) -> None:
 
 
 def test_a_folder_and_a_device_are_no_texts(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="is a folder"):
+    with pytest.raises(OSError, match="is a folder without a file that ends in"):
         read_documents(tmp_path)
     with pytest.raises(OSError, match="is not a text file"):
         read_documents(Path("/dev/zero"))
@@ -283,9 +311,9 @@ def test_encoded_text_is_kept_and_recognised(
 ) -> None:
     encodings: list[int] = []
 
-    def encode(documents: list[str], tokenizer: SentencePieceProcessor) -> Tokens:
+    def encode(documents: list[str], *arguments: Any) -> Iterator[list[int]]:
         encodings.append(len(documents))
-        return encode_documents(documents, tokenizer)
+        return encode_documents(documents, *arguments)
 
     monkeypatch.setattr(data, "encode_documents", encode)
     folder, stories = RunFolder(tmp_path), tell(3)
@@ -316,8 +344,7 @@ def test_a_long_document_is_encoded_in_pieces(trained: SentencePieceProcessor, m
     """Cut at spaces, the tokens are those of the whole; cut elsewhere, they spell the same text."""
     monkeypatch.setattr(data, "LONGEST_PIECE", 50)
     spaced, dense = " ".join(tell(20)), "\n猫" + "".join(tell(3)).replace(" ", "")
-    tokens = encode_documents([spaced, dense], trained)
-    first, second = (tokens.ids[a + 1 : b - 1].tolist() for a, b in itertools.pairwise(tokens.starts.tolist()))
+    first, second = (ids[1:-1] for ids in encode_documents([spaced, dense], trained))
     assert first == trained.encode(spaced)
     assert trained.decode(second) == dense
 
@@ -368,7 +395,7 @@ def test_training_lowers_the_loss_and_writes_the_curve(text: Path, tmp_path: Pat
     assert result.bits_per_byte is not None
     assert result.bits_per_byte < 1.5
     lines = (tmp_path / "curve.csv").read_text().splitlines()
-    assert lines[0] == "step,tokens,learning_rate,train_loss,valid_bits_per_byte,seconds"
+    assert lines[0] == "step,tokens,learning_rate,train_bits_per_byte,valid_bits_per_byte,seconds"
     assert len(lines) == len(result.curve) + 1
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
@@ -619,7 +646,10 @@ def test_resume_goes_on_from_the_checkpoint_before_a_damaged_one(
         checkpoint.unlink()
     else:
         checkpoint.write_bytes(contents[damage])
-    said = command(export, [str(folder), "-o", str(tmp_path / "x.gguf")], capsys, monkeypatch, status=1)
+    arguments = [str(folder), "-o", str(tmp_path / "x.gguf")]
+    command(export, arguments, capsys, monkeypatch)  # the best model is apart, and whole
+    (folder / "best.pt").unlink()
+    said = command(export, arguments, capsys, monkeypatch, status=1)
     assert f"{checkpoint}: " in said
     assert "checkpoint.old.pt" in said
 
@@ -719,9 +749,9 @@ def fill_the_disk(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
     """The next ``writes`` files with a checksum get half onto the disk."""
     left = iter(range(writes))
 
-    def write(path: Path, kind: str, content: bytes) -> None:
-        if kind == "checkpoint" and next(left, None) is not None:
-            path.write_bytes(content[: len(content) // 2])
+    def write(path: Path, kind: str, content: Iterable[bytes]) -> None:
+        if path.name == "checkpoint.tmp" and next(left, None) is not None:
+            path.write_bytes(b"".join(content)[:1000])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_sealed(path, kind, content)
 
@@ -867,10 +897,10 @@ def test_training_goes_on_where_the_compiler_does_not_work(
 def test_a_step_that_needs_too_much_memory_is_said(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def step(*_: Any) -> None:
+    def loss_of(*_: Any) -> None:
         torch.empty(1 << 60)
 
-    monkeypatch.setattr(loop.Loop, "step", step)
+    monkeypatch.setattr(loop.MeanLoss, "forward", loss_of)
     assert "--batch-tokens must be smaller" in refusal(options(text, tmp_path / "run"), capsys, monkeypatch)
 
 
@@ -966,7 +996,7 @@ def test_stories260k_has_the_bits_per_byte_of_the_reference() -> None:
     model = read_v0(checkpoint)
     tokenizer = as_tokenizer(load_tokenizer(SHARED / "models/tok512.model"))
     text = hold_out(read_documents(valid), tokenizer, model.config.seq_len)
-    assert len(text.documents) == 449
+    assert text.n_documents == 449
     assert round(bits_per_byte(model, text), 3) == 0.963
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ class Checkpoint:
     ``tokens`` counts those learned from (padding is not), ``seconds`` the training time, and ``curve`` holds rows of
     ``CURVE_COLUMNS`` (bits per byte is None where it was not measured); ``losses`` those of the steps since the last
     row. ``options`` are the command's; ``text_hash``, ``held_out_hash`` and ``tokenizer_hash`` say of what text and
-    tokenizer the batches are made (SHA-256).
+    tokenizer the batches are made (SHA-256). The text has ``round_tokens`` to learn from, and one of them spells
+    ``bytes_per_token`` on average.
     """
 
     config: Config
@@ -35,6 +36,8 @@ class Checkpoint:
     text_hash: str = ""
     held_out_hash: str = ""
     tokenizer_hash: str = ""
+    round_tokens: int = 0
+    bytes_per_token: float = 1.0
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -44,16 +47,28 @@ class Checkpoint:
     optimizers: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def measured(self) -> list[tuple[int, float]]:
+        """The bits per byte of held-out text that were measured, as (tokens, bits per byte)."""
+        tokens, value = (CURVE_COLUMNS.index(name) for name in ("tokens", "valid_bits_per_byte"))
+        return [(row[tokens], row[value]) for row in self.curve if row[value] is not None]
+
+    @property
     def bits_per_byte(self) -> float | None:
         """The last one measured."""
-        measured = [row[CURVE_COLUMNS.index("valid_bits_per_byte")] for row in self.curve]
-        return next((value for value in reversed(measured) if value is not None), None)
+        return self.measured[-1][1] if self.measured else None
 
     def save(self, folder: Path) -> None:
         """Save in a run's folder, beside the checkpoint so far. Raises ``OSError``; nothing was changed then."""
+        RunFolder(folder).write_checkpoint(self._packed())
+
+    def save_best(self, folder: Path) -> None:
+        """Save, without what only a resumed run needs, as the best model so far. Raises ``OSError`` like `save`."""
+        RunFolder(folder).write_best(replace(self, optimizers=[])._packed())
+
+    def _packed(self) -> bytes:
         content = io.BytesIO()  # in memory: the disk's errors are then Python's own, and its checksum is known
         torch.save({**vars(self), "config": asdict(self.config)}, content)
-        RunFolder(folder).write_checkpoint(content.getvalue())
+        return content.getvalue()
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
@@ -62,14 +77,21 @@ class Checkpoint:
         Raises ``FileNotFoundError``, ``Damaged`` (found by its checksum, before anything else is read) or
         ``ValueError`` (of another version).
         """
-        content = RunFolder(folder).read_checkpoint()
+        return cls._unpack(RunFolder(folder).read_checkpoint(), RunFolder(folder).checkpoint)
+
+    @classmethod
+    def load_best(cls, folder: Path) -> Checkpoint:
+        """The best model on held-out text; that of the last checkpoint where none was measured. Raises like `load`."""
+        run = RunFolder(folder)
+        return cls._unpack(run.read_best(), run.best) if run.best.exists() else cls.load(folder)
+
+    @classmethod
+    def _unpack(cls, content: bytes, path: Path) -> Checkpoint:
         try:
             stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             return cls(**{**stored, "config": Config(**stored["config"])})
         except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{RunFolder(folder).checkpoint}: was written by another version of this program ({error})"
-            ) from error
+            raise ValueError(f"{path}: was written by another version of this program ({error})") from error
 
     @classmethod
     def load_to_go_on(cls, folder: Path) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from typing import Any
 
 from fabella.console import words
@@ -13,37 +14,61 @@ from .progress import say
 from .run import RunFolder
 
 CURVE_COLUMNS = ("step", "tokens", "learning_rate", "train_loss", "valid_bits_per_byte", "seconds")
+MOST_ROUNDS = 40  # that are marked
 
 
-def keep_curve(curve: list[tuple[Any, ...]], folder: RunFolder) -> None:
-    """Write ``curve.csv`` and ``curve.png``. What goes wrong is said and ends nothing: both can be had again."""
+def keep_curve(
+    curve: list[tuple[Any, ...]], folder: RunFolder, bytes_per_token: float = 1.0, round_tokens: int = 0
+) -> None:
+    """Write ``curve.csv`` and ``curve.png``. What goes wrong is said and ends nothing: both can be had again.
+
+    The training loss of ``curve``, in nats per token, becomes bits per byte, where a token spells ``bytes_per_token``;
+    one round through the text has ``round_tokens`` (0: not known).
+    """
+    column = CURVE_COLUMNS.index("train_loss")
+    unit = math.log(2) * bytes_per_token
+    curve = [(*row[:column], row[column] / unit, *row[column + 1 :]) for row in curve]
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    writer.writerow(CURVE_COLUMNS)
+    writer.writerow([name.replace("train_loss", "train_bits_per_byte") for name in CURVE_COLUMNS])
     writer.writerows(curve)
     try:
         folder.write_curve_table(table.getvalue())
-        folder.write_curve_picture(draw_curve(curve))
+        folder.write_curve_picture(draw_curve(curve, folder.path.resolve().name, round_tokens))
     except Exception as error:  # whatever matplotlib, or a missing one, may raise
         say(f"The curve could not be written ({words(error)}); the same command with --resume writes it anew.")
 
 
-def draw_curve(curve: list[tuple[Any, ...]]) -> bytes:
-    """A PNG: loss per token and bits per byte over the tokens learned from."""
+def draw_curve(curve: list[tuple[Any, ...]], name: str, round_tokens: int) -> bytes:
+    """A PNG: bits per byte of the training text and of the held-out text over the tokens learned from.
+
+    Both are in one unit, so that the gap between them can be seen; thin lines end the rounds through the text.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    millions = [row[1] / 1e6 for row in curve]
-    figure, left = pyplot.subplots(figsize=(7, 4), dpi=100)
-    left.plot(millions, [row[3] for row in curve], color="tab:blue", linewidth=1)
-    left.set_xlabel("tokens (millions)")
-    left.set_ylabel("training loss (nats per token)", color="tab:blue")
-    right = left.twinx()
+    figure, axes = pyplot.subplots(figsize=(7, 4), dpi=100)
+    axes.plot(
+        [row[1] / 1e6 for row in curve], [row[3] for row in curve], color="tab:blue", linewidth=1, label="training"
+    )
     measured = [(row[1] / 1e6, row[4]) for row in curve if row[4] is not None]
-    right.plot([x for x, _ in measured], [y for _, y in measured], "o-", color="tab:red", linewidth=1, markersize=3)
-    right.set_ylabel("held-out bits per byte", color="tab:red")
+    title = name.replace("$", r"\$")  # or matplotlib takes it for mathematics
+    if measured:
+        axes.plot(*zip(*measured, strict=True), "o-", color="tab:red", linewidth=1, markersize=3, label="held out")
+        at, best = min(measured, key=lambda point: point[1])
+        axes.plot(
+            [at], [best], "*", color="tab:red", markersize=12, label=f"best: {best:.3f} at {at:.3g} million tokens"
+        )
+        title += f": {best:.3f} bits per byte"
+    rounds = curve[-1][1] / round_tokens if curve and round_tokens else 0
+    for number in range(1, int(rounds) + 1 if rounds < MOST_ROUNDS else 0):
+        axes.axvline(number * round_tokens / 1e6, color="0.85", linewidth=0.8, zorder=0)
+    axes.set_title(title)
+    axes.set_xlabel("tokens (millions)" + (f", {rounds:.1f} rounds through the text" if rounds else ""))
+    axes.set_ylabel("bits per byte")
+    axes.legend()
     figure.tight_layout()
     picture = io.BytesIO()
     figure.savefig(picture, format="png")

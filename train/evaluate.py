@@ -7,7 +7,8 @@ vocabularies differ. The definition here: each document is told alone, from BOS 
 them, if it has fewer): their bits, -log2 of the probability that the model gave each, are summed over the documents and
 divided by the bytes that these tokens spell. The end of a document is not predicted. By this definition llama2.c's
 stories260K has 0.963 bits per byte on the TinyStories validation text (tests/test_train.py checks that).
-The rest of a longer document is not measured; how many bytes were is printed along.
+The rest of a longer document is not measured; how many bytes were is printed along. (train.train measures whole
+documents, so that a small held-out text counts to its end.)
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,52 +28,79 @@ from fabella.console import run_command
 from fabella.errors import FabellaError
 from fabella.tokenizer import Tokenizer
 
-from .data import PADDING, read_documents
+from .data import PADDING
 from .load import load_model
 from .model import Llama
 from .progress import Progress
+from .sources import read_documents
 
 COUNTED_TOKENS = 512
-BATCH_TOKENS = 8192  # so that the logits of a batch fit in memory
+BATCH_LOGITS = 1 << 25  # of a batch, so that they fit in memory
+
+
+class Window(NamedTuple):
+    """Tokens that a model reads at once. The last ``counted`` are measured, those before them are what it knows."""
+
+    tokens: list[int]
+    counted: int
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The text to measure on: the counted tokens of each document (``bos`` not among them), the bytes they spell."""
+    """The text to measure on: windows of ``n_documents``, shortest first, and the bytes that what counts spells."""
 
-    documents: list[list[int]]
+    windows: list[Window]
+    n_documents: int
     n_bytes: int
     n_bytes_in_all: int  # of the whole documents
-    bos: int
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens a model reads to be measured."""
+        return sum(len(window.tokens) - 1 for window in self.windows)
 
     def __str__(self) -> str:
         """What is counted, in words."""
-        count = len(self.documents)
-        documents = f"{count:,} document{'s' * (count > 1)}"
+        documents = f"{self.n_documents:,} document{'s' * (self.n_documents > 1)}"
         if self.n_bytes == self.n_bytes_in_all:
             return f"{documents}, {self.n_bytes:,} bytes"
-        longest = len(self.documents[-1])
-        beginning = f"the first {longest} tokens of each" if count > 1 else f"its first {longest} tokens"
+        longest = self.windows[-1].counted
+        beginning = f"the first {longest} tokens of each" if self.n_documents > 1 else f"its first {longest} tokens"
         return f"{documents}, {self.n_bytes:,} of {self.n_bytes_in_all:,} bytes ({beginning})"
 
 
-def hold_out(documents: Sequence[str], tokenizer: Tokenizer, context: int) -> HeldOut:
-    """Encode ``documents`` for measuring; of a model with a ``context`` below 512, only so many tokens count.
+def hold_out(documents: Sequence[str], tokenizer: Tokenizer, context: int, whole: bool = False) -> HeldOut:
+    """Encode ``documents`` for measuring a model with a ``context`` of so many tokens.
 
-    Raises ``ValueError`` if nothing is left to measure on.
+    The first 512 tokens of each document count, or as many as the context holds; with ``whole``, all of them, each
+    known by half a context of what precedes it, or more. Raises ``ValueError`` if nothing is left to measure on.
     """
     length = min(COUNTED_TOKENS, context)
-    encoded: list[list[int]] = []
+    windows: list[Window] = []
+    n_bytes = n_documents = 0
     with Progress("encoding held-out text", len(documents), " documents") as progress:
         for document in documents:
-            encoded.append(first_tokens(document, tokenizer, length))
+            ids = tokenizer.encode(document, bos=False) if whole else first_tokens(document, tokenizer, length)
+            windows += windows_of([tokenizer.bos_id, *ids], context)
+            n_documents += bool(ids)
+            # Behind BOS, a document's first token spells no space: the tokenizer put that there.
+            n_bytes += len(tokenizer.decode([tokenizer.bos_id, *ids]).encode())
             progress.update(1)
-    # Behind BOS, a document's first token spells no space: the tokenizer put that there.
-    n_bytes = sum(len(tokenizer.decode([tokenizer.bos_id, *ids]).encode()) for ids in encoded)
     if not n_bytes:
         raise ValueError("the held-out text is empty: there is nothing to measure on")
     in_all = sum(len(document.encode("utf-8", "replace")) for document in documents)
-    return HeldOut(sorted(filter(None, encoded), key=len), n_bytes, max(in_all, n_bytes), tokenizer.bos_id)
+    windows.sort(key=lambda window: len(window.tokens))
+    return HeldOut(windows, n_documents, n_bytes, max(in_all, n_bytes))
+
+
+def windows_of(tokens: list[int], context: int) -> Iterator[Window]:
+    """Windows of which each token but the first counts in one; the last token of a window is read by none."""
+    known = 1
+    while known < len(tokens):
+        begin = max(0, known - context // 2) if known > 1 else 0
+        end = min(len(tokens), begin + context + 1)
+        yield Window(tokens[begin:end], end - known)
+        known = end
 
 
 def first_tokens(document: str, tokenizer: Tokenizer, length: int) -> list[int]:
@@ -93,22 +122,23 @@ def bits_per_byte(model: Llama, text: HeldOut) -> float:
     """Measure ``model`` on ``text``, by the definition above."""
     device = model.token_embd.weight.device
     nats = 0.0
-    left = text.documents
-    with Progress("measuring", sum(map(len, left)), " tokens") as progress:
+    left = text.windows
+    with Progress("measuring", sum(window.counted for window in left), " tokens") as progress:
         while left:
-            width = len(left[-1])  # the longest left, together with others of about its length
-            rows = max(1, BATCH_TOKENS // width)
+            width = len(left[-1].tokens) - 1  # the longest left, together with others of about its length
+            rows = max(1, BATCH_LOGITS // (width * model.config.vocab_size))
             left, batch = left[:-rows], left[-rows:]
-            inputs = torch.full((len(batch), width), text.bos)
+            inputs = torch.zeros((len(batch), width), dtype=torch.int64)
             targets = torch.full((len(batch), width), PADDING)
-            for row, ids in enumerate(batch):
-                inputs[row, 1 : len(ids)] = torch.tensor(ids[:-1])  # BOS, then every token but the last
-                targets[row, : len(ids)] = torch.tensor(ids)
+            for row, (tokens, counted) in enumerate(batch):
+                end = len(tokens) - 1
+                inputs[row, :end] = torch.tensor(tokens[:-1])
+                targets[row, end - counted : end] = torch.tensor(tokens[-counted:])
             logits = model(inputs.to(device)).float()  # [rows, width, vocab_size]
             nats += F.cross_entropy(
                 logits.flatten(0, 1), targets.flatten().to(device), ignore_index=PADDING, reduction="sum"
             ).item()
-            progress.update(sum(map(len, batch)))
+            progress.update(sum(window.counted for window in batch))
     return nats / math.log(2) / text.n_bytes
 
 

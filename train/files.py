@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from . import explain
+
+READ_AT_ONCE = 1 << 20  # bytes
 
 
 class Damaged(ValueError):
@@ -57,24 +59,36 @@ def flush_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_sealed(path: Path, kind: str, content: bytes) -> None:
-    """Write ``content`` behind a line that says what it is, and its SHA-256."""
+def write_sealed(path: Path, kind: str, content: Iterable[bytes]) -> None:
+    """Write ``content``, which may come in parts, behind a line that says what it is, and its SHA-256."""
+    digest = hashlib.sha256()
     with open(path, "wb") as file:
-        file.write(_first_line(kind))
-        file.write(hashlib.sha256(content).digest())
-        file.write(content)
+        file.write(_first_line(kind) + bytes(digest.digest_size))
+        for part in content:
+            digest.update(part)
+            file.write(part)
+        file.seek(len(_first_line(kind)))
+        file.write(digest.digest())
 
 
 def read_sealed(path: Path, kind: str) -> bytes:
     """Return the content that `write_sealed` wrote. Raises ``Damaged`` if a single byte of the file is another."""
-    data = path.read_bytes()
-    first = _first_line(kind)
-    if not data.startswith(first):
-        raise Damaged(f"{path}: not a {kind} of this program, or damaged in its first bytes")
-    checksum, content = data[len(first) :][:32], data[len(first) + 32 :]
-    if hashlib.sha256(content).digest() != checksum:
-        raise Damaged(f"{path}: damaged; its checksum does not fit its {len(data):,} bytes")
-    return content
+    return path.read_bytes()[check_sealed(path, kind) :]
+
+
+def check_sealed(path: Path, kind: str) -> int:
+    """Return the place where the content of a sealed file begins; ``Damaged`` if a single byte of it is another."""
+    first, digest = _first_line(kind), hashlib.sha256()
+    with open(path, "rb") as file:
+        if file.read(len(first)) != first:
+            raise Damaged(f"{path}: not a {kind} of this program, or damaged in its first bytes")
+        checksum = file.read(digest.digest_size)
+        begin = file.tell()
+        while part := file.read(READ_AT_ONCE):
+            digest.update(part)
+        if digest.digest() != checksum:
+            raise Damaged(f"{path}: damaged; its checksum does not fit its {file.tell():,} bytes")
+    return begin
 
 
 def _first_line(kind: str) -> bytes:

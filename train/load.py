@@ -76,8 +76,8 @@ def check_plain(file: ModelFile) -> None:
 
 
 def load_run(folder: Path) -> tuple[Checkpoint, SentencePieceProcessor]:
-    """The checkpoint in a run's folder and its tokenizer; ``ValueError`` if these two do not belong together."""
-    checkpoint = Checkpoint.load(folder)
+    """The best model in a run's folder and its tokenizer; ``ValueError`` if these two do not belong together."""
+    checkpoint = Checkpoint.load_best(folder)
     check_tokenizer(checkpoint, folder)
     return checkpoint, load_tokenizer(RunFolder(folder).tokenizer)
 

@@ -1,7 +1,11 @@
 """The loop of training, whatever is trained: step, measure, save, until the budget is used or somebody asks to stop.
 
 A caller brings the model, what its loss is, where batches come from and how it is measured; `fit` does the rest:
-optimizers, learning rate, gradients that go out of bounds, a full disk, Ctrl-C.
+optimizers, learning rate, gradients that go out of bounds, a full disk, Ctrl-C, the best model so far, and the end of
+a run that has nothing but its text to learn by heart any more.
+
+All that is random in a step follows from the seed and the step's number, so that a resumed run needs no more to go on
+as if nothing had been.
 """
 
 from __future__ import annotations
@@ -10,12 +14,14 @@ import math
 import os
 import shutil
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,11 +35,18 @@ from .data import PADDING
 from .model import Llama
 from .progress import Progress, say
 from .run import RunFolder
+from .together import rank, ranks, total
 
 WARM_UP_STEPS = 100
 DECAY_FROM = 0.7  # the part of the token budget after which the learning rate falls
 LARGEST_GRADIENT = 1.0  # its norm is clipped to this
 LOG_EVERY = 50  # steps between two rows of the curve
+WARM_UP = 0.1  # of the token budget, where that is sooner than WARM_UP_STEPS
+AT_ONCE = {"cpu": 8192, "cuda": 32768}  # tokens of a step that go through the model together; memory limits them
+UNTIMED_STEPS, TIMED_STEPS, LONG_ENOUGH = 2, 7, 5.0  # before a training; the last in seconds
+PATIENCE = 5  # measurements, none of them the best, before a run that learns by heart is ended
+WORSE = 1.02  # times the best bits per byte: more than chance
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}  # bf16 operations a second
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (inputs, targets), [rows, T] each -> mean loss in nats per token
 
@@ -46,6 +59,7 @@ class Plan:
     learning_rate: float  # at its highest
     eval_every: int  # steps between two measurements
     save_every: float  # seconds between two checkpoints
+    seed: int = 0  # of what is random in a step
 
 
 def fit(
@@ -95,43 +109,47 @@ class Loop:
                 optimizer.load_state_dict(state)
         self.saved_step = run.step  # 0: nothing is saved yet
         self.measured = run.bits_per_byte
+        self.by_heart = learns_by_heart(run.measured, run.round_tokens)
 
     def work(self, stream: Iterator[tuple[Tensor, Tensor]], stop: StopOnSignal) -> None:
         """Learn until the budget is used or ``stop`` is requested; save every few minutes and at the end."""
         plan, run = self.plan, self.run
         saved_at = time.monotonic()
-        nobody_reads: BrokenPipeError | None = None
+        ended: OSError | None = None
         with Progress("training", plan.tokens, " tokens", done=run.tokens, brief=False) as progress:
             stop.after_this_step()
-            while run.tokens < plan.tokens and not stop.requested:
+            while run.tokens < plan.tokens:
                 begin = time.monotonic()
-                inputs, targets = next(stream)
                 try:
+                    if any(total([stop.requested or self.by_heart], self.device)):
+                        break
+                    inputs, targets = next(stream)
                     rate, loss, learned = self.step(inputs, targets)
                 except RuntimeError as error:
                     if stop.requested:
                         break  # Ctrl-C reaches the compiler, too, that torch.compile has started
-                    if "alloca" not in str(error):
-                        raise
-                    raise MemoryError(
-                        f"a step of {targets.numel():,} tokens needs more memory than there is: --batch-tokens "
-                        "must be smaller, or the model"
-                    ) from error
-                run.seconds += time.monotonic() - begin
+                    if lost := lost_in_words(error):
+                        ended = lost
+                        break
+                    raise
+                seconds = time.monotonic() - begin
+                run.seconds += seconds
+                if rank():
+                    continue
                 try:
                     self.record(rate)
                     if time.monotonic() - saved_at > plan.save_every:
                         self.save_or_go_on()
                         saved_at = time.monotonic()
                     measured = f", {self.measured:.4f} bits/byte" if self.measured else ""
-                    progress.update(learned, f"loss {loss:.3f}{measured}")
+                    progress.update(learned, f"loss {loss:.3f}{measured}{self.use_of_gpu(learned, seconds)}")
                 except BrokenPipeError as error:  # like Ctrl-C
-                    nobody_reads = error
-                    break
-            if run.step > self.saved_step:
+                    ended = error
+                    stop.requested = True
+            if run.step > self.saved_step and not rank():
                 self.save_or_fail()
-        if nobody_reads:
-            raise nobody_reads
+        if ended:
+            raise ended
         if not run.step:
             raise KeyboardInterrupt
 
@@ -142,15 +160,14 @@ class Loop:
         """
         run, plan = self.run, self.plan
         rate = learning_rate(plan.learning_rate, run.step, run.tokens / plan.tokens)
-        with self.precision:
-            loss = self.loss_of(inputs.to(self.device), targets.to(self.device))
-        loss.backward()
-        value = loss.item()
+        seed_torch(plan.seed, run.step, rank())
+        learned = int((targets != PADDING).sum())
+        value = gradients(self.loss_of, self.precision, self.device, inputs, targets)
+        value = total([value], self.device)[0] / ranks()
         if not math.isfinite(value) or not update(self.model, self.optimizers, rate):
             raise FloatingPointError(
                 f"loss {value}, or its gradient, is out of bounds at step {run.step:,}; {self.way_back()}"
             )
-        learned = int((targets != PADDING).sum())
         run.losses.append(value)
         run.step += 1
         run.tokens += learned
@@ -172,8 +189,32 @@ class Loop:
                 raise FloatingPointError(f"no number comes out of the model at step {run.step:,}; {self.way_back()}")
             self.measured = valid
         mean = sum(run.losses) / len(run.losses)
+        best = min((value for _, value in run.measured), default=math.inf)
         run.curve.append((run.step, run.tokens, rate, mean, valid, round(run.seconds, 1)))
         run.losses.clear()
+        if valid is not None:
+            self.by_heart = learns_by_heart(run.measured, run.round_tokens)
+            if valid < best:
+                self.save_best()
+
+    def use_of_gpu(self, learned: int, seconds: float) -> str:
+        """How much of the GPUs' arithmetic a step has used (MFU, attention's not counted); nothing on a CPU."""
+        if self.device.type != "cuda":
+            return ""
+        name = torch.cuda.get_device_name(self.device)
+        peak = next((operations for known, operations in PEAK.items() if known in name), None)
+        if peak is None:
+            return ""
+        operations = 6 * sum(parameter.numel() for parameter in self.model.parameters()) * learned
+        return f", MFU {operations / (seconds * peak * ranks()):.0%}"
+
+    def save_best(self) -> None:
+        """Keep the model as the best one so far. If that fails, say so."""
+        self.run.model = self.model.state_dict()
+        try:
+            self.run.save_best(self.folder.path)
+        except OSError as error:
+            say(f"Could not save the best model so far: {words(error)}. Training goes on.")
 
     def save(self) -> None:
         """Save the checkpoint and the curve. ``OSError`` if the checkpoint cannot be saved."""
@@ -181,7 +222,7 @@ class Loop:
         self.run.optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         self.run.save(self.folder.path)
         self.saved_step = self.run.step
-        keep_curve(self.run.curve, self.folder)
+        keep_curve(self.run.curve, self.folder, self.run.bytes_per_token, self.run.round_tokens)
 
     def save_or_go_on(self) -> None:
         """Save; if that fails, say so: what was learned is safer in memory, and there may be room next time."""
@@ -260,38 +301,136 @@ def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], rate: floa
 
 def learning_rate(peak: float, step: int, progress: float) -> float:
     """The rate at ``step``, ``progress`` (0 to 1) into the token budget: warm up, stay, fall to zero."""
-    warm_up = (step + 1) / WARM_UP_STEPS
+    warm_up = max((step + 1) / WARM_UP_STEPS, progress / WARM_UP)
     decay = (1.0 - progress) / (1.0 - DECAY_FROM)
     return peak * min(1.0, warm_up, decay)
 
 
-def make_loss(model: Llama, compiled: bool) -> Loss:
-    """A function (inputs [B, T], targets [B, T]) -> mean loss in nats per token, compiled if a compiler is there."""
+def learns_by_heart(measured: list[tuple[int, float]], round_tokens: int) -> bool:
+    """Whether a run, measured at so many tokens, only learns its text by heart any more.
 
-    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-        logits = model(inputs)  # [B, T, vocab_size]
+    It does where held-out text has become worse, and has not become better since half of what was learned, since a
+    whole round through the text, and since a number of measurements.
+    """
+    if not measured:
+        return False
+    since = min(range(len(measured)), key=lambda number: measured[number][1])
+    (best_at, best), (now_at, now) = measured[since], measured[-1]
+    late = len(measured) - 1 - since >= PATIENCE and now_at >= 2 * best_at and now_at - best_at >= round_tokens
+    return late and now > WORSE * best
+
+
+def seed_torch(*numbers: int) -> None:
+    """Make all that is random from here on follow from ``numbers``."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+
+
+def gradients(
+    loss_of: Loss, precision: AbstractContextManager[Any], device: torch.device, inputs: Tensor, targets: Tensor
+) -> float:
+    """Add up the gradients of a batch's mean loss, inputs and targets [rows, T], and return that loss.
+
+    Of several processes each takes every so-manieth row, and what a step's memory cannot hold goes in parts. Of the
+    loss over all rows each part's is weighted by its share of the targets; the average over the processes, which DDP
+    takes, is then the whole. Raises ``MemoryError``.
+    """
+    n_targets = int((targets != PADDING).sum())
+    own_inputs, own_targets = inputs[rank() :: ranks()], targets[rank() :: ranks()]
+    weight = float(ranks())
+    if not len(own_inputs):  # a batch of fewer rows than processes: work that counts nothing
+        own_inputs, own_targets, weight = inputs[:1], targets[:1], 0.0
+    rows = max(1, AT_ONCE[device.type] // inputs.shape[1])
+    parts = list(zip(own_inputs.split(rows), own_targets.split(rows), strict=True))
+    loss_sum = 0.0
+    for number, (part, part_targets) in enumerate(parts, 1):
+        share = weight * int((part_targets != PADDING).sum()) / n_targets
+        wait = nullcontext() if number == len(parts) else getattr(loss_of, "no_sync", nullcontext)()
+        try:
+            with wait:
+                with precision:
+                    loss = loss_of(part.to(device), part_targets.to(device)) * share
+                loss.backward()
+            loss_sum += loss.item()
+        except RuntimeError as error:
+            if "alloca" not in str(error):
+                raise
+            raise MemoryError(
+                f"a step of {targets.numel():,} tokens needs more memory than there is: --batch-tokens must be "
+                "smaller, or the model"
+            ) from error
+    return loss_sum
+
+
+def lost_in_words(error: RuntimeError) -> ConnectionError | None:
+    """What to say where one of several processes has ended; None if the error is another one."""
+    known = ("gloo", "NCCL", "Connection", "connection", "peer", "socket", "store", "collective")
+    if ranks() > 1 and any(word in str(error) for word in known):
+        return ConnectionError("one of the processes has ended; the others have, too. Go on with --resume")
+    return None
+
+
+def tokens_a_second(model: nn.Module, loss_of: Loss, stream: Iterator[tuple[Tensor, Tensor]]) -> float:
+    """How fast ``model`` learns, from a few steps that change nothing of it; NaN if they do not work.
+
+    The first steps, in which torch.compile works, do not count, and of the others the middle one does.
+    """
+    device = next(model.parameters()).device
+    precision, optimizers = choose_precision(device.type), make_optimizers(model)
+    rates: list[float] = []
+    timed = 0.0
+    for number, (inputs, targets) in enumerate(stream):
+        begin = time.monotonic()
+        gradients(loss_of, precision, device, inputs, targets)
+        if not update(model, optimizers, rate=0.0):
+            return math.nan
+        if number >= UNTIMED_STEPS:
+            timed += time.monotonic() - begin
+            rates.append(int((targets != PADDING).sum()) / (time.monotonic() - begin))
+        if len(rates) == TIMED_STEPS or timed > LONG_ENOUGH:
+            break
+    model.zero_grad()
+    return statistics.median(rates)
+
+
+def make_loss(model: Llama, compiled: bool) -> nn.Module:
+    """A module (inputs [B, T], targets [B, T]) -> mean loss in nats per token, compiled if a compiler is there."""
+    return MeanLoss(model, compiled and has_compiler(model.token_embd.weight.device.type))
+
+
+def has_compiler(device: str) -> bool:
+    """Whether torch.compile can work here; if not, say so."""
+    if device == "cuda" or shutil.which(os.environ.get("CXX", "g++")):
+        return True
+    print("No C++ compiler (g++): training without torch.compile, which is about a third slower.")
+    return False
+
+
+class MeanLoss(nn.Module):
+    """The mean loss in nats per token, fused by torch.compile as long as that works."""
+
+    def __init__(self, model: Llama, compiled: bool) -> None:
+        super().__init__()
+        self.model = model
+        # dynamic: batches come in many shapes, which rules out CUDA's graphs, made for one shape each.
+        self.compiled = torch.compile(self.loss_of, dynamic=True) if compiled else None
+
+    def loss_of(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """As it is written."""
+        logits = self.model(inputs)  # [B, T, vocab_size]
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=PADDING)
 
-    if not compiled:
-        return loss_of
-    if not shutil.which(os.environ.get("CXX", "g++")):
-        print("No C++ compiler (g++): training without torch.compile, which is about a third slower.")
-        return loss_of
-    chosen = torch.compile(loss_of, dynamic=True)  # dynamic: batches come in many shapes
-
-    def compiled_if_possible(inputs: Tensor, targets: Tensor) -> Tensor:
-        nonlocal chosen
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        if self.compiled is None:
+            return self.loss_of(inputs, targets)
         try:
-            return chosen(inputs, targets)
+            return self.compiled(inputs, targets)
         except RuntimeError as error:
             if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
                 raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             say(f"Training without torch.compile, which is about a third slower: it failed ({reason}).")
-            chosen = loss_of
-            return loss_of(inputs, targets)
-
-    return compiled_if_possible
+            self.compiled = None
+            return self.loss_of(inputs, targets)
 
 
 class StopOnSignal:

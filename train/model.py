@@ -61,9 +61,10 @@ class RMSNorm(nn.Module):
 class Block(nn.Module):
     """One layer: attention moves information between positions, the feed-forward works on each position alone."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, dropout: float) -> None:
         super().__init__()
         self.config = config
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         dim, kv_dim, hidden = config.dim, config.kv_dim, config.hidden_dim
         self.attn_norm = RMSNorm(dim, config.norm_eps)
         self.attn_q = nn.Linear(dim, dim, bias=False)
@@ -76,8 +77,8 @@ class Block(nn.Module):
         self.ffn_down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [B, T, D] -> [B, T, D]
-        x = x + self.attention(self.attn_norm(x), cos, sin)
-        return x + self.feed_forward(self.ffn_norm(x))
+        x = x + self.dropout(self.attention(self.attn_norm(x), cos, sin))
+        return x + self.dropout(self.feed_forward(self.ffn_norm(x)))
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [B, T, D] -> [B, T, D]
         batch, length, _ = x.shape
@@ -98,16 +99,20 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The whole model. ``Llama(config)(tokens)`` gives logits [B, T, vocab_size] for ``tokens`` [B, T] (int64)."""
+    """The whole model. ``Llama(config)(tokens)`` gives logits [B, T, vocab_size] for ``tokens`` [B, T] (int64).
+
+    While it is trained, ``dropout`` is the share of each half's answer that is left out, another one at each step: a
+    model that goes through a small text many times learns it by heart less.
+    """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
         self.token_embd = nn.Embedding(config.vocab_size, config.dim)
-        self.blk = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blk = nn.ModuleList(Block(config, dropout) for _ in range(config.n_layers))
         self.output_norm = RMSNorm(config.dim, config.norm_eps)
         self.output = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
         cos, sin = rope_table(config)

@@ -19,6 +19,7 @@ class _StandardError:
 
     def __init__(self) -> None:
         self.left = False
+        self.silent = False  # in all processes of a training but the first
 
     def write(self, text: str) -> None:
         self._try(sys.stderr.write, text)
@@ -27,6 +28,8 @@ class _StandardError:
         self._try(sys.stderr.flush)
 
     def _try(self, call: Any, *arguments: str) -> None:
+        if self.silent:
+            return
         try:
             call(*arguments)
         except BrokenPipeError:

@@ -3,6 +3,7 @@
     checkpoint.pt           the last state saved, with a checksum (see checkpoint.py)
     checkpoint.old.pt       the one before it
     checkpoint.damaged.pt   what --resume found in place of a checkpoint, set aside
+    best.pt                 the model that was best on the held-out text, which export, sample and evaluate take
     tokenizer.model         trained once, at the run's first start
     tokens.cache            the text as tokens: made anew whenever it does not fit
     curve.csv, curve.png    loss and bits per byte so far
@@ -19,14 +20,19 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from . import explain
-from .files import Damaged, flush, read_sealed, replacing, write_sealed
+from .files import Damaged, check_sealed, flush, read_sealed, replacing, write_sealed
 from .progress import say
 
+MAPPED_FROM = 1 << 28  # bytes of a cache
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 ANOTHER_TOKENIZER = "put it back, or that of another run of the same text and --vocab-size, which is the same"
 
@@ -39,6 +45,7 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.pt"
         self.previous = path / "checkpoint.old.pt"
         self.damaged = path / "checkpoint.damaged.pt"
+        self.best = path / "best.pt"
         self.tokenizer = path / "tokenizer.model"
         self.cache = path / "tokens.cache"
         self.curve_table = path / "curve.csv"
@@ -124,17 +131,32 @@ class RunFolder:
 
     def _in_its_way(self) -> list[Path]:
         """The files that go, in this order, where the disk has no room for a checkpoint."""
-        files = [self.cache, *([self.previous] if self.checkpoint.exists() else [])]
-        return [path for path in files if path.is_file()]
+        cache = self.cache.is_file() and not self._mapped()
+        return [self.cache] * cache + [self.previous] * (self.previous.is_file() and self.checkpoint.exists())
 
     def _write_checkpoint(self, content: bytes) -> None:
         with replacing(self.checkpoint, self.checkpoint.with_suffix(".tmp")) as half:
-            write_sealed(half, "checkpoint", content)
-            flush(half)
-            if read_sealed(half, "checkpoint") != content:
-                raise OSError(f"{half}: the disk gives back something else than was written")
+            self._write_checked(half, content)
             if self.checkpoint.exists():
                 self._keep_previous()
+
+    def _write_checked(self, half: Path, content: bytes) -> None:
+        write_sealed(half, "checkpoint", [content])
+        flush(half)
+        if read_sealed(half, "checkpoint") != content:
+            raise OSError(f"{half}: the disk gives back something else than was written")
+
+    def write_best(self, content: bytes) -> None:
+        """Save the best model in place of the one so far. Raises ``OSError``: that is then as it was."""
+        with replacing(self.best, self.best.with_suffix(".tmp")) as half:
+            self._write_checked(half, content)
+
+    def read_best(self) -> bytes:
+        """Return the best model saved. Raises ``FileNotFoundError`` or ``Damaged``."""
+        try:
+            return read_sealed(self.best, "checkpoint")
+        except Damaged as error:
+            raise Damaged(f"{error}; delete it to have the last checkpoint taken instead") from error
 
     def _keep_previous(self) -> None:
         """Give the checkpoint a second name; no moment is without a checkpoint.pt."""
@@ -204,20 +226,39 @@ class RunFolder:
             raise FileNotFoundError(f"{self.tokenizer}: no such tokenizer; {ANOTHER_TOKENIZER}")
         return hashlib.sha256(self.tokenizer.read_bytes()).hexdigest()
 
-    def write_cache(self, content: bytes) -> None:
-        """Keep the text as tokens, in place of those kept before. Without room for it the work goes on without."""
+    def write_cache(self, name: bytes, parts: Callable[[], Iterable[bytes]]) -> NDArray[np.uint8]:
+        """Keep what ``parts`` yields, under a ``name`` of 32 bytes, in place of what was kept before, and return it.
+
+        Without room for it on the disk the work goes on without.
+        """
         try:
             with replacing(self.cache, self.cache.with_suffix(".tmp")) as half:
-                write_sealed(half, "tokens", content)
+                write_sealed(half, "tokens", chain([name], parts()))
         except OSError as error:
             say(f"{self.cache}: could not be written ({error.strerror}); the next start will encode the text again.")
+            return np.frombuffer(b"".join(parts()), np.uint8)
+        kept = self.read_cache(name)
+        if kept is None:
+            raise OSError(f"{self.cache}: the disk gives back something else than was written")
+        return kept
 
-    def read_cache(self) -> bytes | None:
-        """The tokens kept; None if there are none or the file is damaged."""
+    def read_cache(self, name: bytes) -> NDArray[np.uint8] | None:
+        """What is kept under ``name``, in memory or, if it is large, on the disk; None if it is missing or damaged."""
         try:
-            return read_sealed(self.cache, "tokens")
+            begin = check_sealed(self.cache, "tokens")
         except (OSError, Damaged):
             return None
+        with open(self.cache, "rb") as file:
+            file.seek(begin)
+            if file.read(len(name)) != name:
+                return None
+            if self._mapped():
+                return np.asarray(np.memmap(self.cache, np.uint8, "r", offset=file.tell()))
+            return np.frombuffer(file.read(), np.uint8)
+
+    def _mapped(self) -> bool:
+        """Whether the cache is so large that it is used where it is; to delete it then would free nothing."""
+        return self.cache.stat().st_size >= MAPPED_FROM
 
     def write_curve_table(self, table: str) -> None:
         """Keep the learning curve's numbers."""

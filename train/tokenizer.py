@@ -11,6 +11,8 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import accumulate, islice
 from pathlib import Path
 
 import sentencepiece
@@ -26,7 +28,10 @@ BOS, EOS = 1, 2
 SMALLEST_VOCABULARY = 300
 SPECIAL = 3 + 256  # tokens that are not learned: unknown, BOS, EOS and the bytes
 LONGEST_LINE = 10_000  # in characters; SentencePiece leaves out lines longer than its limit, and does not say so
+MOST_LEARNED_FROM = 50_000_000  # characters; of a longer text, documents from all over it
+ALPHABET = 256  # characters of which a small vocabulary may consist for the most part
 COVERAGE = 0.9999  # of the text's characters; rarer ones are spelled in bytes
+COVERAGE_OF_MANY = 0.995  # of those of a script of thousands of characters, as much as a vocabulary should hold
 
 UNKNOWN = "▅"
 
@@ -53,14 +58,27 @@ def lines_of(documents: Iterable[str]) -> Iterator[str]:
                 yield from cut_text(line, LONGEST_LINE)
 
 
-def train_tokenizer(documents: Sequence[str], vocab_size: int, path: Path) -> None:
-    """Train on ``documents`` and write the SentencePiece model to ``path``.
+def train_tokenizer(
+    documents: Iterable[str], vocab_size: int, path: Path, counts: Counter[str] | None = None, exactly: bool = True
+) -> None:
+    """Train on ``documents``, which are gone through more than once, and write the SentencePiece model to ``path``.
 
-    Raises ``ValueError`` if the text cannot fill a vocabulary of ``vocab_size`` tokens. If it has more characters than
-    the vocabulary has room for, the frequent ones get half the room, and the others are spelled in bytes.
+    ``counts`` are those of the characters, if they are known. A text that cannot fill a vocabulary of ``vocab_size``
+    tokens gets as large a one as it can fill, or, if it is to be ``exactly`` so large, a ``ValueError``. If it has
+    more characters than an alphabet and than half the vocabulary has room for, the frequent ones get that half, and
+    the others are spelled in bytes.
     """
+    counts = counts or Counter("".join(lines_of(documents)))
+    size = counts.total()
+    sample = [*documents] if size <= MOST_LEARNED_FROM else [*islice(documents, 0, None, -(-size // MOST_LEARNED_FROM))]
+    try:
+        model = _train_fitting(sample, vocab_size, counts)
+    except TooLarge as error:
+        if exactly or error.fits < SMALLEST_VOCABULARY:
+            raise
+        model = _train_fitting(sample, error.fits, counts)
     with replacing(path, path.with_suffix(".tmp")) as half:
-        half.write_bytes(_train_fitting(documents, vocab_size))
+        half.write_bytes(model)
 
 
 class TooLarge(ValueError):
@@ -77,23 +95,34 @@ class TooManyCharacters(ValueError):
     """The text has more different characters than the vocabulary has room for."""
 
 
-def _train_fitting(documents: Sequence[str], vocab_size: int) -> bytes:
-    try:
-        return _train(documents, vocab_size)
-    except TooManyCharacters:
-        pass
-    counts = Counter("".join(lines_of(documents)))
-    characters = sorted(counts, key=lambda character: (character not in " 0", -counts[character], character))
+def by_frequency(counts: Counter[str]) -> list[str]:
+    """The characters, those that every tokenizer has first, then the frequent ones."""
+    return sorted(counts.keys() - {"\n"}, key=lambda character: (character not in " 0", -counts[character], character))
+
+
+def count_needed(counts: Counter[str], coverage: float = COVERAGE) -> int:
+    """How many of the most frequent characters make up ``coverage`` of a text."""
+    total = coverage * counts.total()
+    return next((n for n, sum in enumerate(accumulate(sorted(counts.values(), reverse=True)), 1) if sum >= total), 0)
+
+
+def _train_fitting(documents: Sequence[str], vocab_size: int, counts: Counter[str]) -> bytes:
     room = vocab_size - SPECIAL
     kept = room // 2
+    if count_needed(counts) <= max(kept, ALPHABET):
+        with suppress(TooManyCharacters):
+            return _train(documents, vocab_size)
+    characters = by_frequency(counts)
     try:
         model = _train(documents, vocab_size, rare=characters[kept:])
     except TooLarge as error:  # so few tokens of several characters are in the text: more room for single ones
         kept = room - (error.fits - SPECIAL - kept)
+        if kept >= len(characters):
+            raise
         model = _train(documents, vocab_size, rare=characters[kept:])
     say(
-        f"This text has {len(counts):,} different characters. The {kept:,} most frequent ones are tokens, the others "
-        "are spelled in bytes; a larger --vocab-size would hold more."
+        f"This text has {len(characters):,} different characters. The {kept:,} most frequent ones are tokens, the "
+        "others are spelled in bytes; a larger --vocab-size would hold more."
     )
     return model
 

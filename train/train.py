@@ -1,12 +1,16 @@
-"""Trains a Llama on a text file.
+"""Trains a Llama on a text.
 
     python -m train.train stories.txt --out out/stories
 
-Ctrl-C saves and stops; the same command with --resume goes on where it stopped, with the same batches. The learning
-rate warms up, stays, and falls linearly to zero over the last 30 % of the token budget (WSD), so a run may also be
-resumed with another --tokens: a smaller budget ends it well, a larger one prolongs it.
+It looks at the text first and says what it is going to do, how long that will take here, and what to expect. What is
+not asked for is chosen for the text (plan.py). Ctrl-C saves and stops; the same command with --resume goes on where it
+stopped, as if it had not. The learning rate warms up, stays, and falls linearly to zero over the last 30 % of the token
+budget (WSD), so a run may also be resumed with another --tokens: a smaller budget ends it well, a larger one prolongs
+it. The model that is best on the held-out text is kept, and is what export, sample and evaluate take.
 
-Written to the --out folder, which run.py describes: tokenizer.model, checkpoint.pt, curve.csv, curve.png.
+Several processes train one model together: torchrun --nproc-per-node 2 -m train.train ... (together.py).
+
+Written to the --out folder, which run.py describes: tokenizer.model, checkpoint.pt, best.pt, curve.csv, curve.png.
 """
 
 from __future__ import annotations
@@ -15,31 +19,41 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from fabella.architectures import expected_shapes
+from fabella.config import Config
 from fabella.console import INTERRUPTED, run_command
 from fabella.errors import FabellaError, ModelFileError
-from fabella.modelfile import LARGEST, Config
+from fabella.generate import generate
+from fabella.modelfile import LARGEST
+from fabella.sampler import Settings
 
+from . import plan
 from .checkpoint import Checkpoint, check_tokenizer
 from .curve import keep_curve
-from .data import Tokens, batches, encode_text, hash_documents, read_documents, split_documents
+from .data import Tokens, batches, encode_text, hash_documents, read_documents
 from .evaluate import HeldOut, bits_per_byte, hold_out
 from .export import DEFAULT_FORMAT, unstorable
-from .loop import Plan, StopOnSignal, fit, learned_by_muon, make_loss
+from .loop import Plan, StopOnSignal, fit, learned_by_muon, learns_by_heart, make_loss, tokens_a_second
 from .model import Llama
 from .progress import say
 from .run import RunFolder
+from .sample import TorchModel
+from .sources import FIELD
+from .text import Part, Text
+from .together import averaging, from_first, rank, together
 from .tokenizer import SMALLEST_VOCABULARY, as_tokenizer, load_tokenizer, train_tokenizer
 
 SAVE_EVERY = 180.0  # seconds between two checkpoints
 LARGEST_SEED = 10**18 - 1
 LARGEST_RATE = 1000.0
+SAMPLE = 60  # tokens of the story that is told at each measurement
 OPTION_OF = {  # the options that give the model its shape
     "dim": "--dim",
     "hidden_dim": "--hidden-dim",
@@ -49,55 +63,68 @@ OPTION_OF = {  # the options that give the model its shape
     "vocab_size": "--vocab-size",
     "seq_len": "--context",
 }
+KEPT = ("size", "learning_rate", "dropout", "eval_every", "tokens")  # of a resumed run, unless the command says others
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line's options, checked: what cannot be is said here, before any text is read."""
+    """The command line's options, checked: what cannot be is said here, before any text is read.
+
+    What is None is chosen later, for the text.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m train.train",
-        description="Train a Llama on a text file. Ctrl-C saves and stops; --resume goes on.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Train a Llama on a text. What is not given is chosen for the text. Ctrl-C saves and stops; "
+        "--resume goes on.",
     )
     add, whole = parser.add_argument, _whole_number
-    vocab_size = "tokens in the vocabulary; a short text needs a smaller one"
-    add("text", type=Path, help="plain text (UTF-8) or .txt.xz; a line <|endoftext|> ends each document")
-    add("--valid", type=Path, help="held-out text (without it, the last 1%% of the text)")
+    kinds = "a .txt (UTF-8), .txt.xz, .jsonl or .parquet file or a folder of such; in plain text a line <|endoftext|> "
+    add("text", type=Path, help=f"{kinds}ends each document")
+    add("--field", default=FIELD, help=f"of .jsonl and .parquet files, that holds the text (default: {FIELD})")
+    add("--valid", type=Path, help="held-out text (default: the last 5%% of the text)")
     add("--out", type=Path, required=True, help="folder for this run's files")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
-    add("--tokens", type=whole(1, 10**15), default=20_000_000, help="how many tokens to train on, in all")
-    add("--vocab-size", type=whole(SMALLEST_VOCABULARY, 65536), default=4096, help=vocab_size)
-    add("--dim", type=whole(1, LARGEST["dim"]), default=256, help="width of the model")
-    add("--hidden-dim", type=whole(1, LARGEST["hidden_dim"]), default=576, help="width of the feed-forward")
-    add("--layers", type=whole(1, LARGEST["n_layers"]), default=4)
-    add("--heads", type=whole(1, LARGEST["n_heads"]), default=8, help="attention heads")
-    add(
-        "--kv-heads",
-        type=whole(1, LARGEST["n_kv_heads"]),
-        default=4,
-        help="key/value heads, which attention heads share",
-    )
-    add(
-        "--context",
-        type=whole(32, LARGEST["seq_len"]),
-        default=512,
-        help="longest sequence in tokens, a multiple of 32",
-    )
-    add("--batch-tokens", type=whole(32, 10**9), default=4096, help="tokens in a step, padding included")
-    add("--learning-rate", type=_rate, default=4e-3, help="at its highest")
-    add("--eval-every", type=whole(1, 10**15), default=500, help="steps between two validations")
+    add("--size", choices=plan.SIZES, help="of the model, in parameters; it sets its shape, --learning-rate and steps")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--minutes", type=_number(0, 10**7), help="how long to train")
+    budget.add_argument("--rounds", type=_number(0, 10**6), help="how often to go through the text")
+    budget.add_argument("--tokens", type=whole(1, 10**15), help="how many tokens to learn from, in all")
+    add("--vocab-size", type=whole(SMALLEST_VOCABULARY, 65536), help="tokens in the vocabulary")
+    add("--dim", type=whole(1, LARGEST["dim"]), help="width of the model")
+    add("--hidden-dim", type=whole(1, LARGEST["hidden_dim"]), help="width of the feed-forward")
+    add("--layers", type=whole(1, LARGEST["n_layers"]))
+    add("--heads", type=whole(1, LARGEST["n_heads"]), help="attention heads")
+    add("--kv-heads", type=whole(1, LARGEST["n_kv_heads"]), help="key/value heads, which attention heads share")
+    add("--context", type=whole(32, LARGEST["seq_len"]), help="longest sequence in tokens, a multiple of 32")
+    add("--batch-tokens", type=whole(32, 10**9), help="tokens in a step, padding included")
+    add("--learning-rate", type=_number(0, LARGEST_RATE), help="at its highest")
+    add("--dropout", type=_dropout, help="share left out of each half layer's answer (small texts: 0.1)")
+    add("--eval-every", type=whole(1, 10**15), help="steps between two measurements of the held-out text")
     add("--seed", type=whole(0, LARGEST_SEED), default=1)
-    add("--compile", action=argparse.BooleanOptionalAction, default=True, help="fuse operations by torch.compile")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="fuse operations by torch.compile, which takes half a minute at the start (default: yes)",
+    )
     options = parser.parse_args(arguments)
-    if options.context % 32:
-        parser.error(f"argument --context: must be a multiple of 32, not {options.context}")
-    if options.batch_tokens < options.context:
-        problem = f"{options.batch_tokens} does not hold one --context of {options.context}"
-        parser.error(f"argument --batch-tokens: {problem}")
     try:
-        shape(options)
-    except ModelFileError as error:
-        parser.error(f"argument {OPTION_OF[error.field]}: {error.problem}")
+        check_shape(options)
+    except ValueError as error:
+        parser.error(f"argument {error}")
     return options
+
+
+def check_shape(options: argparse.Namespace) -> None:
+    """Raise ``ValueError`` if no Llama can have the shape that ``options`` give, as far as they do."""
+    size = plan.SIZES[options.size] if options.size else None
+    given = {name: getattr(options, name) or (size and getattr(size, name)) for name in plan.SHAPE}
+    context, batch_tokens = given["context"], options.batch_tokens or math.inf
+    if context and context % 32:
+        raise ValueError(f"--context: must be a multiple of 32, not {context}")
+    if context and batch_tokens < context:
+        raise ValueError(f"--batch-tokens: {batch_tokens} does not hold one --context of {context}")
+    if all(given.values()):
+        shape(argparse.Namespace(**given, vocab_size=options.vocab_size or SMALLEST_VOCABULARY))
 
 
 def _whole_number(low: int, high: int) -> Callable[[str], int]:
@@ -115,28 +142,40 @@ def _whole_number(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
-def _rate(text: str) -> float:
-    """How the parser reads a learning rate."""
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"must be a number, not {text[:40]!r}") from error
-    if not 0 < value <= LARGEST_RATE:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most {LARGEST_RATE:g}, not {text[:40]}")
-    return value
+def _number(above: float, high: float) -> Callable[[str], float]:
+    """How the parser reads a number above ``above``, at most ``high``."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"must be a number, not {text[:40]!r}") from error
+        if not above < value <= high:
+            raise argparse.ArgumentTypeError(f"must be above {above:g} and at most {high:g}, not {text[:40]}")
+        return value
+
+    return read
+
+
+def _dropout(text: str) -> float:
+    """How the parser reads a share that may be nothing, but not all."""
+    return 0.0 if text in ("0", "0.0") else _number(0, 0.9)(text)
 
 
 def shape(options: argparse.Namespace) -> Config:
-    """The model that the options ask for; ``ModelFileError`` if no Llama can have that shape."""
-    return Config(
-        dim=options.dim,
-        hidden_dim=options.hidden_dim,
-        n_layers=options.layers,
-        n_heads=options.heads,
-        n_kv_heads=options.kv_heads,
-        vocab_size=options.vocab_size,
-        seq_len=options.context,
-    )
+    """The model that the options ask for; ``ValueError`` if no Llama can have that shape."""
+    try:
+        return Config(
+            dim=options.dim,
+            hidden_dim=options.hidden_dim,
+            n_layers=options.layers,
+            n_heads=options.heads,
+            n_kv_heads=options.kv_heads,
+            vocab_size=options.vocab_size,
+            seq_len=options.context,
+        )
+    except ModelFileError as error:
+        raise ValueError(f"{OPTION_OF[error.field]}: {error.problem}") from error
 
 
 def main() -> int:
@@ -158,45 +197,226 @@ def main() -> int:
 def train(options: argparse.Namespace) -> Checkpoint:
     """Train as the command's ``options`` say until the token budget is used or a signal asks to stop.
 
-    Raises, in words, ``OSError`` (a file or folder that cannot be used; --resume and --out that do not fit),
-    ``ValueError`` (unusable text or options) or ``FloatingPointError`` (the loss is not a number any more).
-    ``KeyboardInterrupt`` if it is stopped before the first step; ``BrokenPipeError``, after saving, if nobody reads
-    what it prints any more.
+    Raises, in words, ``OSError`` (a file or folder that cannot be used; --resume and --out that do not fit; another
+    process of this training has ended), ``ValueError`` (unusable text or options), ``MemoryError`` or
+    ``FloatingPointError`` (the loss is not a number any more). ``KeyboardInterrupt`` if it is stopped before the first
+    step; ``BrokenPipeError``, after saving, if nobody reads what it prints any more.
     """
-    config = shape(options)
-    check_size(config)
     folder = RunFolder(options.out)
-    with StopOnSignal() as stop, folder.held(options.resume):
-        folder.check_room(checkpoint_size(config))
-        run = start_run(options, config)
-        documents, held_out = read_text(options, run)
-        if run.tokens >= options.tokens:
-            keep_curve(run.curve, folder)
-            learned = f"the run has learned from {run.tokens:,} tokens; ask for more (--tokens) to go on"
-            print(f"Done already: {learned}. {folder.curve_picture}")
-            return run
-        tokens, measured_on = encode(options, run, documents, held_out)
-        learn(options, run, tokens, measured_on, stop)
+    with StopOnSignal() as stop, together():
+        if rank():
+            return follow(stop)
+        with folder.held(options.resume):
+            run, learned, held_out = prepare(options)
+            tokens, measured_on = encode(options, run, learned, held_out)
+            plan.choose_course(options, len(tokens.ids))
+            check_course(options, tokens)
+            run.options = {**run.options, **kept_options(options)}
+            if run.tokens >= options.tokens and not options.minutes:
+                keep_curve(run.curve, folder, run.bytes_per_token, run.round_tokens)
+                done = f"the run has learned from {run.tokens:,} tokens; ask for more (--tokens) to go on"
+                print(f"Done already: {done}. {folder.curve_picture}")
+                return run
+            from_first((options, run))
+            learn(options, run, tokens, measured_on, held_out, stop)
     return run
 
 
-def learn(options: argparse.Namespace, run: Checkpoint, tokens: Tokens, held_out: HeldOut, stop: StopOnSignal) -> None:
-    """Go through with the training, and say how it ended."""
+def follow(stop: StopOnSignal) -> Checkpoint:
+    """Train like the first process, which has prepared everything, and write nothing."""
+    options, run = from_first((argparse.Namespace(), Checkpoint(None, {})))  # type: ignore[arg-type]
     folder = RunFolder(options.out)
-    torch.manual_seed(options.seed)
-    model = Llama(run.config).to("cuda" if torch.cuda.is_available() else "cpu")
-    loss_of = make_loss(model, options.compile)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    text = f"{len(tokens.ids):,} tokens in an epoch; {options.tokens:,} to learn from"
-    print(f"{count:,} parameters; {text}; held out: {held_out}; {model.token_embd.weight.device.type}", flush=True)
-    stream = batches(tokens, options.context, options.batch_tokens, options.seed, run.step)
-    plan = Plan(options.tokens, options.learning_rate, options.eval_every, SAVE_EVERY)
-    fit(run, folder, model, loss_of, stream, lambda: bits_per_byte(model, held_out), plan, stop)
-    if run.tokens < options.tokens:
-        print(f"Stopped and saved at step {run.step:,}. To go on: the same command with --resume.")
+    tokens = encode_text(folder, run.text_hash + run.held_out_hash, [], load_tokenizer(folder.tokenizer))
+    learn(options, run, tokens, None, [], stop)
+    return run
+
+
+def prepare(options: argparse.Namespace) -> tuple[Checkpoint, Part, list[str]]:
+    """Where the run begins, the part of the text to learn from, and the documents held out.
+
+    Of a new run this fills in what ``options`` leave open of the model's shape; of a resumed one, all.
+    """
+    run = go_on(options) if options.resume else None
+    text = Text(options.text, options.field)
+    if options.valid:
+        learned, held_out = text.all(), read_documents(options.valid, options.field)
     else:
-        measured = f"{run.bits_per_byte:.4f} bits per byte on the held-out text ({held_out})"
-        print(f"Done: {run.tokens:,} tokens, {measured}. {folder.curve_picture}")
+        learned, held_out = text.split()
+    if not learned.n_documents:
+        raise ValueError(f"{options.text}: is too short to train on")
+    text_hash, held_out_hash = text.hash, hash_documents(held_out)
+    if held_out_hash == text_hash:
+        say("Note: the held-out text is the text itself: bits per byte will say how well it is learned by heart.")
+    if run is None:
+        plan.choose_model(options, text, torch.cuda.is_available())
+        check_shape(options)
+        run = Checkpoint(shape(options), kept_options(options), text_hash, held_out_hash)
+    began = run.options
+    valid = f"--valid {began['valid']}" if began["valid"] else "without --valid"
+    other = f"is another text than the one this run began with ({began['text']}, {valid}); give that one"
+    if run.text_hash != text_hash:
+        raise ValueError(f"{options.text}: {other}")
+    if run.held_out_hash != held_out_hash:
+        raise ValueError(f"{options.valid or options.text}: {other}")
+    check_size(run.config)
+    RunFolder(options.out).check_room(checkpoint_size(run.config))
+    count = f"{learned.n_documents:,} document{'s' * (learned.n_documents > 1)}"
+    held_out_size = sum(map(len, held_out))
+    print(f"Text: {count}, {learned.n_characters:,} characters to learn from; held out: {held_out_size:,}", flush=True)
+    return run, learned, held_out
+
+
+def kept_options(options: argparse.Namespace) -> dict[str, object]:
+    """The options as a checkpoint keeps them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+
+
+def go_on(options: argparse.Namespace) -> Checkpoint:
+    """The checkpoint in --out; what ``options`` leave open becomes as it was, and what they say must fit to it."""
+    run = Checkpoint.load_to_go_on(options.out)
+    if not {"size", "dropout"} <= run.options.keys():
+        problem = "was begun by an earlier version of this program: it can be exported, but not gone on with"
+        raise ValueError(f"{RunFolder(options.out).checkpoint}: {problem}")
+    for field, stored in asdict(run.config).items():
+        name = OPTION_OF.get(field, "")[2:].replace("-", "_")
+        if not name:
+            continue
+        if (said := getattr(options, name)) not in (None, stored):
+            raise ValueError(f"--{name.replace('_', '-')}: the checkpoint in {options.out} has {stored}, not {said}")
+        setattr(options, name, stored)
+    for name in ("seed", "batch_tokens", "size"):
+        if getattr(options, name) not in (None, run.options[name]):
+            option = f"--{name.replace('_', '-')}"
+            problem = f"the run in {options.out} began with {run.options[name]}, not {getattr(options, name)}"
+            raise ValueError(f"{option}: {problem}")
+    options.batch_tokens = run.options["batch_tokens"]
+    for name in KEPT:
+        if getattr(options, name) is None and not (name == "tokens" and (options.minutes or options.rounds)):
+            setattr(options, name, run.options[name])
+    check_tokenizer(run, options.out)
+    began = {name: run.options[name] for name in ("text", "valid")}
+    run.options = {**kept_options(options), **began}
+    return run
+
+
+def encode(options: argparse.Namespace, run: Checkpoint, learned: Part, held_out: list[str]) -> tuple[Tokens, HeldOut]:
+    """The text to learn from and the held-out text as tokens. A run's first start trains the tokenizer."""
+    folder, text = RunFolder(options.out), learned.text
+    if not options.resume:
+        train_tokenizer(learned, options.vocab_size, folder.tokenizer, text.characters, not options.vocab_is_chosen)
+        run.tokenizer_hash = folder.hash_tokenizer()
+    tokenizer = load_tokenizer(folder.tokenizer)
+    run.config = replace(run.config, vocab_size=tokenizer.vocab_size())
+    tokens = encode_text(folder, run.text_hash + run.held_out_hash, learned, tokenizer, learned.n_characters)
+    run.round_tokens = len(tokens.ids) - learned.n_documents  # BOS is nothing to learn
+    run.bytes_per_token = text.n_bytes * learned.n_characters / text.n_characters / run.round_tokens
+    return tokens, hold_out(held_out, as_tokenizer(tokenizer), run.config.seq_len, whole=True)
+
+
+def check_course(options: argparse.Namespace, tokens: Tokens) -> None:
+    """Raise ``ValueError`` if the text has not tokens enough for the steps."""
+    if options.batch_tokens < options.context:
+        raise ValueError(f"--batch-tokens: {options.batch_tokens} does not hold one --context of {options.context}")
+    if len(tokens.ids) < options.batch_tokens:
+        raise ValueError(
+            f"{options.text}: its {len(tokens.ids):,} tokens are fewer than --batch-tokens ({options.batch_tokens:,}); "
+            "train on more text, or in smaller steps (--batch-tokens, --context)"
+        )
+
+
+def learn(
+    options: argparse.Namespace,
+    run: Checkpoint,
+    tokens: Tokens,
+    measured_on: HeldOut | None,
+    held_out: list[str],
+    stop: StopOnSignal,
+) -> None:
+    """Say the plan, go through with the training, and say how it ended. Only the first process measures."""
+    folder = RunFolder(options.out)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(options.seed)
+    model = Llama(run.config, options.dropout).to(device)
+    loss_of = averaging(make_loss(model, options.compile))
+    if options.compile:
+        print("Compiling, which takes about half a minute...", flush=True)
+
+    def stream(step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return batches(tokens, run.config.seq_len, options.batch_tokens, options.seed, step)
+
+    speed = from_first(tokens_a_second(model, loss_of, stream(0)))
+    if options.minutes:
+        options.tokens = run.tokens + plan.rounded(60 * options.minutes * speed)
+    if options.eval_every is None:
+        options.eval_every = plan.measure_every(options, len(tokens.ids), measured_on.n_tokens if measured_on else 0)
+    options.eval_every = from_first(options.eval_every)
+    if measured_on:
+        print(describe(options, run, measured_on, speed, device), flush=True)
+    run.options |= kept_options(options) | {name: run.options[name] for name in ("text", "valid")}
+
+    def measure() -> float:
+        assert measured_on
+        value = bits_per_byte(model, measured_on)
+        say(f"{run.tokens:,} tokens, {value:.3f} bits/byte: {tell(model, options.out, held_out)}")
+        return value
+
+    course = Plan(options.tokens, options.learning_rate, options.eval_every, SAVE_EVERY, options.seed)
+    fit(run, folder, model, loss_of, stream(run.step), measure, course, stop)
+    if measured_on:
+        say_end(options, run, measured_on)
+
+
+def tell(model: Llama, folder: Path, held_out: list[str]) -> str:
+    """The beginning of a story, in one line, that begins with the first words of a held-out document."""
+    beginning = " ".join(held_out[-1].split()[:3])
+    tokenizer = as_tokenizer(load_tokenizer(RunFolder(folder).tokenizer))
+    settings = Settings(temperature=0.8, top_p=0.9, seed=1)
+    steps = generate(TorchModel(model), tokenizer, beginning, settings, min(SAMPLE, model.config.seq_len))
+    return " ".join("".join(step.text for step in steps).split())
+
+
+def describe(options: argparse.Namespace, run: Checkpoint, measured_on: HeldOut, speed: float, device: str) -> str:
+    """The plan, in words."""
+    c, left = run.config, options.tokens - run.tokens
+    steps = left / options.batch_tokens
+    measuring = steps / options.eval_every * measured_on.n_tokens * plan.FORWARD
+    learned = int(run.round_tokens * run.bytes_per_token)  # bytes
+    time = plan.duration((left + measuring) / speed) if speed > 0 else "not known"
+    heads = f"{c.n_heads} heads, {c.n_kv_heads} of keys and values"
+    size = plan.file_size(c, DEFAULT_FORMAT if not unstorable(c, DEFAULT_FORMAT) else "F16")
+    lines = {
+        "Vocabulary": f"{c.vocab_size:,} tokens; {run.round_tokens:,} to learn from in a round through the text",
+        "Model": f"{plan.count_parameters(c):,} parameters: {c.dim} wide, {c.n_layers} layers, {heads}, {c.hidden_dim} "
+        f"in the feed-forward, a context of {c.seq_len}; its file will have {size / 1e6:.1f} MB",
+        "Training": f"{left:,} tokens, {left / run.round_tokens:.1f} rounds, in steps of {options.batch_tokens:,}; "
+        f"learning rate {options.learning_rate:g}, dropout {options.dropout:g}",
+        "Held out": f"{measured_on}; measured every {options.eval_every:,} steps",
+        "Time": f"{time} on this machine ({device}, {speed:,.0f} tokens a second in the first steps)",
+        "To expect": plan.expectation(options, learned, run.round_tokens),
+    }
+    wide = max(map(len, lines)) + 2
+    return "\n".join(
+        textwrap.fill(f"{name + ':':{wide}}{words}", 100, subsequent_indent=" " * wide, break_on_hyphens=False)
+        for name, words in lines.items()
+    )
+
+
+def say_end(options: argparse.Namespace, run: Checkpoint, measured_on: HeldOut) -> None:
+    """How the training ended, and what to do next."""
+    folder = RunFolder(options.out)
+    best_at, best = min(run.measured, key=lambda point: point[1]) if run.measured else (0, math.nan)
+    if run.tokens < options.tokens and not learns_by_heart(run.measured, run.round_tokens):
+        print(f"Stopped and saved at step {run.step:,}. To go on: the same command with --resume.")
+        return
+    if run.tokens < options.tokens:
+        print(
+            f"Stopped at step {run.step:,}: the model only learns the text by heart any more. On the held-out text it "
+            f"was best at {best_at:,} tokens, and has {run.bits_per_byte:.4f} bits per byte now."
+        )
+    print(f"Done: {run.tokens:,} tokens; best: {best:.4f} bits per byte on the held-out text ({measured_on}).")
+    print(f"{folder.curve_picture} shows the way there. Next, with the best model:")
+    name = f"{options.out.resolve().name}.gguf"
+    print(f"    python -m train.export {options.out} -o {name}\n    python build.py serve --model {name}")
 
 
 def check_size(config: Config) -> None:
@@ -204,14 +424,14 @@ def check_size(config: Config) -> None:
     if reason := unstorable(config, DEFAULT_FORMAT):
         field, problem = reason.split(": ", 1)
         say(f"Note: {OPTION_OF[field]}: {problem}. To export this model will take --format.")
-    count = sum(map(math.prod, expected_shapes(config).values()))
+    count = plan.count_parameters(config)
     needed = 4 * 4 * count  # weights, gradients and the optimizers' two averages
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names and not torch.cuda.is_available():
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if needed > memory:
             raise ValueError(
                 f"a model of {count:,} parameters needs {needed / 1e9:,.1f} GB to train, and this machine has "
-                f"{memory / 1e9:,.1f} GB; choose a smaller one (--dim, --hidden-dim, --layers, --vocab-size)"
+                f"{memory / 1e9:,.1f} GB; choose a smaller one (--size, --dim, --layers, --vocab-size)"
             )
 
 
@@ -219,70 +439,6 @@ def checkpoint_size(config: Config) -> int:
     """The bytes of a checkpoint: each weight, and one average of it from Muon or two from AdamW."""
     shapes = expected_shapes(config).items()
     return sum(4 * math.prod(shape) * (2 if learned_by_muon(name, shape) else 3) for name, shape in shapes)
-
-
-def start_run(options: argparse.Namespace, config: Config) -> Checkpoint:
-    """A new run's empty checkpoint, or with --resume the one in --out, whose shape must be that of the command."""
-    kept = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    if not options.resume:
-        return Checkpoint(config, kept)
-    run = Checkpoint.load_to_go_on(options.out)
-    for field, value in asdict(config).items():
-        stored = getattr(run.config, field)
-        if value != stored:
-            name = OPTION_OF.get(field, field)
-            raise ValueError(f"{name}: the checkpoint in {options.out} has {stored}, the command says {value}")
-    for name in ("seed", "batch_tokens"):
-        if run.options[name] != kept[name]:
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option}: the run in {options.out} began with {run.options[name]}, not {kept[name]}")
-    check_tokenizer(run, options.out)
-    run.options = {**kept, "text": run.options["text"], "valid": run.options["valid"]}
-    return run
-
-
-def read_text(options: argparse.Namespace, run: Checkpoint) -> tuple[list[str], list[str]]:
-    """The documents to learn from and those held out; ``ValueError`` if the run began with others."""
-    documents = read_documents(options.text)
-    if options.valid:
-        held_out = read_documents(options.valid)
-    else:
-        documents, held_out = split_documents(documents)
-    if not documents:
-        raise ValueError(f"{options.text}: is too short to train on")
-    learned, kept = (sum(map(len, part)) for part in (documents, held_out))
-    count = f"{len(documents):,} document{'s' * (len(documents) > 1)}"
-    print(f"{options.text}: {count}, {learned:,} characters; held out: {kept:,} characters", flush=True)
-    text_hash, held_out_hash = hash_documents(documents), hash_documents(held_out)
-    if text_hash == held_out_hash:
-        say("Note: the held-out text is the text itself: bits per byte will say how well it is learned by heart.")
-    if not options.resume:
-        run.text_hash, run.held_out_hash = text_hash, held_out_hash
-    valid = f"--valid {run.options['valid']}" if run.options["valid"] else "without --valid"
-    began = f"is another text than the one this run began with ({run.options['text']}, {valid}); give that one"
-    if run.text_hash != text_hash:
-        raise ValueError(f"{options.text}: {began}")
-    if run.held_out_hash != held_out_hash:
-        raise ValueError(f"{options.valid or options.text}: {began}")
-    return documents, held_out
-
-
-def encode(
-    options: argparse.Namespace, run: Checkpoint, documents: list[str], held_out: list[str]
-) -> tuple[Tokens, HeldOut]:
-    """The text to learn from and the held-out text as tokens. A run's first start trains the tokenizer."""
-    folder = RunFolder(options.out)
-    if not options.resume:
-        train_tokenizer(documents, options.vocab_size, folder.tokenizer)
-        run.tokenizer_hash = folder.hash_tokenizer()
-    tokenizer = load_tokenizer(folder.tokenizer)
-    tokens = encode_text(folder, run.text_hash, documents, tokenizer)
-    if len(tokens.ids) < options.batch_tokens:
-        raise ValueError(
-            f"{options.text}: its {len(tokens.ids):,} tokens are fewer than --batch-tokens ({options.batch_tokens:,}); "
-            "train on more text, or in smaller steps"
-        )
-    return tokens, hold_out(held_out, as_tokenizer(tokenizer), options.context)
 
 
 if __name__ == "__main__":
