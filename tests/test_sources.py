@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import lzma
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 
-from train import sources
+from train import sources, tinystories
 from train.sources import documents_of, read_documents
 
 
@@ -114,3 +117,90 @@ def test_a_folder_of_files(tmp_path: Path) -> None:
     (empty := tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="a folder without a file that ends in"):
         read_documents(empty)
+
+
+# --- TinyStories ---
+
+
+class Host(http.server.BaseHTTPRequestHandler):
+    """A host that breaks off each answer after a while, and knows how to go on, or does not."""
+
+    content = bytes(range(256)) * 40
+    longest = 4000
+    knows_ranges = True
+    asked: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        if not self.path.endswith(tinystories.TRAIN):
+            self.send_error(404)
+            return
+        wanted = self.headers["Range"] if self.knows_ranges else None
+        self.asked.append(wanted)
+        begin = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        if begin >= len(self.content):
+            self.send_error(416)
+            return
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(self.content) - begin))
+        self.end_headers()
+        self.wfile.write(self.content[begin:][: self.longest])
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Stays silent."""
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Host]]:
+    handler = type("Own", (Host,), {"asked": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        monkeypatch.setattr(tinystories, "URL", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        yield handler
+        server.shutdown()
+
+
+def test_a_download_that_breaks_off_goes_on(host: type[Host]) -> None:
+    path = tinystories.fetch(tinystories.TRAIN)
+    assert path.read_bytes() == Host.content
+    assert host.asked == [None, "bytes=4000-", "bytes=8000-"]
+    assert list(path.parent.iterdir()) == [path]
+    assert tinystories.fetch(tinystories.TRAIN) == path
+    assert len(host.asked) == 3  # not again
+
+
+def test_what_has_come_of_a_download_is_kept(host: type[Host], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tinystories, "TRIES", 2)
+    with pytest.raises(OSError, match=r"only 8,000 of 10,240 bytes came.*the same command goes on from there"):
+        tinystories.fetch(tinystories.TRAIN)
+    assert tinystories.fetch(tinystories.TRAIN).read_bytes() == Host.content
+    assert host.asked == [None, "bytes=4000-", "bytes=8000-"]
+
+
+def test_a_host_that_cannot_go_on_sends_all_of_it(host: type[Host]) -> None:
+    host.knows_ranges = False
+    with pytest.raises(OSError, match="only 4,000 of 10,240 bytes came"):
+        tinystories.fetch(tinystories.TRAIN)
+    host.longest = 20_000
+    assert tinystories.fetch(tinystories.TRAIN).read_bytes() == Host.content
+
+
+def test_a_part_that_is_not_of_this_file_is_begun_anew(host: type[Host]) -> None:
+    host.longest = 20_000
+    part = tinystories.fetch(tinystories.TRAIN).rename(tinystories.fetch(tinystories.TRAIN).with_suffix(".part"))
+    assert part.stat().st_size == len(Host.content)
+    assert tinystories.fetch(tinystories.TRAIN).read_bytes() == Host.content
+
+
+def test_a_host_without_the_file_is_said(host: type[Host]) -> None:
+    with pytest.raises(OSError, match=r"none\.txt: cannot be downloaded \(Not Found\)"):
+        tinystories.fetch("none.txt")
+    assert not host.asked
+
+
+def test_tinystories_is_a_name_where_no_file_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tinystories.is_named(Path("tinystories"))
+    assert not tinystories.is_named(Path("stories.txt"))
+    written(tmp_path / "tinystories", "A tale.")
+    assert not tinystories.is_named(Path("tinystories"))

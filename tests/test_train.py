@@ -46,7 +46,7 @@ from train.data import (
     plan_epoch,
     read_documents,
 )
-from train.evaluate import bits_per_byte, first_tokens, hold_out
+from train.evaluate import bits_per_byte, first_tokens, hold_out, windows_of
 from train.evaluate import main as evaluate
 from train.export import main as export
 from train.export import save_gguf, writable
@@ -427,6 +427,30 @@ def test_ctrl_c_and_resume_give_the_same_weights_bit_for_bit(
     for name, weight in whole.model.items():
         assert torch.equal(weight, resumed.model[name]), name
     assert [row[:5] for row in whole.curve] == [row[:5] for row in resumed.curve]
+
+
+def test_tokens_on_the_disk_and_steps_in_parts_train_alike(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--tokens", "3000", "--dropout", "0")
+    whole = run(text, tmp_path / "whole", *arguments)
+    monkeypatch.setattr(run_folder, "MAPPED_FROM", 0)
+    mapped = run(text, tmp_path / "mapped", *arguments)
+    assert all(torch.equal(weight, mapped.model[name]) for name, weight in whole.model.items())
+    monkeypatch.setitem(loop.AT_ONCE, "cpu", 128)
+    parts = run(text, tmp_path / "parts", *arguments)
+    for row, other in zip(whole.curve, parts.curve, strict=True):
+        assert row[:5] == pytest.approx(other[:5], rel=1e-3)
+
+
+def test_the_timed_steps_before_a_training_change_nothing(text: Path, tmp_path: Path) -> None:
+    model = Llama(TINY, dropout=0.1)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    rows = torch.randint(0, TINY.vocab_size, (20, 4, 32))
+    speed = loop.tokens_a_second(model, loop.make_loss(model, compiled=False), ((row, row) for row in rows))
+    assert speed > 0
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_learning_rate_warms_up_stays_and_falls() -> None:
@@ -986,6 +1010,26 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(tokenizer: Tokenizer) -> No
     n_bytes = sum(len(story) for story in stories[:-1]) + len(tokenizer.decode([BOS, *tokens[-1]]))
     assert all(len(story) < 64 for story in tokens[:-1])
     expected = sum(map(len, tokens)) * np.log2(TINY.vocab_size) / n_bytes
+    assert bits_per_byte(model, text) == pytest.approx(expected, rel=1e-5)
+
+
+def test_of_whole_documents_each_token_counts_once_and_is_known_by_half_a_context(tokenizer: Tokenizer) -> None:
+    for length in (1, 2, 64, 65, 66, 200):
+        tokens = list(range(length))
+        windows = list(windows_of(tokens, 64))
+        assert [token for window in windows for token in window.tokens[-window.counted :]] == tokens[1:]
+        for number, window in enumerate(windows):
+            assert len(window.tokens) <= 65
+            assert window.tokens == tokens[window.tokens[0] :][: len(window.tokens)]
+            assert len(window.tokens) - window.counted >= (32 if number else 1)
+    short, long = "A tale.", "A tale of a fox. " * 40
+    text = hold_out([short, long], tokenizer, 64, whole=True)
+    assert (text.n_documents, text.n_bytes, text.n_bytes_in_all) == (2, len(short + long), len(short + long))
+    model = Llama(TINY)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    n_tokens = sum(len(tokenizer.encode(document, bos=False)) for document in (short, long))
+    expected = n_tokens * np.log2(TINY.vocab_size) / text.n_bytes
     assert bits_per_byte(model, text) == pytest.approx(expected, rel=1e-5)
 
 

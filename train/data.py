@@ -74,18 +74,31 @@ def encode_text(
     folder: RunFolder, key: str, documents: Iterable[str], tokenizer: SentencePieceProcessor, size: int = 0
 ) -> Tokens:
     """The documents of the text whose ``key`` is given, encoded; kept in the run's folder for the next start."""
-    name = hashlib.sha256(tokenizer.serialized_model_proto() + key.encode()).digest()
-    if (stored := folder.read_cache(name)) is None:
+    if (tokens := read_tokens(folder, key, tokenizer)) is not None:
+        return tokens
 
-        def parts() -> Iterator[bytes]:
-            """What is kept: the ids, then where each document starts, then how many starts there are."""
-            starts = [0]
-            for ids in encode_documents(documents, tokenizer, size):
-                starts.append(starts[-1] + len(ids))
-                yield np.array(ids, "<u2").tobytes()
-            yield np.array([*starts, len(starts)], "<i8").tobytes()
+    def parts() -> Iterator[bytes]:
+        """What is kept: the ids, then where each document starts, then how many starts there are."""
+        starts = [0]
+        for ids in encode_documents(documents, tokenizer, size):
+            starts.append(starts[-1] + len(ids))
+            yield np.array(ids, "<u2").tobytes()
+        yield np.array([*starts, len(starts)], "<i8").tobytes()
 
-        stored = folder.write_cache(name, parts)
+    return _as_tokens(folder.write_cache(_name(key, tokenizer), parts))
+
+
+def read_tokens(folder: RunFolder, key: str, tokenizer: SentencePieceProcessor) -> Tokens | None:
+    """What `encode_text` has kept in a run's folder; None if it is not there, damaged, or of another text."""
+    stored = folder.read_cache(_name(key, tokenizer))
+    return None if stored is None else _as_tokens(stored)
+
+
+def _name(key: str, tokenizer: SentencePieceProcessor) -> bytes:
+    return hashlib.sha256(tokenizer.serialized_model_proto() + key.encode()).digest()
+
+
+def _as_tokens(stored: NDArray[np.uint8]) -> Tokens:
     count = int(stored[-8:].view("<i8")[0])
     begin = len(stored) - 8 * (count + 1)
     return Tokens(stored[:begin].view("<u2"), stored[begin:-8].view("<i8"))

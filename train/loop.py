@@ -370,9 +370,10 @@ def lost_in_words(error: RuntimeError) -> ConnectionError | None:
 
 
 def tokens_a_second(model: nn.Module, loss_of: Loss, stream: Iterator[tuple[Tensor, Tensor]]) -> float:
-    """How fast ``model`` learns, from a few steps that change nothing of it; NaN if they do not work.
+    """How many tokens ``model`` learns from in a second, by a few steps that change nothing of it.
 
-    The first steps, in which torch.compile works, do not count, and of the others the middle one does.
+    The first steps, in which torch.compile works, do not count, and of the others the middle one does. Raises
+    ``MemoryError`` or ``FloatingPointError``, in words.
     """
     device = next(model.parameters()).device
     precision, optimizers = choose_precision(device.type), make_optimizers(model)
@@ -382,12 +383,12 @@ def tokens_a_second(model: nn.Module, loss_of: Loss, stream: Iterator[tuple[Tens
         begin = time.monotonic()
         gradients(loss_of, precision, device, inputs, targets)
         if not update(model, optimizers, rate=0.0):
-            return math.nan
+            raise FloatingPointError("the model gives no finite numbers, though it has learned nothing yet")
         if number >= UNTIMED_STEPS:
             timed += time.monotonic() - begin
             rates.append(int((targets != PADDING).sum()) / (time.monotonic() - begin))
-        if len(rates) == TIMED_STEPS or timed > LONG_ENOUGH:
-            break
+        if len(rates) == TIMED_STEPS or any(total([timed > LONG_ENOUGH], device)):
+            break  # all processes at once
     model.zero_grad()
     return statistics.median(rates)
 

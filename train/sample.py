@@ -32,7 +32,7 @@ class TorchLogits:
 
     def __init__(self, logits: Tensor) -> None:
         self.vocab_size = len(logits)
-        self.logits = logits.float()
+        self.logits = logits.float().cpu()
         self.ids = torch.isfinite(self.logits).nonzero().flatten()  # those that count
         if not len(self.ids):
             raise EngineError("choosing a token: no logit is a finite number")
@@ -86,7 +86,8 @@ class TorchModel:
     def prefill(self, tokens: Sequence[int]) -> TorchLogits:
         """Read ``tokens`` and return the logits after the last."""
         self.tokens.extend(tokens)
-        return TorchLogits(self.model(torch.tensor([self.tokens]))[0, -1])
+        tokens = torch.tensor([self.tokens], device=self.model.token_embd.weight.device)
+        return TorchLogits(self.model(tokens)[0, -1])
 
     def forward(self, token: int) -> TorchLogits:
         """Read one token and return the logits after it."""

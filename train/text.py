@@ -83,6 +83,17 @@ class Part:
             yield document if number < self.whole else document[: self.cut]
 
 
+def first_characters(documents: Iterable[str], most: int = MOST_HELD_OUT) -> list[str]:
+    """The first documents, the last one cut where there are ``most`` characters; no more are read."""
+    taken: list[str] = []
+    for document in documents:
+        taken.append(document[:most])
+        most -= len(document)
+        if most <= 0:
+            break
+    return taken
+
+
 def hash_documents(documents: Iterable[str]) -> str:
     """The SHA-256 of documents."""
     digest = hashlib.sha256()

@@ -33,11 +33,12 @@ from fabella.errors import FabellaError, ModelFileError
 from fabella.generate import generate
 from fabella.modelfile import LARGEST
 from fabella.sampler import Settings
+from fabella.tokenizer import Tokenizer
 
-from . import plan
+from . import plan, tinystories
 from .checkpoint import Checkpoint, check_tokenizer
 from .curve import keep_curve
-from .data import Tokens, batches, encode_text, hash_documents, read_documents
+from .data import Tokens, batches, encode_text, hash_documents, read_tokens
 from .evaluate import HeldOut, bits_per_byte, hold_out
 from .export import DEFAULT_FORMAT, unstorable
 from .loop import Plan, StopOnSignal, fit, learned_by_muon, learns_by_heart, make_loss, tokens_a_second
@@ -45,10 +46,10 @@ from .model import Llama
 from .progress import say
 from .run import RunFolder
 from .sample import TorchModel
-from .sources import FIELD
-from .text import Part, Text
+from .sources import FIELD, documents_of
+from .text import Part, Text, first_characters
 from .together import averaging, from_first, rank, together
-from .tokenizer import SMALLEST_VOCABULARY, as_tokenizer, load_tokenizer, train_tokenizer
+from .tokenizer import SMALLEST_VOCABULARY, TooLarge, as_tokenizer, load_tokenizer, train_tokenizer
 
 SAVE_EVERY = 180.0  # seconds between two checkpoints
 LARGEST_SEED = 10**18 - 1
@@ -78,9 +79,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add, whole = parser.add_argument, _whole_number
     kinds = "a .txt (UTF-8), .txt.xz, .jsonl or .parquet file or a folder of such; in plain text a line <|endoftext|> "
-    add("text", type=Path, help=f"{kinds}ends each document")
+    add("text", type=Path, help=f"{kinds}ends each document; or TinyStories, which is downloaded")
     add("--field", default=FIELD, help=f"of .jsonl and .parquet files, that holds the text (default: {FIELD})")
-    add("--valid", type=Path, help="held-out text (default: the last 5%% of the text)")
+    add(
+        "--valid",
+        type=Path,
+        help="held-out text (default: the last 5%% of the text)",
+    )
     add("--out", type=Path, required=True, help="folder for this run's files")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--size", choices=plan.SIZES, help="of the model, in parameters; it sets its shape, --learning-rate and steps")
@@ -226,7 +231,9 @@ def follow(stop: StopOnSignal) -> Checkpoint:
     """Train like the first process, which has prepared everything, and write nothing."""
     options, run = from_first((argparse.Namespace(), Checkpoint(None, {})))  # type: ignore[arg-type]
     folder = RunFolder(options.out)
-    tokens = encode_text(folder, run.text_hash + run.held_out_hash, [], load_tokenizer(folder.tokenizer))
+    tokens = read_tokens(folder, run.text_hash + run.held_out_hash, load_tokenizer(folder.tokenizer))
+    if tokens is None:
+        raise FileNotFoundError(f"{folder.cache}: is not there, and every process of a training reads it")
     learn(options, run, tokens, None, [], stop)
     return run
 
@@ -237,9 +244,12 @@ def prepare(options: argparse.Namespace) -> tuple[Checkpoint, Part, list[str]]:
     Of a new run this fills in what ``options`` leave open of the model's shape; of a resumed one, all.
     """
     run = go_on(options) if options.resume else None
+    if tinystories.is_named(options.text):
+        options.text = tinystories.fetch(tinystories.TRAIN)
+        options.valid = options.valid or tinystories.fetch(tinystories.VALID)
     text = Text(options.text, options.field)
     if options.valid:
-        learned, held_out = text.all(), read_documents(options.valid, options.field)
+        learned, held_out = text.all(), first_characters(documents_of(options.valid, options.field))
     else:
         learned, held_out = text.split()
     if not learned.n_documents:
@@ -303,7 +313,11 @@ def encode(options: argparse.Namespace, run: Checkpoint, learned: Part, held_out
     """The text to learn from and the held-out text as tokens. A run's first start trains the tokenizer."""
     folder, text = RunFolder(options.out), learned.text
     if not options.resume:
-        train_tokenizer(learned, options.vocab_size, folder.tokenizer, text.characters, not options.vocab_is_chosen)
+        chosen = options.vocab_is_chosen
+        try:
+            train_tokenizer(learned, options.vocab_size, folder.tokenizer, text.characters, exactly=not chosen)
+        except TooLarge as error:
+            raise too_small(options.text, learned.n_characters) if chosen else error from error
         run.tokenizer_hash = folder.hash_tokenizer()
     tokenizer = load_tokenizer(folder.tokenizer)
     run.config = replace(run.config, vocab_size=tokenizer.vocab_size())
@@ -311,6 +325,15 @@ def encode(options: argparse.Namespace, run: Checkpoint, learned: Part, held_out
     run.round_tokens = len(tokens.ids) - learned.n_documents  # BOS is nothing to learn
     run.bytes_per_token = text.n_bytes * learned.n_characters / text.n_characters / run.round_tokens
     return tokens, hold_out(held_out, as_tokenizer(tokenizer), run.config.seq_len, whole=True)
+
+
+def too_small(text: Path, n_characters: int) -> ValueError:
+    """What to say of a text that gives no vocabulary."""
+    return ValueError(
+        f"{text}: its {n_characters:,} characters are too few, or too uniform, to learn a language from. A model that "
+        "is trained from nothing needs 20,000 and more, and sentences come from a million on; with so little text, "
+        "fine-tune a model that knows the language (train.finetune)"
+    )
 
 
 def check_course(options: argparse.Namespace, tokens: Tokens) -> None:
@@ -354,10 +377,12 @@ def learn(
         print(describe(options, run, measured_on, speed, device), flush=True)
     run.options |= kept_options(options) | {name: run.options[name] for name in ("text", "valid")}
 
+    tokenizer = as_tokenizer(load_tokenizer(folder.tokenizer))
+
     def measure() -> float:
         assert measured_on
         value = bits_per_byte(model, measured_on)
-        say(f"{run.tokens:,} tokens, {value:.3f} bits/byte: {tell(model, options.out, held_out)}")
+        say(f"{run.tokens:,} tokens, {value:.3f} bits/byte: {tell(model, tokenizer, held_out[-1])}")
         return value
 
     course = Plan(options.tokens, options.learning_rate, options.eval_every, SAVE_EVERY, options.seed)
@@ -366,12 +391,14 @@ def learn(
         say_end(options, run, measured_on)
 
 
-def tell(model: Llama, folder: Path, held_out: list[str]) -> str:
-    """The beginning of a story, in one line, that begins with the first words of a held-out document."""
-    beginning = " ".join(held_out[-1].split()[:3])
-    tokenizer = as_tokenizer(load_tokenizer(RunFolder(folder).tokenizer))
+def tell(model: Llama, tokenizer: Tokenizer, document: str) -> str:
+    """The beginning of a story, in one line, that begins like a held-out ``document``."""
+    length = min(SAMPLE, model.config.seq_len)
+    beginning = " ".join(document[:40].split()[:3])
+    while len(tokenizer.encode(beginning)) > length // 2:
+        beginning = beginning[:-1]
     settings = Settings(temperature=0.8, top_p=0.9, seed=1)
-    steps = generate(TorchModel(model), tokenizer, beginning, settings, min(SAMPLE, model.config.seq_len))
+    steps = generate(TorchModel(model), tokenizer, beginning, settings, length)
     return " ".join("".join(step.text for step in steps).split())
 
 
@@ -381,7 +408,7 @@ def describe(options: argparse.Namespace, run: Checkpoint, measured_on: HeldOut,
     steps = left / options.batch_tokens
     measuring = steps / options.eval_every * measured_on.n_tokens * plan.FORWARD
     learned = int(run.round_tokens * run.bytes_per_token)  # bytes
-    time = plan.duration((left + measuring) / speed) if speed > 0 else "not known"
+    time = plan.duration((left + measuring) / speed)
     heads = f"{c.n_heads} heads, {c.n_kv_heads} of keys and values"
     size = plan.file_size(c, DEFAULT_FORMAT if not unstorable(c, DEFAULT_FORMAT) else "F16")
     lines = {
