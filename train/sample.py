@@ -86,8 +86,8 @@ class TorchModel:
     def prefill(self, tokens: Sequence[int]) -> TorchLogits:
         """Read ``tokens`` and return the logits after the last."""
         self.tokens.extend(tokens)
-        tokens = torch.tensor([self.tokens], device=self.model.token_embd.weight.device)
-        return TorchLogits(self.model(tokens)[0, -1])
+        read = torch.tensor([self.tokens], device=self.model.token_embd.weight.device)
+        return TorchLogits(self.model(read)[0, -1])
 
     def forward(self, token: int) -> TorchLogits:
         """Read one token and return the logits after it."""

@@ -70,7 +70,7 @@ def total(values: list[float], device: torch.device) -> list[float]:
 
 def averaging(loss_of: nn.Module) -> nn.Module:
     """A module whose gradients become, in each backward pass, their average over all processes."""
-    return loss_of if ranks() == 1 else nn.parallel.DistributedDataParallel(loss_of, broadcast_buffers=False)
+    return loss_of if ranks() == 1 else nn.parallel.DistributedDataParallel(loss_of, forward_sync_buffers=False)
 
 
 if __name__ == "__main__":

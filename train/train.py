@@ -41,7 +41,7 @@ from .curve import keep_curve
 from .data import Tokens, batches, encode_text, hash_documents, read_tokens
 from .evaluate import HeldOut, bits_per_byte, hold_out
 from .export import DEFAULT_FORMAT, unstorable
-from .loop import Plan, StopOnSignal, fit, learned_by_muon, learns_by_heart, make_loss, tokens_a_second
+from .loop import Plan, StopOnSignal, fit, learned_by_muon, learns_by_heart, lost_in_words, make_loss, tokens_a_second
 from .model import Llama
 from .progress import say
 from .run import RunFolder
@@ -210,18 +210,21 @@ def train(options: argparse.Namespace) -> Checkpoint:
     folder = RunFolder(options.out)
     with StopOnSignal() as stop, together():
         if rank():
-            return follow(stop)
+            try:
+                return follow(stop)
+            except RuntimeError as error:
+                raise (lost_in_words(error) or error) from None
         with folder.held(options.resume):
             run, learned, held_out = prepare(options)
             tokens, measured_on = encode(options, run, learned, held_out)
             plan.choose_course(options, len(tokens.ids))
             check_course(options, tokens)
-            run.options = {**run.options, **kept_options(options)}
+            run.options = kept_options(options) | began(run)
             if run.tokens >= options.tokens and not options.minutes:
                 keep_curve(run.curve, folder, run.bytes_per_token, run.round_tokens)
                 done = f"the run has learned from {run.tokens:,} tokens; ask for more (--tokens) to go on"
                 print(f"Done already: {done}. {folder.curve_picture}")
-                return run
+                return from_first((options, run))[1]
             from_first((options, run))
             learn(options, run, tokens, measured_on, held_out, stop)
     return run
@@ -234,7 +237,8 @@ def follow(stop: StopOnSignal) -> Checkpoint:
     tokens = read_tokens(folder, run.text_hash + run.held_out_hash, load_tokenizer(folder.tokenizer))
     if tokens is None:
         raise FileNotFoundError(f"{folder.cache}: is not there, and every process of a training reads it")
-    learn(options, run, tokens, None, [], stop)
+    if run.tokens < options.tokens or options.minutes:
+        learn(options, run, tokens, None, [], stop)
     return run
 
 
@@ -261,9 +265,8 @@ def prepare(options: argparse.Namespace) -> tuple[Checkpoint, Part, list[str]]:
         plan.choose_model(options, text, torch.cuda.is_available())
         check_shape(options)
         run = Checkpoint(shape(options), kept_options(options), text_hash, held_out_hash)
-    began = run.options
-    valid = f"--valid {began['valid']}" if began["valid"] else "without --valid"
-    other = f"is another text than the one this run began with ({began['text']}, {valid}); give that one"
+    valid = f"--valid {run.options['valid']}" if run.options["valid"] else "without --valid"
+    other = f"is another text than the one this run began with ({run.options['text']}, {valid}); give that one"
     if run.text_hash != text_hash:
         raise ValueError(f"{options.text}: {other}")
     if run.held_out_hash != held_out_hash:
@@ -304,9 +307,12 @@ def go_on(options: argparse.Namespace) -> Checkpoint:
         if getattr(options, name) is None and not (name == "tokens" and (options.minutes or options.rounds)):
             setattr(options, name, run.options[name])
     check_tokenizer(run, options.out)
-    began = {name: run.options[name] for name in ("text", "valid")}
-    run.options = {**kept_options(options), **began}
     return run
+
+
+def began(run: Checkpoint) -> dict[str, object]:
+    """The files that a run began with, whatever they are called now."""
+    return {name: run.options[name] for name in ("text", "valid")}
 
 
 def encode(options: argparse.Namespace, run: Checkpoint, learned: Part, held_out: list[str]) -> tuple[Tokens, HeldOut]:
@@ -375,7 +381,7 @@ def learn(
     options.eval_every = from_first(options.eval_every)
     if measured_on:
         print(describe(options, run, measured_on, speed, device), flush=True)
-    run.options |= kept_options(options) | {name: run.options[name] for name in ("text", "valid")}
+    run.options = kept_options(options) | began(run)
 
     tokenizer = as_tokenizer(load_tokenizer(folder.tokenizer))
 
