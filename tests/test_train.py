@@ -863,7 +863,7 @@ def test_signals_stop_in_good_order(
     assert "Stopped and saved at step 1." in capsys.readouterr().out
     assert Checkpoint.load(tmp_path / "run").step == 1
 
-    def early(*arguments: object) -> None:
+    def early(*_: object, **__: object) -> None:
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(training, "train_tokenizer", early)

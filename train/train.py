@@ -258,6 +258,9 @@ def prepare(options: argparse.Namespace) -> tuple[Checkpoint, Part, list[str]]:
         learned, held_out = text.split()
     if not learned.n_documents:
         raise ValueError(f"{options.text}: is too short to train on")
+    count = f"{learned.n_documents:,} document{'s' * (learned.n_documents > 1)}"
+    held_out_size = sum(map(len, held_out))
+    print(f"Text: {count}, {learned.n_characters:,} characters to learn from; held out: {held_out_size:,}", flush=True)
     text_hash, held_out_hash = text.hash, hash_documents(held_out)
     if held_out_hash == text_hash:
         say("Note: the held-out text is the text itself: bits per byte will say how well it is learned by heart.")
@@ -273,9 +276,6 @@ def prepare(options: argparse.Namespace) -> tuple[Checkpoint, Part, list[str]]:
         raise ValueError(f"{options.valid or options.text}: {other}")
     check_size(run.config)
     RunFolder(options.out).check_room(checkpoint_size(run.config))
-    count = f"{learned.n_documents:,} document{'s' * (learned.n_documents > 1)}"
-    held_out_size = sum(map(len, held_out))
-    print(f"Text: {count}, {learned.n_characters:,} characters to learn from; held out: {held_out_size:,}", flush=True)
     return run, learned, held_out
 
 
