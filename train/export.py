@@ -18,7 +18,7 @@ from typing import Any
 from fabella.card import metadata_of
 from fabella.console import run_command
 from fabella.errors import FabellaError
-from fabella.formats import FORMATS, QUANTISED, STORED
+from fabella.formats import FORMATS, GROUP, QUANTISED, STORED
 from fabella.gguf import copy_gguf, describe, read_gguf, write_gguf
 from fabella.modelfile import Config
 from fabella.sources import FileSource
@@ -27,7 +27,7 @@ from fabella.tokenizer import Tokenizer
 from .files import check_output, replacing
 from .load import load_run
 from .model import Llama
-from .quantize import quantize
+from .quantize import fitting, quantize
 from .run import RunFolder
 from .tokenizer import as_tokenizer
 
@@ -38,7 +38,7 @@ def unstorable(config: Config, format: str) -> str | None:
     """Why a model of this shape cannot be stored in ``format``; None if it can. It is known before it is trained."""
     if format not in QUANTISED:
         return None
-    group = FORMATS[format].block
+    group = GROUP  # in which types of larger blocks are stored where the rows do not fit them
     for name, width in (("dim", config.dim), ("hidden_dim", config.hidden_dim)):
         if width % group:
             below, above = width // group * group, -(-width // group) * group
@@ -55,7 +55,7 @@ def save_gguf(model: Llama, tokenizer: Tokenizer, path: Path, format: str, about
     tensors = []
     for name, parameter in model.state_dict().items():  # the names are GGUF's already
         weights = parameter.float().cpu().numpy()
-        type = format if weights.ndim == 2 else "F32"
+        type = fitting(format, weights.shape[1]) if weights.ndim == 2 else "F32"
         tensors.append((name, type, weights.shape, quantize(weights, type)))
     about = {**about, "general.quantization_version": 2, "general.file_type": FORMATS[format].file_type}
     with replacing(path) as half:

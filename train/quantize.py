@@ -1,6 +1,6 @@
 """Weights as the bytes of a model file, and back, in all formats of fabella/formats.py.
 
-The quantised ones store 32 weights of a row, a group, in one block, with scales and minima in F16:
+Those that are quantised in groups store 32 weights of a row in one block, with scales and minima in F16:
 
     Q8_0   scale, 32 int8                                weight = scale x int8
     Q5_0   scale, 32 bits, 16 bytes                      weight = scale x (nibble + 16 x bit - 16)
@@ -9,7 +9,7 @@ The quantised ones store 32 weights of a row, a group, in one block, with scales
 
 In the 16 bytes the low nibbles are the group's weights 0 to 15, the high nibbles 16 to 31. Scales are chosen as
 llama.cpp chooses them, but weights are divided by the scale as it is stored, rounded to F16 (llama.cpp: as it was
-before), so that the two roundings do not add up.
+before), so that the two roundings do not add up. Q4_K and Q6_K have blocks of 256: kquants.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fabella.formats import GROUP, QUANTISED
+from fabella.formats import FORMATS, GROUP, QUANTISED, SUPER
 from fabella.modelfile import Tensor
 from fabella.sources import ByteSource
 
 from . import explain
+from .kquants import dequantize_blocks, quantize_blocks
 
+# What a matrix is stored as whose rows are no multiple of 256: about as many bits a weight (llama.cpp does the same).
+IN_GROUPS = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 BITS = {"Q8_0": 8, "Q5_0": 5, "Q4_0": 4, "Q4_1": 4}  # of a weight
 WITH_MINIMUM = ("Q4_1",)
 
@@ -40,25 +43,39 @@ def block_layout(type: str) -> np.dtype[np.void]:
     return np.dtype(fields)
 
 
+def fitting(type: str, columns: int) -> str:
+    """The type that a matrix with rows of so many weights is stored as, where ``type`` is asked for."""
+    return IN_GROUPS[type] if type in IN_GROUPS and columns % SUPER else type
+
+
 def quantize(weights: NDArray[np.float32], type: str) -> bytes:
     """Store an array [..., columns] as one of ``fabella.formats.STORED``.
 
     Raises ``ValueError`` if a weight is not finite or too large for the type, or if the type is a quantised one and the
-    columns are not a multiple of 32.
+    columns are not a multiple of 32, or of 256.
     """
     weights = np.asarray(weights, dtype=np.float32)
     if not np.isfinite(weights).all():
         raise ValueError(f"{type}: a weight is not a finite number")
     if type in QUANTISED:
-        if weights.shape[-1] % GROUP:
-            columns = weights.shape[-1]
-            raise ValueError(f"{type} needs rows of a multiple of {GROUP} weights, not {columns}; export as F16 or F32")
+        block, columns = FORMATS[type].block, weights.shape[-1]
+        if columns % block:
+            raise ValueError(f"{type} needs rows of a multiple of {block} weights, not {columns}; export as F16 or F32")
+        if block == SUPER:
+            return _super_blocks(weights, type)
         return _blocks(weights.reshape(-1, GROUP), type).tobytes()
     if type == "F16":
         return _half(weights, type).tobytes()
     if type == "BF16":
         return _brain_half(weights).tobytes()
     return weights.astype("<f4").tobytes()
+
+
+def _super_blocks(weights: NDArray[np.float32], type: str) -> bytes:
+    try:
+        return quantize_blocks(weights, type)
+    except OverflowError:
+        raise ValueError(f"{type}: a weight is too large; export as BF16 or F32") from None
 
 
 def _blocks(groups: NDArray[np.float32], type: str) -> NDArray[np.void]:
@@ -113,6 +130,8 @@ def _steps(groups: NDArray[np.float32], scales: NDArray[np.float16], low: int, h
 
 def dequantize(data: bytes, type: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The F32 weights that `quantize` stored, in ``shape``."""
+    if type in IN_GROUPS:
+        return dequantize_blocks(data, type).reshape(shape)
     if type in QUANTISED:
         bits = BITS[type]
         blocks = np.frombuffer(data, dtype=block_layout(type))

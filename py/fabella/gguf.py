@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, BinaryIO
@@ -537,7 +537,7 @@ class Typed:
 def write_gguf(
     target: str | os.PathLike[str] | BinaryIO,
     metadata: Mapping[str, Any],
-    tensors: Iterable[tuple[str, str, Sequence[int], bytes]],
+    tensors: Iterable[tuple[str, str, Sequence[int], bytes | Callable[[], bytes]]],
 ) -> None:
     """Write a GGUF version 3 file; the same arguments give the same bytes.
 
@@ -550,7 +550,8 @@ def write_gguf(
         zero) i32 or i64; a list by its items, int items as i32 where all fit, else i64. `Typed` says otherwise.
     tensors
         (name, one of FORMATS, (rows, cols) or (n,), data). The data is little-endian, row after row, as
-        wasm/formats.h and train/quantize.py say.
+        wasm/formats.h and train/quantize.py say; or a function that returns it, which is called when its turn has
+        come: so a model may be larger than memory.
 
     Raises
     ------
@@ -573,21 +574,33 @@ def write_gguf(
         if type_name not in FORMATS:
             raise ModelFileError(name, f"tensor type {type_name} cannot be written, only {', '.join(FORMATS)}")
         size = _tensor_size(name, type_name, shape)
-        if len(data) != size:
-            raise ModelFileError(name, f"{type_name} of shape {tuple(shape)} is {size} bytes, not {len(data)}")
+        if not callable(data):
+            _check_length(name, data, size)
         parts += [_string_bytes(name), struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))]
         parts.append(struct.pack("<IQ", FORMATS[type_name].number, offset))
         offset += _round_up(size, ALIGNMENT)
 
+    def contents() -> Iterator[bytes]:
+        yield b"".join(parts)
+        for name, type_name, shape, data in items:
+            content = data() if callable(data) else data
+            _check_length(name, content, _tensor_size(name, type_name, shape))
+            yield content
+
     if isinstance(target, (str, os.PathLike)):
         with open(target, "wb") as file:
-            _write_parts(file, b"".join(parts), [data for *_, data in items])
+            _write_aligned(file, contents())
     else:
-        _write_parts(target, b"".join(parts), [data for *_, data in items])
+        _write_aligned(target, contents())
 
 
-def _write_parts(file: BinaryIO, header: bytes, tensors: list[bytes]) -> None:
-    for part in (header, *tensors):
+def _check_length(name: str, data: bytes, size: int) -> None:
+    if len(data) != size:
+        raise ModelFileError(name, f"by its type and shape it is {size} bytes, not {len(data)}")
+
+
+def _write_aligned(file: BinaryIO, parts: Iterable[bytes]) -> None:
+    for part in parts:
         file.write(part)
         file.write(bytes(-len(part) % ALIGNMENT))
 
