@@ -26,7 +26,6 @@ from fabella.gguf import describe
 from fabella.models import open_model
 
 from . import llama2c
-from .checkpoint import Checkpoint
 from .export import unstorable, writable
 from .files import check_output, replacing
 from .huggingface import CONFIG, check_writable, open_huggingface, write_huggingface
@@ -52,8 +51,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "source",
         type=Path,
-        help="a Hugging Face folder, a folder of Meta's with params.json, the --out folder of train.train, a GGUF file, "
-        "or llama2.c's .pt or .bin",
+        help="a Hugging Face folder, one of Meta's with params.json, the --out folder of train.train, a GGUF file, or "
+        "llama2.c's .pt or .bin",
     )
     parser.add_argument(
         "-o",
@@ -73,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
         "--version", type=int, choices=llama2c.VERSIONS, help="of llama2.c's format: 0 and 1 are float32, 2 is int8 (1)"
     )
     parser.add_argument(
-        "--tokenizer", type=Path, help="tokenizer.model or tokenizer.bin, if it is not beside the model"
+        "--tokenizer", type=Path, help="tokenizer.model or tokenizer.bin, where it is not beside SOURCE"
     )
     parser.add_argument("--name", help="what the model calls itself (default: the file's or folder's name)")
     return parser.parse_args()
@@ -151,7 +150,7 @@ def _open(path: Path, tokenizer: Path | None) -> Iterator[Portable]:
         elif (path / PARAMS).is_file():
             reader = open_meta(path, tokenizer)
         elif folder.checkpoint.is_file() or folder.previous.is_file():
-            yield _from_run(*load_run(path), path)
+            yield _from_run(path)
             return
         else:
             raise FabellaError(
@@ -170,8 +169,9 @@ def _open(path: Path, tokenizer: Path | None) -> Iterator[Portable]:
             yield from_file(source, file, path.stem)
 
 
-def _from_run(run: Checkpoint, tokenizer: object, path: Path) -> Portable:
+def _from_run(path: Path) -> Portable:
     """A trained model; it is in memory."""
+    run, tokenizer = load_run(path)
     tensors = {
         name: Weights("F32", tuple(tensor.shape), lambda tensor=tensor: tensor.float().numpy())  # type: ignore[misc]
         for name, tensor in run.model.items()

@@ -97,9 +97,9 @@ UNDERSTOOD = set(
 # Fields that change nothing in what a model computes: they are of its training, its files or its use.
 HARMLESS = set(
     """
-    architectures auto_map transformers_version torch_dtype dtype _name_or_path name_or_path use_cache cache_implementation
-    initializer_range attention_dropout attention_probs_dropout_prob hidden_dropout embd_pdrop resid_pdrop dropout
-    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id pretraining_tp is_llama_config
+    architectures auto_map transformers_version torch_dtype dtype _name_or_path name_or_path use_cache
+    cache_implementation initializer_range attention_dropout attention_probs_dropout_prob hidden_dropout embd_pdrop
+    resid_pdrop dropout bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id pretraining_tp is_llama_config
     transformers.js_config unsloth_fixed unsloth_version _attn_implementation _flash_attn_2_enabled
     _attn_implementation_autoset output_attentions output_hidden_states output_router_logits return_dict id2label
     label2id use_flash_attn gradient_checkpointing finetuning_task task_specific_params problem_type

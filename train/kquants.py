@@ -145,7 +145,7 @@ def _quantize_6(blocks: Floats) -> NDArray[np.void]:
     scales = _scales_6(groups.reshape(-1, 16)).reshape(-1, 16)
     result = np.zeros(len(blocks), Q6_K)
     farthest = np.take_along_axis(scales, np.abs(scales).argmax(axis=1)[:, None], axis=1)[:, 0]
-    result["scale"] = _half(farthest / -128)
+    result["scale"] = _half(farthest / np.float32(-128))
     divisor = np.where(result["scale"] == 0, np.inf, result["scale"]).astype(np.float32)[:, None]
     result["small"] = np.clip(np.rint(scales / divisor), -128, 127)
     step = result["scale"].astype(np.float32)[:, None] * result["small"]
@@ -158,7 +158,7 @@ def _scales_6(groups: Floats) -> Floats:
     """The scale of groups [n, 16], whose farthest weight becomes about -32 steps of it, whatever its sign."""
     importance = groups**2
     farthest = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
-    best, most = farthest / -32, np.full(len(groups), -1.0, np.float32)
+    best, most = farthest / np.float32(-32), np.full(len(groups), -1.0, np.float32)
     for more in (np.float32(0), *TRIES_6):
         step = farthest / -(32 + more)
         numbers = np.clip(np.rint(groups / np.where(step == 0, np.inf, step)[:, None]), -32, 31)
@@ -173,9 +173,10 @@ def _scales_6(groups: Floats) -> Floats:
 def _pack_numbers(numbers: Bytes) -> tuple[Bytes, Bytes]:
     """Numbers of 6 bits, [n, 256], as their four low bits [n, 128] and their two high ones [n, 64]."""
     quarters = numbers.reshape(-1, 2, 4, 32)  # of each 128: four times 32
-    low = (quarters[:, :, :2] & 15) | (quarters[:, :, 2:] & 15) << 4
-    high = sum((quarters[:, :, part] >> 4) << 2 * part for part in range(4))
-    return low.reshape(-1, 128), np.asarray(high, np.uint8).reshape(-1, 64)
+    low: Bytes = ((quarters[:, :, :2] & 15) | (quarters[:, :, 2:] & 15) << 4).astype(np.uint8, copy=False)
+    twos = [(quarters[:, :, part] >> 4) << 2 * part for part in range(4)]
+    high: Bytes = (twos[0] | twos[1] | twos[2] | twos[3]).astype(np.uint8, copy=False)
+    return low.reshape(-1, 128), high.reshape(-1, 64)
 
 
 def _unpack_numbers(low: Bytes, high: Bytes) -> Bytes:

@@ -43,7 +43,7 @@ VERSIONS = (0, 1, 2)
 def check_llama2c(model: Portable) -> Config:
     """Return the model's numbers; raise ``FabellaError`` if llama2.c's files cannot say what it is."""
     config = model.config()
-    plain = Config(*(getattr(config, name) for name in SIZE_FIELDS), tied=config.tied)
+    plain = Config(**{name: getattr(config, name) for name in (*SIZE_FIELDS, "tied")})
     for name, value in vars(config).items():
         expected = getattr(plain, name)
         near = isinstance(value, float) and math.isclose(value, expected, rel_tol=1e-6)

@@ -55,11 +55,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Portable:
-    """A model. `metadata` is all that its GGUF file would hold, `notes` what a person should know of how it was read."""
+    """A model."""
 
-    metadata: dict[str, Any]
+    metadata: dict[str, Any]  # all that its GGUF file would hold
     tensors: dict[str, Weights]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a person should know of how it was read
 
     def config(self) -> Config:
         """Its numbers, after a check that exactly its family's tensors are there. Raises ``ModelFileError``."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,9 @@ def _from_json(
             base = SentencePiece(pieces, [0.0] * len(pieces), types, 0, 0, _first(UNKNOWN, types))
             tokenizer = _scored(base, _scores(pieces, types, merges), added, rows, notes, prefix)
         for name in ("bos", "eos"):
-            id = _id_of(name, settings, config, tokenizer.pieces)
-            setattr(tokenizer, f"{name}_id", getattr(tokenizer, f"{name}_id") if id is None else id)
+            found = _id_of(name, settings, config, tokenizer.pieces)
+            if found is not None:
+                setattr(tokenizer, f"{name}_id", found)
         adds = _adds_bos(chain, settings, tokenizer.pieces[tokenizer.bos_id])
     tokenizer.add_bos = adds
     return tokenizer
@@ -298,11 +300,14 @@ def _scores(pieces: Sequence[str], types: Sequence[int], merges: Sequence[str]) 
     is one, whichever two they are.
     """
     normal = {piece for piece, type in zip(pieces, types, strict=True) if type == NORMAL and piece}
+    known = set(pieces)
     ranks: dict[str, int] = {}
     last, pairs = "", set()
     for merge in merges:
         left, right = merge.split(" ")
         union = left + right
+        if union not in known:
+            raise ModelFileError("tokenizer model.merges", f"{union!r} is no piece")
         if not {left, right, union} <= normal:
             continue
         if union != last and union in ranks:
@@ -359,7 +364,7 @@ def _ends(
     """The other tokens that end a text, which generation_config.json lists."""
     path = folder / "generation_config.json"
     generation = read_json(path) if path.is_file() else {}
-    ids: list[int] = []
+    ids: list[Any] = []
     for source in (generation, config):
         given = source.get("eos_token_id")
         ids += given if isinstance(given, list) else [given]
@@ -407,7 +412,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int, template: 
         if types[id] in special
     ]
     bos, eos = pieces[tokenizer.bos_id], pieces[tokenizer.eos_id]
-    chain = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
+    chain: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
     chain |= _bytelevel_chain(tokenizer) if isinstance(tokenizer, ByteLevel) else _sentencepiece_chain(tokenizer)
     chain["post_processor"] = _begins_with(bos, tokenizer.bos_id) if tokenizer.add_bos else None
     settings: dict[str, Any] = {
@@ -497,7 +502,7 @@ def merges_of(tokenizer: SentencePiece) -> list[str]:
             raise FabellaError(f"the unused piece {piece!r} cannot be written for transformers")
         merges += [(-score, f"{left} {right}") for left, right in cuts]
     merges.sort(key=lambda merge: merge[0])
-    for (score, one), (next_score, other) in zip(merges, merges[1:], strict=False):
+    for (score, one), (next_score, other) in pairwise(merges):
         if score == next_score and one.replace(" ", "") != other.replace(" ", ""):
             raise FabellaError(f"two pieces have the same score, {one!r} and {other!r}: which merges first is not said")
     return [merge for _, merge in merges]

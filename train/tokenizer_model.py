@@ -64,7 +64,9 @@ def read_tokenizer_file(path: Path, vocab_size: int) -> Tokenizer:
 
 def sentencepiece_of(data: bytes) -> SentencePiece:
     """Read SentencePiece's file. Raises ``ModelFileError`` if it is damaged, no BPE, or changes text beforehand."""
-    pieces, scores, types = [], [], []
+    pieces: list[str] = []
+    scores: list[float] = []
+    types: list[int] = []
     trained: dict[int, bytes | int] = {}
     normalised: dict[int, bytes | int] = {}
     for number, value in _fields(data):
