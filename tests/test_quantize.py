@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fabella.formats import FORMATS, QUANTISED, STORED
+from fabella.formats import FORMATS, GROUP, QUANTISED, STORED, SUPER
 from fabella.modelfile import Tensor
 from fabella.sources import BytesSource
-from train.quantize import dequantize, quantize, read_weights
+from train.quantize import dequantize, fitting, quantize, read_weights
+
+from .blocks import dequantized, random_blocks
 
 
-def some_weights(rows: int = 50, columns: int = 96, spread: float = 1.0) -> NDArray[np.float32]:
+def some_weights(rows: int = 50, columns: int = 768, spread: float = 1.0) -> NDArray[np.float32]:
     return (np.random.default_rng(1).standard_normal((rows, columns)) * spread).astype(np.float32)
 
 
@@ -76,9 +78,20 @@ def test_q4_1_blocks_are_a_scale_a_minimum_and_two_numbers_a_byte() -> None:
 @pytest.mark.parametrize("type", QUANTISED)
 def test_no_weight_is_off_by_more_than_its_step_allows(type: str, spread: float) -> None:
     weights = some_weights(spread=spread)
-    groups = weights.reshape(-1, 32)
-    off = np.abs(there_and_back(weights, type) - weights).reshape(-1, 32)
-    if type == "Q8_0":
+    group = 16 if type == "Q6_K" else GROUP
+    groups = weights.reshape(-1, group)
+    off = np.abs(there_and_back(weights, type) - weights).reshape(-1, group)
+    if FORMATS[type].block == SUPER:
+        # Of 256 weights the groups' scales are rounded, too: to a 63rd of the largest, or to a 128th. And the search
+        # gives up the farthest weight for the many.
+        if type == "Q4_K":
+            lowest, highest = np.minimum(groups.min(1), 0), groups.max(1)
+            largest = (highest - lowest).reshape(-1, 8).max(1).repeat(8)
+            allowed = 1.5 * (highest - lowest) / 15 + 1.5 * largest / 63
+        else:
+            largest = np.abs(groups).max(1)
+            allowed = 1.5 * largest / 32 + 1.5 * largest.reshape(-1, 16).max(1).repeat(16) / 128
+    elif type == "Q8_0":
         step = np.abs(groups).max(1) / 127
         allowed = 0.54 * step  # half a step, and the rounding of the step itself to F16, 127 times
     elif type == "Q4_0":
@@ -92,11 +105,11 @@ def test_no_weight_is_off_by_more_than_its_step_allows(type: str, spread: float)
 
 @pytest.mark.parametrize("type", QUANTISED)
 def test_groups_that_have_nothing_to_tell_apart(type: str) -> None:
-    zeros = np.zeros((2, 64), dtype=np.float32)
+    zeros = np.zeros((2, 256), dtype=np.float32)
     assert np.array_equal(there_and_back(zeros, type), zeros)
-    tiny = np.full((1, 32), 1e-9, dtype=np.float32)  # its scale is 0 in F16
-    assert np.array_equal(there_and_back(tiny, type), np.zeros((1, 32)))
-    equal = np.full((1, 32), 0.25, dtype=np.float32)
+    tiny = np.full((1, 256), 1e-9, dtype=np.float32)  # its scale is 0 in F16
+    assert np.array_equal(there_and_back(tiny, type), np.zeros((1, 256)))
+    equal = np.full((1, 256), 0.25, dtype=np.float32)
     assert np.allclose(there_and_back(equal, type), equal, rtol=1e-3)
 
 
@@ -118,9 +131,32 @@ def test_what_is_too_large_is_refused(type: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("type", QUANTISED)
-def test_rows_that_are_no_multiple_of_32_are_refused(type: str) -> None:
-    with pytest.raises(ValueError, match="multiple of 32 weights, not 48"):
+def test_rows_that_are_no_whole_blocks_are_refused(type: str) -> None:
+    with pytest.raises(ValueError, match=f"multiple of {FORMATS[type].block} weights, not 48"):
         quantize(some_weights(columns=48), type)
+
+
+@pytest.mark.parametrize(("type", "other"), [("Q4_K", "Q5_0"), ("Q6_K", "Q8_0"), ("Q4_0", "Q4_0"), ("F16", "F16")])
+def test_what_is_stored_where_rows_are_no_blocks_of_256(type: str, other: str) -> None:
+    assert (fitting(type, 768), fitting(type, 576)) == (type, other)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize(("type", "better"), [("Q4_K", "Q4_0"), ("Q4_K", "Q4_1"), ("Q6_K", "Q5_0")])
+def test_searched_scales_are_worth_it(type: str, better: str, spread: float) -> None:
+    """Fewer bits a weight than Q4_1, and nearer to the weights."""
+    weights = some_weights(spread=spread)
+    errors = [np.square(there_and_back(weights, name) - weights).mean() for name in (type, better)]
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("type", ["Q4_K", "Q6_K"])
+def test_blocks_of_256_are_read_as_the_library_gguf_reads_them(type: str) -> None:
+    blocks = random_blocks(np.random.default_rng(5), type, 40, 512)
+    ours = dequantize(blocks.tobytes(), type, (40, 512))
+    assert np.array_equal(ours, dequantized(type, blocks))
+    again = quantize(ours, type)  # scales of any sign in, the search's own out
+    assert np.sqrt(np.square(dequantize(again, type, ours.shape) - ours).mean()) < 0.1 * ours.std()
 
 
 def test_int8_with_scales_that_lie_elsewhere() -> None:
