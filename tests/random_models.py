@@ -16,7 +16,7 @@ from fabella.hosts import WasmtimeHost
 from fabella.modelfile import Config, ModelFile
 from fabella.sentencepiece import SentencePiece
 from fabella.sources import FileSource
-from train.quantize import quantize, read_weights
+from train.quantize import fitting, quantize, read_weights
 
 from .blocks import BLOCKS, random_matrix
 
@@ -52,13 +52,13 @@ def write_random_model(
             stored = FLOATS[number % len(FLOATS)] if type == "mixed" else "F32"
         else:
             if type == "blocks":
-                fitting = [name for name in BLOCKS if shape[1] % FORMATS[name].block == 0]
-                stored = fitting[number % len(fitting)]
+                possible = [name for name in BLOCKS if shape[1] % FORMATS[name].block == 0]
+                stored = possible[number % len(possible)]
                 tensors.append((name, stored, shape, random_matrix(random, stored, shape)))
                 continue
             values = (random.standard_normal(shape) / math.sqrt(shape[1])).astype(np.float32)
-            fitting = [name for name in STORED if shape[1] % FORMATS[name].block == 0]
-            stored = fitting[number % len(fitting)] if type == "mixed" else type
+            possible = [name for name in STORED if shape[1] % FORMATS[name].block == 0]
+            stored = possible[number % len(possible)] if type == "mixed" else fitting(type, shape[1])
         tensors.append((name, stored, shape, quantize(values, stored)))
     about = {"general.name": f"random {seed}"} | ({"tokenizer.chat_template": template} if template else {})
     write_gguf(path, describe(config, tokenizer(config.vocab_size), about), tensors)

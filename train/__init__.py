@@ -1,4 +1,4 @@
-"""Offline training in PyTorch: data, tokenizer, model, train, evaluate, sample, export. Begin with model.py."""
+"""Offline training in PyTorch: data, tokenizer, model, train, evaluate, sample, export, convert. Begin with model.py."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ def explain(module: str | None) -> NoReturn:
     from fabella.console import run_command
 
     def body() -> int:
-        commands = "train.train, train.evaluate, train.sample and train.export"
+        commands = "train.train, train.evaluate, train.sample, train.export and train.convert"
         print(
             f"{(module or '').strip()}\n\nThis module is not a command. The commands are {commands}; each has --help."
         )
