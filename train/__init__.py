@@ -1,4 +1,4 @@
-"""Offline training in PyTorch: data, tokenizer, model, train, evaluate, sample, export, convert. Begin with model.py."""
+"""Offline training in PyTorch: data, tokenizer, model, train, evaluate, sample, export, convert. See model.py first."""
 
 import os
 import sys
