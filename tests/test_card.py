@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fabella.card import Card, metadata_of, read_card
 from fabella.errors import ModelFileError
@@ -16,7 +17,9 @@ from fabella.gguf import Typed, copy_gguf, describe, read_gguf, write_gguf
 from fabella.modelfile import Config
 from fabella.sampler import Settings
 from fabella.sources import BytesSource
+from train.beginnings import own_beginnings
 from train.export import main as export
+from train.load import load_model
 
 from .random_models import tokenizer, write_random_model
 
@@ -154,3 +157,17 @@ def test_export_gives_a_file_other_words(
     assert "fabella.title: a text of 200 bytes" in run("--title", "x" * 200, status=1)
     assert "leave --format out" in run("--format", "F16", status=1)
     assert not output.exists()
+
+
+def test_a_run_s_model_names_beginnings_of_its_own(model: Path) -> None:
+    llama, tokenizer = load_model(model)
+    found = own_beginnings(llama, tokenizer)
+    assert 1 <= len(found) == len(set(found)) <= 4
+    assert found == own_beginnings(llama, tokenizer), "they are seeded"
+    for beginning in found:
+        assert beginning.isprintable()
+        assert 1 <= len(beginning.split()) <= 8
+    assert read_card(metadata_of(beginnings=found)).beginnings == tuple(found)
+    for parameter in llama.parameters():
+        torch.nn.init.constant_(parameter, float("nan"))
+    assert own_beginnings(llama, tokenizer) == []

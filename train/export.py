@@ -24,6 +24,7 @@ from fabella.modelfile import Config
 from fabella.sources import FileSource
 from fabella.tokenizer import Tokenizer
 
+from .beginnings import own_beginnings
 from .files import check_output, replacing
 from .load import load_run
 from .model import Llama
@@ -97,7 +98,10 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--title", help="of a page around the model")
     parser.add_argument("--about", metavar="TEXT", help="what the model is, in one or two sentences")
     parser.add_argument(
-        "--beginning", action="append", metavar="TEXT", help="of a text that it tells well; may be given several times"
+        "--beginning",
+        action="append",
+        metavar="TEXT",
+        help="of a text that it tells well; may be given several times (default: of texts that the run's model tells)",
     )
     parser.add_argument("--language", metavar="TAG", help="that it speaks, as en or pt-BR")
     parser.add_argument("--settings", metavar="JSON", help="how it picks its tokens, as '{\"temperature\": 0.7}'")
@@ -143,6 +147,9 @@ def export_run(options: argparse.Namespace, words: dict[str, Any]) -> None:
     run, tokenizer = load_run(options.run)
     if reason := unstorable(run.config, format):
         raise ValueError(f"{reason} (--format)")
+    model, tokens = run.build_model(), as_tokenizer(tokenizer)
+    if options.beginning is None and (beginnings := own_beginnings(model, tokens)):
+        words = metadata_of(beginnings=beginnings) | words
     about: dict[str, Any] = {
         "general.name": writable(options.run.resolve().name),
         "general.datasets": [writable(Path(run.options["text"]).name)],
@@ -151,7 +158,7 @@ def export_run(options: argparse.Namespace, words: dict[str, Any]) -> None:
     }
     if run.bits_per_byte is not None:
         about["fabella.training.bits_per_byte"] = run.bits_per_byte
-    save_gguf(run.build_model(), as_tokenizer(tokenizer), options.output, format, about)
+    save_gguf(model, tokens, options.output, format, about)
 
 
 if __name__ == "__main__":

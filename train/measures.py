@@ -6,6 +6,7 @@ is none to count. `interval` says how far a mean over documents can be trusted.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -17,36 +18,34 @@ from . import explain
 RESAMPLES = 2000
 SEED = 1  # of the resamples: the same numbers have the same interval
 COVERED = 0.95  # of the resamples
+APOSTROPHES = "'’"
 # Scripts that put no spaces between words: Thai and Lao, Burmese, Khmer, kana, Han.
 UNSPACED = (
-    *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF)),
-    *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)),
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-APOSTROPHES = "'’"
+SIGNS = "".join(chr(code) for code in range(0x0E00, 0x3100) if unicodedata.category(chr(code))[0] == "M")
+WORD = re.compile(f"[{UNSPACED}][{SIGNS}]*|[^ {UNSPACED}]+")
 
 NGram = tuple[str, ...]
 
 
-class _Spread(dict[int, str]):
-    """What `words` makes of each character; looked up once."""
+class _Plain(dict[int, str]):
+    """What becomes of each character in a word: itself, or a space; looked up once."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
-        if any(first <= code <= last for first, last in UNSPACED) and character.isalpha():
-            self[code] = f" {character}"
-        elif unicodedata.category(character)[0] in "LMN" or character in APOSTROPHES:
-            self[code] = character
-        else:
-            self[code] = " "
+        in_word = unicodedata.category(character)[0] in "LMN" or character in APOSTROPHES
+        self[code] = character if in_word else " "
         return self[code]
 
 
-_SPREAD = _Spread()
+_PLAIN = _Plain()
 
 
 def words(text: str) -> list[str]:
     """A text's words, without case and punctuation. Where a script has no spaces, each letter is one."""
-    return [word for part in text.casefold().translate(_SPREAD).split() if (word := part.strip(APOSTROPHES))]
+    found = WORD.findall(text.casefold().translate(_PLAIN))
+    return [word for part in found if (word := part.strip(APOSTROPHES))]
 
 
 def ngrams(text: Sequence[str], n: int) -> Iterator[NGram]:
