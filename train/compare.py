@@ -316,7 +316,7 @@ def compare(
             bits = bits_of(path, documents, model.name)
             facts, settings, stories = tell_stories(path, prompts, model.name)
         measured.append(Measured(model.name, facts, bits, settings, stories))
-    comparison = Comparison(name, sizes_of(documents), measured, as_told(documents, len(prompts)))
+    comparison = Comparison(name, sizes_of(documents), measured, as_told(documents, 2 * len(prompts)))  # enough words
     if training_text:
         comparison.training_text = writable(training_text.name)
         comparison.training_ngrams = copied_ngrams(comparison, training_text)
