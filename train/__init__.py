@@ -1,4 +1,7 @@
-"""Offline training in PyTorch: data, tokenizer, model, train, evaluate, sample, export, convert. See model.py first."""
+"""Offline training in PyTorch: data, tokenizer, model, train, finetune, evaluate, sample, export, convert.
+
+Begin with model.py.
+"""
 
 import os
 import sys
@@ -26,7 +29,7 @@ def explain(module: str | None) -> NoReturn:
     from fabella.console import run_command
 
     def body() -> int:
-        commands = "train.train, train.evaluate, train.sample, train.export and train.convert"
+        commands = "train.train, train.finetune, train.evaluate, train.sample, train.export and train.convert"
         print(
             f"{(module or '').strip()}\n\nThis module is not a command. The commands are {commands}; each has --help."
         )

@@ -2,10 +2,13 @@
 
     python -m train.export out/stories -o stories.gguf
     python -m train.export stories.gguf -o mine.gguf --title "Stories of mine"   # the same model, in other words
+    python -m train.export out/mine -o mine.gguf               # a fine-tuned one: base and adapter merged
+    python -m train.export out/mine --adapter -o mine.gguf     # the adapter alone, as llama.cpp has them
 
 A matrix is stored as Q8_0, about a byte per weight, or as another type that quantize.py has; norms are F32 always. The
 tokenizer, the context, what the model was trained on, its licence and what it says of itself (fabella/card.py) go into
-the file, so that it stands alone. Of a GGUF file in the run's place these words are changed, and nothing else.
+the file, so that it stands alone. Of a GGUF file in the run's place these words are changed, and nothing else. Of a
+fine-tuning (train.finetune) the weights that did best on its held-out examples are written.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fabella.adapter import describe_adapter, read_adapter
 from fabella.card import metadata_of
 from fabella.console import run_command
 from fabella.errors import FabellaError
-from fabella.formats import FORMATS, GROUP, QUANTISED, STORED
+from fabella.formats import FLOATS, FORMATS, GROUP, QUANTISED, STORED
 from fabella.gguf import copy_gguf, describe, read_gguf, write_gguf
 from fabella.modelfile import Config
 from fabella.sources import FileSource
@@ -27,12 +31,15 @@ from fabella.tokenizer import Tokenizer
 from .beginnings import own_beginnings
 from .files import check_output, replacing
 from .load import load_run
+from .lora import merge_lora
 from .model import Llama
 from .quantize import fitting, quantize
 from .run import RunFolder
 from .tokenizer import as_tokenizer
+from .tuned import FineTuning, is_fine_tuning
 
 DEFAULT_FORMAT = "Q8_0"
+ADAPTER_FORMAT = "F16"
 
 
 def unstorable(config: Config, format: str) -> str | None:
@@ -81,10 +88,18 @@ def parse_arguments() -> argparse.Namespace:
         prog="python -m train.export",
         description="Write a trained model as one GGUF file, for the page and for any program that reads GGUF.",
     )
-    parser.add_argument("run", type=Path, help="the --out folder of train.train, or a GGUF file to give other words")
+    parser.add_argument(
+        "run", type=Path, help="the --out folder of train.train or train.finetune, or a GGUF file to give other words"
+    )
     parser.add_argument("-o", dest="output", metavar="FILE", type=Path, required=True, help="file to write")
     parser.add_argument(
-        "--format", choices=STORED, help=f"of the matrices (default: {DEFAULT_FORMAT}, or as a GGUF file has them)"
+        "--format",
+        choices=STORED,
+        help=f"of the matrices (default: {DEFAULT_FORMAT}, {ADAPTER_FORMAT} of an adapter, or as a GGUF file has them)",
+    )
+    parser.add_argument("--adapter", action="store_true", help="of a fine-tuning, write the adapter alone")
+    parser.add_argument(
+        "--base", metavar="FILE", type=Path, help="of a fine-tuning, where its base is now, if it was moved"
     )
     parser.add_argument("--name", help="what the model calls itself (default: the folder's name)")
     parser.add_argument("--license", help="of the model, an SPDX name; the training text's licence may decide it")
@@ -122,8 +137,14 @@ def export(options: argparse.Namespace) -> None:
     """Export as the command's ``options`` say. Raises ``OSError``, ``ValueError`` or ``FabellaError``, in words."""
     check_output(options.output)
     words = words_of(options)
+    tuned = not options.run.is_file() and is_fine_tuning(options.run)
+    if (options.adapter or options.base) and not tuned:
+        option = "--adapter" if options.adapter else "--base"
+        raise ValueError(f"{option}: is for the folder of a fine-tuning (train.finetune), which {options.run} is not")
     if options.run.is_file():
         reword(options, words)
+    elif tuned:
+        export_tuned(options, words)
     else:
         export_run(options, words)
     print(f"{options.output}: {options.output.stat().st_size:,} bytes")
@@ -137,6 +158,41 @@ def reword(options: argparse.Namespace, words: dict[str, Any]) -> None:
         read_gguf(source)
         with replacing(options.output) as half, half.open("wb") as file:
             copy_gguf(source, file, words)
+
+
+def export_tuned(options: argparse.Namespace, words: dict[str, Any]) -> None:
+    """Write what a fine-tuning has learned: a model of its own, or the adapter alone."""
+    folder = RunFolder(options.run)
+    if folder.owns(options.output):
+        raise ValueError(f"{options.output}: is a file of the run itself; write to another one")
+    run = FineTuning.load(folder)
+    words = {"general.name": writable(options.run.resolve().name), **words}
+    if options.adapter:
+        export_adapter(run, options.output, options.format or ADAPTER_FORMAT, words)
+        return
+    format = options.format or DEFAULT_FORMAT
+    base = run.load_base(options.base)
+    if reason := unstorable(base.model.config, format):
+        raise ValueError(f"{reason} (--format)")
+    run.prepare(base.model)
+    run.put(base.model, run.best)
+    merge_lora(base.model)
+    save_gguf(base.model, base.tokenizer, options.output, format, {**base.about, **words})
+
+
+def export_adapter(run: FineTuning, path: Path, format: str, words: dict[str, Any]) -> None:
+    """Write an adapter as llama.cpp has it; fabella/adapter.py says how it lies in the file."""
+    if run.options["full"]:
+        raise ValueError("--adapter: this fine-tuning changed all weights (--full), and has none")
+    if format not in FLOATS:
+        raise ValueError(f"--format: an adapter is stored as one of {', '.join(FLOATS)}, not {format}")
+    tensors = [
+        (name, format, tuple(weight.shape), quantize(weight.numpy(), format)) for name, weight in run.best.items()
+    ]
+    with replacing(path) as half:
+        write_gguf(half, describe_adapter("llama", run.options["alpha"], words), tensors)
+        with FileSource(half) as source:
+            read_adapter(source)
 
 
 def export_run(options: argparse.Namespace, words: dict[str, Any]) -> None:

@@ -129,6 +129,10 @@ class Llama(nn.Module):
                 nn.init.normal_(parameter, std=std)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        return self.logits(self.states(tokens))
+
+    def states(self, tokens: Tensor) -> Tensor:
+        """What the layers make of ``tokens`` [B, T]: the normed stream [B, T, D], of which `logits` are read."""
         length = tokens.shape[1]
         if length > self.config.seq_len:
             raise ValueError(f"tokens: {length} of them, but the context holds {self.config.seq_len}")
@@ -136,9 +140,12 @@ class Llama(nn.Module):
         x = self.token_embd(tokens)  # [B, T, D]
         for block in self.blk:
             x = block(x, cos, sin)
-        x = self.output_norm(x)
+        return self.output_norm(x)
+
+    def logits(self, states: Tensor) -> Tensor:  # [..., D] -> [..., vocab_size]
+        """The scores of all tokens at the positions whose ``states`` are given; not every position may be of use."""
         head = self.token_embd if self.output is None else self.output
-        return F.linear(x, head.weight)  # [B, T, vocab_size]
+        return F.linear(states, head.weight)
 
 
 if __name__ == "__main__":

@@ -188,6 +188,12 @@ def _shapes(config: Config, layer: Iterable[str]) -> Iterable[tuple[str, tuple[i
         yield block + _in_file(name), tuple(getattr(config, size) for size in TENSORS[name])
 
 
+def adapted_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every matrix that an adapter may change: those of the layers."""
+    layer = [name for name, shape in LAYER_TENSORS.items() if len(shape) == 2]
+    return {name: shape for name, shape in _shapes(config, layer) if name.startswith("blk.")}
+
+
 def _in_file(name: str) -> str:
     """What a file calls a tensor: ``attn_q.weight`` or ``attn_q.bias``."""
     return f"{name.removesuffix('_bias')}.bias" if name.endswith("_bias") else f"{name}.weight"

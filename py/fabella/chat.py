@@ -62,6 +62,44 @@ def template_of(model: ModelFile) -> ChatTemplate:
     return ChatTemplate(source, bos, eos, tokenizer.controls)
 
 
+class Scribe:
+    """Writes conversations down as a model wants to read them: as text, and as tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+
+    @cached_property
+    def _has_system_role(self) -> bool:
+        """Whether the template writes a system prompt down. Where it does not, the first turn begins with it."""
+        probe = "A text that no template has of its own."
+        try:
+            return probe in self._template.plain(
+                self._template.render([_message("system", probe), _message("user", "")])
+            )
+        except TemplateError:
+            return False
+
+    def written(self, turns: Sequence[Turn], system: str | None = None, prompted: bool = True) -> str:
+        """Write turns down, in disguise; if ``prompted`` up to where an answer begins, else as far as they go."""
+        messages = [_message(turn.role, turn.text) for turn in turns]
+        if system is not None and self._has_system_role:
+            messages.insert(0, _message("system", system))
+        elif system and messages:
+            messages[0] = _message("user", f"{system}\n\n{turns[0].text}")
+        return self._template.render(messages, add_generation_prompt=prompted)
+
+    def disguised(self, text: str) -> str:
+        """Return a text as it looks within what is written down."""
+        return self._template.disguised(well_formed(text))
+
+    def encoded(self, text: str) -> list[int]:
+        """Return the tokens of what is written down."""
+        parts = self._tokenizer.cut(text)
+        plain = self._template.plain
+        return self._tokenizer.encode_parts(part if isinstance(part, int) else plain(part) for part in parts)
+
+
 class Conversation:
     """Turns of a user and a model.
 
@@ -89,7 +127,7 @@ class Conversation:
         self.dropped = 0
         self._session = session
         self._tokenizer = tokenizer
-        self._template = template
+        self._scribe = Scribe(tokenizer, template)
         self.system = system
 
     @property
@@ -102,17 +140,6 @@ class Conversation:
         if text is not None and not isinstance(text, str):
             raise PromptError("the system prompt must be a text")
         self._system = text
-
-    @cached_property
-    def _has_system_role(self) -> bool:
-        """Whether the template writes a system prompt down. Where it does not, the first turn begins with it."""
-        probe = "A text that no template has of its own."
-        try:
-            return probe in self._template.plain(
-                self._template.render([_message("system", probe), _message("user", "")])
-            )
-        except TemplateError:
-            return False
 
     # ---- Going on ----------------------------------------------------------------------------------------------------
 
@@ -236,27 +263,17 @@ class Conversation:
 
     def tokens(self) -> list[int]:
         """Return the tokens of what the model sees of the conversation, up to where the next answer begins."""
-        return self._encoded(self._written(self.turns[self.dropped :]))
+        return self._scribe.encoded(self._written(self.turns[self.dropped :]))
 
     def count(self) -> int:
         """Return how many tokens the whole conversation has, or at the least has, if it is too long for the context."""
         texts = (self._system or "", *(turn.text for turn in self.turns))
         fewest = sum(map(self._tokenizer.fewest_tokens, texts))
-        return fewest if fewest > self._session.model.context else len(self._encoded(self._written(self.turns)))
+        return fewest if fewest > self._session.model.context else len(self._scribe.encoded(self._written(self.turns)))
 
     def _written(self, turns: Sequence[Turn]) -> str:
         """These turns as the template writes them, up to where an answer begins."""
-        messages = [_message(turn.role, turn.text) for turn in turns]
-        if self._system is not None and self._has_system_role:
-            messages.insert(0, _message("system", self._system))
-        elif self._system and messages:
-            messages[0] = _message("user", f"{self._system}\n\n{turns[0].text}")
-        return self._template.render(messages)
-
-    def _encoded(self, text: str) -> list[int]:
-        parts = self._tokenizer.cut(text)
-        plain = self._template.plain
-        return self._tokenizer.encode_parts(part if isinstance(part, int) else plain(part) for part in parts)
+        return self._scribe.written(turns, self._system)
 
     def _fitting(self, turns: Sequence[Turn], answer: Turn, room: int) -> tuple[list[int], int]:
         """The tokens of as many of the last turns as leave room for an answer, and how many turns have to go for that.
@@ -269,8 +286,8 @@ class Conversation:
         def tokens_from(first: int) -> list[int]:
             written = self._written(turns[first:])
             if answer.tokens:
-                return [*self._encoded(written), *answer.tokens]
-            return self._encoded(written + self._template.disguised(well_formed(answer.text)))
+                return [*self._scribe.encoded(written), *answer.tokens]
+            return self._scribe.encoded(written + self._scribe.disguised(answer.text))
 
         def fewest_from(first: int) -> int:
             texts = (self._system or "", *(turn.text for turn in turns[first:]), answer.text)
@@ -317,7 +334,7 @@ class Conversation:
 
     def load(self, messages: Sequence[Message]) -> None:
         """Go on from these messages. Raises ConversationError, and changes nothing, unless they are a conversation."""
-        system, turns = _read(messages)
+        system, turns = read_messages(messages)
         self.system = system
         self.turns, self.dropped = turns, 0
 
@@ -326,8 +343,8 @@ def _message(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": well_formed(text)}
 
 
-def _read(messages: Any) -> tuple[str | None, list[Turn]]:
-    """The system prompt and the turns of messages from elsewhere."""
+def read_messages(messages: Any) -> tuple[str | None, list[Turn]]:
+    """Return the system prompt and the turns of messages from elsewhere; ConversationError unless they are such."""
     if not isinstance(messages, (list, tuple)):
         raise ConversationError("a conversation is a list of messages")
     system: str | None = None

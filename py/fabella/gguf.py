@@ -99,6 +99,8 @@ def read_gguf(source: ByteSource) -> ModelFile:
     n_tensors, n_pairs = _read_header(reader)
     metadata = _read_metadata(reader, n_pairs)
     _refuse_parts(metadata)
+    if metadata.get("general.type") == "adapter":
+        raise ModelFileError("general.type", "this is an adapter, no model: it goes with the model it was made for")
     architectures.check_family(metadata)  # the clearest words on a model that cannot be run
     vocabulary.check_kind(metadata)
     card = read_card(metadata)
@@ -113,6 +115,25 @@ def read_gguf(source: ByteSource) -> ModelFile:
     _check_gaps(source, reader.position, located.values(), start, alignment)
     name = short_text(metadata.get("general.name", ""))
     return ModelFile(name, config, tensors, tokenizer, metadata, card)
+
+
+def read_parts(source: ByteSource) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the metadata and the tensors of a GGUF file, whatever they are for; nothing else may be in it.
+
+    Raises
+    ------
+    ModelFileError
+        `field` is the part of the header, the metadata key or the tensor at fault.
+    """
+    reader = _Reader(source)
+    n_tensors, n_pairs = _read_header(reader)
+    metadata = _read_metadata(reader, n_pairs)
+    infos = _read_tensor_infos(reader, n_tensors)
+    alignment = _alignment(metadata)
+    start = _round_up(reader.position, alignment)
+    tensors = _locate(infos, start, alignment, source.size)
+    _check_gaps(source, reader.position, tensors.values(), start, alignment)
+    return metadata, tensors
 
 
 # --- Reading: the bytes -------------------------------------------------------------------------------------

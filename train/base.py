@@ -1,0 +1,75 @@
+"""The model that a fine-tuning begins with: a GGUF file, or the folder of one of our own runs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fabella.chat import template_of
+from fabella.template import ChatTemplate
+from fabella.tokenizer import Tokenizer
+
+from . import explain
+from .load import load_gguf, load_run
+from .model import Llama
+from .run import RunFolder
+from .tokenizer import as_tokenizer
+
+TEMPLATE = "tokenizer.chat_template"
+READ_AT_ONCE = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model to fine-tune, and what belongs to it."""
+
+    path: Path
+    name: str
+    model: Llama
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    about: dict[str, Any]  # of its metadata what an export keeps: its words, its licence, its chat template
+    hash: str  # SHA-256 of its file
+
+
+def load_base(path: Path) -> Base:
+    """Load a base, its weights dequantised. Raises ``OSError``, ``ValueError`` or ``FabellaError``, in words."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    file = file_of(path)
+    hash = hash_file(file)
+    if path.is_dir():
+        run, tokenizer = load_run(path)
+        name = path.resolve().name.encode("utf-8", "replace").decode()
+        return Base(path, name, run.build_model(), as_tokenizer(tokenizer), None, {"general.name": name}, hash)
+    model, described = load_gguf(path)
+    kept = ("general.name", "general.license", TEMPLATE)
+    about = {key: value for key, value in described.metadata.items() if key in kept or key.startswith("fabella.")}
+    template = None if described.chat_template is None else template_of(described)
+    return Base(path, described.name or path.stem, model, described.tokenizer, template, about, hash)
+
+
+def file_of(path: Path) -> Path:
+    """The file that has a base's weights; ``ValueError`` if the folder is another program's."""
+    if not path.is_dir():
+        return path
+    if (path / "config.json").exists():
+        raise ValueError(
+            f"{path}: is a Hugging Face folder; make one file of it first: python -m train.convert {path} -o base.gguf"
+        )
+    return RunFolder(path).checkpoint
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(READ_AT_ONCE):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    explain(__doc__)
