@@ -1,11 +1,11 @@
 /* llama.cpp as a reference, for tests/llama_cpp.py:
  *
- *   llama_cpp BACKENDS f32    MODEL OUT          writes the model again, its weights as F32
- *   llama_cpp BACKENDS tokens MODEL SPECIAL      reads texts (u32 length, bytes), prints the tokens of each on a line
- *   llama_cpp BACKENDS logits MODEL OUT ID ...   writes the logits after each of the tokens, float (n, vocabulary)
- *   llama_cpp BACKENDS greedy MODEL N ID ...     prints N likeliest tokens in turn, each with its lead over the second
+ *   llama_cpp BACKENDS f32    MODEL OUT                  writes the model again, its weights as F32
+ *   llama_cpp BACKENDS tokens MODEL SPECIAL              reads texts (u32 length, bytes), prints each one's tokens
+ *   llama_cpp BACKENDS logits MODEL OUT ADAPTER ID ...   writes the logits after each token, float (n, vocabulary)
+ *   llama_cpp BACKENDS greedy MODEL N ADAPTER ID ...     prints N likeliest tokens, each with its lead over the second
  *
- * BACKENDS is the folder of llama.cpp's libraries. The KV cache is F32, attention is computed plainly.
+ * BACKENDS is the folder of llama.cpp's libraries, ADAPTER an adapter's file, or empty. The KV cache is F32, attention is computed plainly.
  */
 #include "ggml-backend.h"
 #include "llama.h"
@@ -73,8 +73,8 @@ static int print_likeliest(struct llama_context *context, int vocab_size, int co
 }
 
 int main(int argc, char **argv) {
-    enum { FIRST = 5, CONTEXT = 1024 };
-    if (argc < FIRST) return 2;
+    enum { FIRST = 6, CONTEXT = 1024 };
+    if (argc < 5) return 2;
     const char *task = argv[2], *path = argv[3];
     llama_log_set(only_errors, NULL);
     ggml_backend_load_all_from_path(argv[1]);
@@ -95,7 +95,12 @@ int main(int argc, char **argv) {
     params.type_k = params.type_v = GGML_TYPE_F32;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     struct llama_context *context = llama_init_from_model(model, params);
-    if (!context) return 1;
+    if (!context || argc < FIRST) return 1;
+    if (*argv[5]) {
+        struct llama_adapter_lora *adapter = llama_adapter_lora_init(model, argv[5]);
+        float scale = 1;
+        if (!adapter || llama_set_adapters_lora(context, &adapter, 1, &scale)) return 6;
+    }
     const int n = argc - FIRST, vocab_size = llama_vocab_n_tokens(vocab);
     llama_token *tokens = malloc((size_t)n * sizeof *tokens);
     for (int i = 0; i < n; i++) tokens[i] = atoi(argv[FIRST + i]);

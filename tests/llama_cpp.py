@@ -58,13 +58,17 @@ class LlamaCpp:
         lines = self._run("tokens", model, int(special), input=given).decode().splitlines()
         return [[int(token) for token in line.split()] for line in lines]
 
-    def logits(self, model: Path, tokens: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def logits(
+        self, model: Path, tokens: Sequence[int], adapter: Path | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The logits after each token, (n, vocabulary)."""
         out = CACHE / "llama_cpp.logits"
-        self._run("logits", model, out, *tokens)
+        self._run("logits", model, out, adapter or "", *tokens)
         return np.fromfile(out, np.float32).reshape(len(tokens), -1)
 
-    def greedy(self, model: Path, tokens: Sequence[int], count: int) -> list[tuple[int, float]]:
+    def greedy(
+        self, model: Path, tokens: Sequence[int], count: int, adapter: Path | None = None
+    ) -> list[tuple[int, float]]:
         """The likeliest tokens that follow, each with its lead over the second."""
-        lines = self._run("greedy", model, count, *tokens).decode().splitlines()
+        lines = self._run("greedy", model, count, adapter or "", *tokens).decode().splitlines()
         return [(int(token), float(lead)) for token, lead in map(str.split, lines)]

@@ -8,6 +8,9 @@
  * several THREADS (compiled with -pthread) also how many steps the helpers computed. Until they have computed some, the
  * caller does nothing of a job that it might share.
  * A tensor that is refused is printed as `tensor CODE`; so is a refused model or batch.
+ * A record whose tensor is ADAPTER is of an adapter: {ADAPTER, tensor, layer, type, rank, bytes of A, bytes of B, the
+ * bits of the scale}, A and B; what is refused is printed as `adapter CODE`. With one, the first batch is computed once
+ * more at the end without it.
  * ALLOCATIONS: how many succeed before one fails; what it was for is printed with its code and then tried again. -1:
  * all.
  */
@@ -86,6 +89,38 @@ static char *read_file(const char *path, size_t *size) {
     return data;
 }
 
+enum { ADAPTER = -2, MOST_ADAPTED = 20 };
+
+/* Gives the model what an adapter's record has for a matrix; returns how long the record is behind its head. */
+static size_t add_record(Model *model, const int32_t *head, const char *file) {
+    const size_t sizes[] = {(size_t)head[5], (size_t)head[6]};
+    float scale;
+    int code = OK;
+    memcpy(&scale, &head[7], sizeof scale);
+    while (!model->adapter.room && (code = adapter_new(model, MOST_ADAPTED)) == E_MEMORY) printf("adapter %d\n", code);
+    if (!code)
+        while ((code = adapter_begin(model, head[1], head[2], head[4], scale)) == E_MEMORY)
+            printf("adapter %d\n", code);
+    for (int part = 0; part < 2 && !code; part++) {
+        char *data = malloc(sizes[part]); /* a block of its own: a read past its end is caught */
+        if (!data && sizes[part]) exit(2);
+        memcpy(data, file + (part ? sizes[0] : 0), sizes[part]);
+        code = adapter_part(model, part, head[3], data, (uint32_t)sizes[part]);
+        free(data);
+    }
+    if (code) printf("adapter %d\n", code);
+    return sizes[0] + sizes[1];
+}
+
+static void print_logits(Model *model) {
+    const Logits *logits = model_logits(model);
+    for (int i = 0; i < logits->vocab_size; i++) {
+        uint32_t bits;
+        memcpy(&bits, &logits->values[i], 4);
+        printf("%08x%c", bits, i + 1 < logits->vocab_size ? ' ' : '\n');
+    }
+}
+
 int main(int argc, char **argv) {
     size_t model_size, tokens_size;
     if (argc != 6) return 2;
@@ -110,6 +145,10 @@ int main(int argc, char **argv) {
             int32_t head[8];
             memcpy(head, file + at, sizeof head);
             at += sizeof head;
+            if (head[0] == ADAPTER) {
+                at += add_record(model, head, file + at);
+                continue;
+            }
             const size_t size = (size_t)head[6], scales_size = (size_t)head[7] * sizeof(float);
             char *data = malloc(size); /* a block of its own, for the same reason */
             float *scales = malloc(scales_size);
@@ -139,11 +178,7 @@ int main(int argc, char **argv) {
                 if (code) printf("forward %d\n", code);
             } while (code == E_MEMORY);
             if (code) break;
-            for (int i = 0; i < config.vocab_size; i++) {
-                uint32_t bits;
-                memcpy(&bits, &logits_values(model_logits(model))[i], 4);
-                printf("%08x%c", bits, i + 1 < config.vocab_size ? ' ' : '\n');
-            }
+            print_logits(model);
         }
         if (!code) {
             int count = shortlist(model_logits(model), 5);
@@ -153,6 +188,12 @@ int main(int argc, char **argv) {
             for (int i = 0; i < count; i++) printf(" %a", logits_candidates(model_logits(model))[i].probability);
             printf("\ndraw %d %d %d\n", draw(model_logits(model), 0.7, 0), draw(model_logits(model), 0.7, 0.5),
                    draw(model_logits(model), 0.7, 0.99999));
+        }
+        if (!code && model->adapter.count) {
+            adapter_use(model, 0);
+            while ((code = forward(model, (const int32_t *)(void *)tokens, n < batch ? n : batch, 0)) == E_MEMORY)
+                printf("forward %d\n", code);
+            print_logits(model);
         }
         model_free(model);
     }

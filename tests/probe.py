@@ -9,9 +9,11 @@ import hashlib
 import random
 from array import array
 
+from fabella.adapter import read_adapter
 from fabella.engine import Engine, Logits
 from fabella.gguf import read_gguf
 from fabella.hosts import Host
+from fabella.modelfile import ModelFile
 from fabella.sampler import Sampler, Settings
 from fabella.sources import BytesSource
 
@@ -29,11 +31,9 @@ def logit_hashes(host: Host, file: bytes) -> list[str]:
     host
         Where ``run.wasm`` lives.
     file
-        A model (GGUF).
+        A model (GGUF), or what `adapted` returns.
     """
-    source = BytesSource(file)
-    model = read_gguf(source)
-    engine = Engine(host, model, source)
+    engine, model = load(host, file)
     tokens = [7 * number % model.config.vocab_size for number in range(PROMPT)]
     logits = engine.prefill(tokens)
     hashes = [hash_of(logits)]
@@ -45,6 +45,29 @@ def logit_hashes(host: Host, file: bytes) -> list[str]:
     hashes.append(hash_of(engine.prefill(tokens)))
     engine.close()
     return hashes
+
+
+ADAPTED = b"with an adapter"
+
+
+def adapted(model: bytes, adapter: bytes) -> bytes:
+    """A model's file and an adapter's in one, for tests that ask for the hashes of a single file."""
+    return model + adapter + len(model).to_bytes(8, "little") + ADAPTED
+
+
+def load(host: Host, file: bytes) -> tuple[Engine, ModelFile]:
+    """The model of a file in an engine, with its adapter, if it has one, in use."""
+    adapter = b""
+    if file.endswith(ADAPTED):
+        end = len(file) - len(ADAPTED) - 8
+        size = int.from_bytes(file[end : end + 8], "little")
+        file, adapter = file[:size], file[size:end]
+    source = BytesSource(file)
+    model = read_gguf(source)
+    engine = Engine(host, model, source)
+    if adapter:
+        engine.adapt(read_adapter(BytesSource(adapter)), BytesSource(adapter))
+    return engine, model
 
 
 def hash_of(logits: Logits) -> str:

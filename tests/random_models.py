@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
-from fabella.architectures import expected_shapes
+from fabella.adapter import describe_adapter
+from fabella.architectures import adapted_shapes, expected_shapes
 from fabella.engine import Engine
 from fabella.formats import FLOATS, FORMATS, STORED
 from fabella.gguf import describe, read_gguf, write_gguf
@@ -62,6 +64,21 @@ def write_random_model(
         tensors.append((name, stored, shape, quantize(values, stored)))
     about = {"general.name": f"random {seed}"} | ({"tokenizer.chat_template": template} if template else {})
     write_gguf(path, describe(config, tokenizer(config.vocab_size), about), tensors)
+    return path
+
+
+def write_random_adapter(
+    path: Path, config: Config, *, ranks: Sequence[int] = (8,), type: str = "F32", seed: int = 0, alpha: float = 16.0
+) -> Path:
+    """Writes an adapter for all matrices of a model's layers, loud enough to be heard; their ranks by turns."""
+    random = np.random.default_rng(seed)
+    tensors: list[tuple[str, str, tuple[int, ...], bytes]] = []
+    for number, (name, (rows, columns)) in enumerate(adapted_shapes(config).items()):
+        rank = ranks[number % len(ranks)]
+        for part, shape, size in (("a", (rank, columns), 1 / math.sqrt(columns)), ("b", (rows, rank), 0.3 / alpha)):
+            values = (size * random.standard_normal(shape)).astype(np.float32)
+            tensors.append((f"{name}.lora_{part}", type, shape, quantize(values, type)))
+    write_gguf(path, describe_adapter(config.family, alpha, {"general.name": f"adapter {seed}"}), tensors)
     return path
 
 

@@ -9,11 +9,14 @@ import struct
 from pathlib import Path
 
 from fabella import abi
+from fabella.adapter import read_adapter
 from fabella.architectures import tensor_place
 from fabella.formats import FORMATS
 from fabella.gguf import read_gguf
 from fabella.modelfile import Config
 from fabella.sources import BytesSource
+
+ADAPTER = -2  # in the place of a tensor's number
 
 
 def config_bytes(config: Config, **changes: float) -> bytes:
@@ -30,6 +33,20 @@ def tensor_records(path: Path) -> list[tuple[list[int], bytes]]:
         number, layer = tensor_place(tensor.name)
         head = [number, layer, FORMATS[tensor.type].number, tensor.rows, tensor.columns, 0, tensor.size, 0]
         records.append((head, data[tensor.offset : tensor.offset + tensor.size]))
+    return records
+
+
+def adapter_records(path: Path) -> list[tuple[list[int], bytes]]:
+    """The same of an adapter, for tests/native.c alone, which says what the numbers are."""
+    data = path.read_bytes()
+    adapter = read_adapter(BytesSource(data))
+    records = []
+    for name, pair in adapter.pairs.items():
+        number, layer = tensor_place(name)
+        (scale,) = struct.unpack("<i", struct.pack("<f", adapter.scale(pair)))
+        head = [ADAPTER, number, layer, FORMATS[pair.a.type].number, pair.rank, pair.a.size, pair.b.size, scale]
+        parts = [data[part.offset : part.offset + part.size] for part in (pair.a, pair.b)]
+        records.append((head, b"".join(parts)))
     return records
 
 

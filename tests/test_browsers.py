@@ -34,6 +34,7 @@ from .browsers import Driven, Missing, chromium, firefox, wait_for, webkit
 from .conftest import Site
 from .gate import REST
 from .random_models import load, write_random_model
+from .test_builds import write_adapted
 
 PROMPT = "Once upon a time, there was a little fox"
 LENGTH = 300
@@ -272,6 +273,8 @@ def laboratory(built: Callable[[Path], Path], shipped_model: Path, tmp_path_fact
         write_random_model(models / f"{type}.gguf", SHAPE, type=type)
     write_random_model(models / "odd.gguf", ODD_SHAPE)
     write_random_model(models / "blocks.gguf", LARGE_SHAPE, type="blocks")
+    write_adapted(models / "adapted.gguf", "adapted", shipped_model)
+    (models / "adapter").unlink()
     for name in ("gemma3", "llama yarn"):
         families.write(families.make(name), models / f"{name}.gguf")
     return folder

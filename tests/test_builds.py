@@ -16,7 +16,6 @@ import wasmtime
 from wasmtime import _ffi as ffi
 
 from builder.engines import build_engines
-from fabella.engine import Engine
 from fabella.formats import STORED
 from fabella.gguf import read_gguf
 from fabella.hosts import Host, WasmtimeHost
@@ -24,8 +23,8 @@ from fabella.modelfile import Config
 from fabella.sources import FileSource
 
 from . import families
-from .probe import hash_of, logit_hashes
-from .random_models import write_random_model
+from .probe import adapted, hash_of, load, logit_hashes
+from .random_models import write_random_adapter, write_random_model
 
 MAX_THREADS = 8  # as in wasm/parallel.h
 STACK = 65536
@@ -35,7 +34,8 @@ ODD_SHAPE = Config(dim=66, hidden_dim=45, n_layers=2, n_heads=3, n_kv_heads=1, v
 # Groups of 256 divide the rows of this one.
 LARGE_SHAPE = Config(dim=256, hidden_dim=512, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=303, seq_len=150)
 FAMILIES = ("gemma3", "granite", "olmo3", "phi3 partial")
-MODELS = ("shipped", *STORED, "mixed", "odd", "blocks", *FAMILIES)
+ADAPTED = ("adapted", "adapted odd", "adapted shipped")  # by an adapter, of rank 8 and others
+MODELS = ("shipped", *STORED, "mixed", "odd", "blocks", *FAMILIES, *ADAPTED)
 BATCHES = (1, 3, 8, 31, 64, 100)
 
 
@@ -120,11 +120,28 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("builds") / f"{request.param}.gguf"
     if request.param == "odd":
         return write_random_model(path, ODD_SHAPE)
+    if request.param in ADAPTED:
+        write_adapted(path, request.param, shipped_model)
+        return path
     if request.param == "blocks":
         return write_random_model(path, LARGE_SHAPE, type="blocks")
     if request.param in FAMILIES:
         return families.write(families.make(request.param), path)
     return write_random_model(path, SHAPE, type=request.param)
+
+
+def write_adapted(path: Path, name: str, shipped: Path) -> None:
+    """Writes a model of this name together with an adapter (see `probe.adapted`)."""
+    adapter = path.with_name("adapter")
+    if name == "adapted shipped":
+        model = shipped
+        with FileSource(shipped) as source:
+            config = read_gguf(source).config
+    else:
+        config = ODD_SHAPE if name == "adapted odd" else SHAPE
+        model = write_random_model(path, config, type="F32" if name == "adapted odd" else "Q4_1")
+    write_random_adapter(adapter, config, ranks=(1, 3, 13) if name == "adapted odd" else (8,))
+    path.write_bytes(adapted(model.read_bytes(), adapter.read_bytes()))
 
 
 @pytest.fixture(scope="session")
@@ -190,9 +207,7 @@ def test_threads_compute_the_bits_of_one(
 def test_a_batch_of_any_size_computes_the_bits_of_single_tokens(
     model: Path, engines: dict[str, bytes], name: str
 ) -> None:
-    with FileSource(model) as file:
-        description = read_gguf(file)
-        engine = Engine(WasmtimeHost(engines[name]), description, file)
+    engine, description = load(WasmtimeHost(engines[name]), model.read_bytes())
     tokens = np.random.default_rng(0).integers(0, description.config.vocab_size, 140).tolist()
     after = {number: hash_of(engine.forward(token)) for number, token in enumerate(tokens, 1)}
     assert len(set(after.values())) == len(after)

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fabella.adapter import read_adapter
 from fabella.architectures import tensor_place
+from fabella.engine import Logits
 from fabella.formats import FORMATS
-from fabella.modelfile import Config
+from fabella.modelfile import Config, FileSource
 
-from .random_models import load, write_random_model
-from .records import config_bytes, joined, tensor_records
+from .random_models import load, write_random_adapter, write_random_model
+from .records import adapter_records, config_bytes, joined, tensor_records
 
 CONFIG = Config(dim=64, hidden_dim=160, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=80)
 ODD = Config(dim=30, hidden_dim=49, n_layers=2, n_heads=5, n_kv_heads=1, vocab_size=33, seq_len=70)
@@ -98,6 +100,63 @@ def test_helpers_compute_a_share_of_the_same_bits(threaded: Run, config: Config,
             *lines, helped = threaded(model, tokens, batch, threads=threads)
             assert lines == expected
             assert int(helped.removeprefix("helped ")) > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "type", "ranks", "stored"),
+    [(CONFIG, "Q8_0", (8,), "F16"), (CONFIG, "Q4_1", (1, 5), "BF16"), (ODD, "F32", (3, 17), "F32")],
+)
+def test_an_adapter_has_the_bits_of_the_wasm(
+    native: Run, threaded: Run, config: Config, type: str, ranks: tuple[int, ...], stored: str, tmp_path: Path
+) -> None:
+    config = replace(config, tied=config is CONFIG)
+    path = write_random_model(tmp_path / "model.gguf", config, type=type)
+    adapter = write_random_adapter(tmp_path / "adapter.gguf", config, ranks=ranks, type=stored)
+    model = joined(config_bytes(config), tensor_records(path) + adapter_records(adapter))
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, 40).tolist()
+    engine, _ = load(path)
+    plain = bits_of(engine.prefill(tokens[:7]))
+    with FileSource(adapter) as source:
+        engine.adapt(read_adapter(source), source)
+    for batch in (1, 7, 40):
+        lines = native(model, tokens, batch)
+        assert threaded(model, tokens, batch, threads=3)[: len(lines)] == lines
+        engine.rewind(0)
+        for start in range(0, len(tokens), batch):
+            assert lines.pop(0) == bits_of(engine.prefill(tokens[start : start + batch]))
+        if batch == 7:
+            assert lines[-1] == plain, "as if it had never been there"
+
+
+def bits_of(logits: Logits) -> str:
+    return " ".join(f"{bits:08x}" for bits in np.asarray(logits.to_array()).view(np.uint32))
+
+
+def test_adapters_that_cannot_be_are_refused_and_the_right_one_still_fits(native: Run, tmp_path: Path) -> None:
+    records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG))
+    right = adapter_records(write_random_adapter(tmp_path / "adapter.gguf", CONFIG))
+    head, data = right[0]
+    nan = struct.unpack("<i", struct.pack("<f", math.nan))[0]
+    wrong = [
+        *(({1: -1}, -3), ({1: 99}, -3), ({1: 0}, -3), ({1: 1}, -3), ({2: -1}, -3), ({2: 2}, -3)),  # no such matrix
+        *(({4: 0}, -2), ({4: -1}, -2), ({4: 1025}, -2), ({7: nan}, -2)),  # rank, scale
+    ]
+    broken = [({3: 8}, -3), ({3: 99}, -3), ({5: head[5] - 4, 6: head[6] + 4}, -3)]  # type, size
+
+    def changed(changes: dict[int, int]) -> tuple[list[int], bytes]:
+        return [changes.get(place, value) for place, value in enumerate(head)], data
+
+    model = [*records, *(changed(changes) for changes, _ in wrong)]
+    refusals = [f"adapter {code}" for _, code in wrong]
+    expected = native(joined(config_bytes(CONFIG), [*records, *right]), [1, 2])
+    assert native(joined(config_bytes(CONFIG), [*model, *right]), [1, 2]) == [*refusals, *expected]
+    twice = native(joined(config_bytes(CONFIG), [*records, *right, right[3]]), [1, 2])
+    assert twice == ["adapter -3", *expected]
+    for changes, code in broken:
+        assert native(joined(config_bytes(CONFIG), [*records, changed(changes)]), [])[0] == f"adapter {code}"
+    not_finite = (head, b"\xff" * 4 + data[4:])
+    assert native(joined(config_bytes(CONFIG), [*records, not_finite]), [])[0] == "adapter -4"
+    assert native(joined(config_bytes(CONFIG), [*records[:-1], right[0]]), [])[0] == "adapter -5", "the model first"
 
 
 @pytest.mark.parametrize(
@@ -198,7 +257,8 @@ def test_running_out_of_memory_is_an_error_at_every_allocation_and_leaves_all_as
 ) -> None:
     config = Config(dim=32, hidden_dim=64, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=40, seq_len=400)
     records = tensor_records(write_random_model(tmp_path / "model.gguf", config, type="Q8_0"))
-    model = joined(config_bytes(config), records)
+    adapter = adapter_records(write_random_adapter(tmp_path / "adapter.gguf", config))
+    model = joined(config_bytes(config), records + adapter)
     tokens = [token % 40 for token in range(400)]  # more than the KV cache has room for at first
     expected = native(model, tokens, 200)
     refused = set()
@@ -210,7 +270,7 @@ def test_running_out_of_memory_is_an_error_at_every_allocation_and_leaves_all_as
             break
         assert len(errors) == 1
         refused.add(errors[0])
-    assert refused == {"model -1", "rope -1", "tensor -1", "forward -1"}
+    assert refused == {"model -1", "rope -1", "tensor -1", "adapter -1", "forward -1"}
 
 
 @pytest.mark.parametrize("layout", [[], ["-DRELAXED"]], ids=["simd", "relaxed"])
@@ -221,5 +281,6 @@ def test_valgrind_finds_nothing_that_is_read_before_it_is_written(layout: list[s
         pytest.skip("needs valgrind: sudo apt-get install valgrind")
     records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG, type=type))
     run = runner(compile_native(tmp_path, *FLAGS, *layout), "valgrind", "-q", "--error-exitcode=9", "--leak-check=full")
-    lines = run(joined(config_bytes(CONFIG), records), list(range(40)), 33)
-    assert lines[-1].startswith("draw")
+    adapter = adapter_records(write_random_adapter(tmp_path / "adapter.gguf", CONFIG, ranks=(3,)))
+    lines = run(joined(config_bytes(CONFIG), records + adapter), list(range(40)), 33)
+    assert lines[-2].startswith("draw")

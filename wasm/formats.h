@@ -77,6 +77,9 @@ static inline Format format_of(int type) {
     }
 }
 
+/* A float each, whatever its width. */
+static inline bool is_float_type(int type) { return type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16; }
+
 /* Bytes of a row in the file; 0 if there can be no such row. */
 static uint64_t file_row_bytes(int type, int cols) {
     const Format format = format_of(type);

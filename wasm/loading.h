@@ -32,7 +32,7 @@ static int place_of(Halves halves, int i) {
 /* Makes room for a vector. Errors: E_TENSOR, E_MEMORY. */
 static int begin_vector(Loading *loading, float **vector) {
     const int type = loading->type;
-    if (*vector || (type != TYPE_F32 && type != TYPE_F16 && type != TYPE_BF16)) return E_TENSOR;
+    if (*vector || !is_float_type(type)) return E_TENSOR;
     loading->vector = vector;
     return (*vector = allocate_floats(1, loading->cols)) ? OK : E_MEMORY;
 }
@@ -46,7 +46,7 @@ static int begin_matrix(Loading *loading, Matrix *w) {
     /* Untouched until the rows come, so that memory fills only as fast as the host releases the file's bytes. */
     char *panels = size <= SIZE_MAX / 2 ? malloc((size_t)size) : NULL;
     if (!panels) return E_MEMORY;
-    *w = (Matrix){layout, rows, cols, panels};
+    *w = (Matrix){layout, rows, cols, panels, NULL};
     pad_rows(w);
     loading->matrix = w;
     return OK;

@@ -33,10 +33,21 @@
 #include <stddef.h>
 #include <stdlib.h>
 
+/* What an adapter adds to a matrix's product: y = W x + B (scale * A x), with A (rank, cols) and B (rows, rank). A lane
+ * is a row here, too. */
+typedef struct {
+    int rank;
+    float scale;
+    float *a;     /* (cols, pad4(rank)): column by column, with zeros beyond the rank */
+    float *b;     /* (rank, pad4(rows)) likewise */
+    float *inner; /* (n, pad4(rank)): scale * A x of the tokens that are being computed */
+} Lora;
+
 typedef struct {
     Layout layout;
     int rows, cols;
     char *panels;
+    Lora *lora; /* NULL: none */
 } Matrix;
 
 typedef struct {
@@ -503,6 +514,7 @@ typedef struct {
 
 typedef struct {
     const Product *products;
+    int count;
     const Activations *x;
     int n;
 } MatmulJob;
@@ -517,6 +529,43 @@ static void add_to_rows(View y, const float *bias, int rows, int n) {
     for (int t = 0; t < n; t++)
         for (int r = 0; r < rows; r += 4)
             f32x4_store(row_of(y, t) + r, f32x4_load(row_of(y, t) + r) + f32x4_load(bias + r));
+}
+
+/* Four rows of A x. One chain of additions would keep the processor waiting: CHAINS of them take turns at the columns, and
+ * are added up in pairs; then come the columns that are left over. */
+enum { CHAINS = 8 };
+INLINE f32x4 lora_rows(const float *a, int stride, const float *x, int cols) {
+    f32x4 sum[CHAINS];
+    for (int i = 0; i < CHAINS; i++) sum[i] = f32x4_splat(0);
+    int c = 0;
+    for (; c + CHAINS <= cols; c += CHAINS)
+        for (int i = 0; i < CHAINS; i++) sum[i] += f32x4_load(a + (size_t)(c + i) * stride) * x[c + i];
+    for (int half = CHAINS / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) sum[i] += sum[i + half];
+    for (; c < cols; c++) sum[0] += f32x4_load(a + (size_t)c * stride) * x[c];
+    return sum[0];
+}
+
+/* A step of this job: a token. */
+static void lora_steps(void *context, int first, int end, int thread) {
+    (void)thread;
+    const MatmulJob *job = context;
+    for (const Product *product = job->products; product < job->products + job->count; product++) {
+        const Lora *lora = product->w->lora;
+        if (!lora) continue;
+        const int stride = pad4(lora->rank);
+        for (int t = first; t < end; t++)
+            for (int r = 0; r < stride; r += 4)
+                f32x4_store(lora->inner + (size_t)t * stride + r,
+                            lora->scale * lora_rows(lora->a + r, stride, row_of(job->x->f32, t), product->w->cols));
+    }
+}
+
+/* y[t, :] += B inner[t, :] for rows of the matrix from `row` on. */
+static void add_lora(const Matrix *w, int row, View y, int rows, int n) {
+    const Lora *lora = w->lora;
+    f32_product((View){lora->b + row, pad4(w->rows)}, (View){lora->inner, pad4(lora->rank)}, y, rows, lora->rank, n,
+                ADDED);
 }
 
 static void matmul_steps(void *context, int first, int end, int thread) {
@@ -538,15 +587,22 @@ static void matmul_steps(void *context, int first, int end, int thread) {
             rows = side_by_side && last - row >= STREAMS * WIDE ? STREAMS * WIDE : panel.rows;
             panel_functions[w->layout](panel, rows, job->x, w->cols, y, job->n);
             if (product->bias) add_to_rows(y, product->bias + row, rows, job->n);
+            if (w->lora) add_lora(w, row, y, rows, job->n);
         }
     }
 }
 
-/* For every product: y[t, :] = W x[t, :] + bias for n tokens. */
+/* For every product: y[t, :] = W x[t, :] + bias for n tokens, and what an adapter adds. */
 static void matmul(const Product *products, int count, const Activations *x, int n) {
+    MatmulJob job = {products, count, x, n};
     int all = 0;
-    for (int i = 0; i < count; i++) all += steps(products[i].w);
-    parallel(matmul_steps, &(MatmulJob){products, x, n}, all);
+    bool adapted = false;
+    for (int i = 0; i < count; i++) {
+        all += steps(products[i].w);
+        adapted |= products[i].w->lora != NULL;
+    }
+    if (adapted) parallel(lora_steps, &job, n);
+    parallel(matmul_steps, &job, all);
 }
 
 #endif

@@ -24,12 +24,14 @@
  *
  * The host (py/fabella/engine.py) calls, in this order: model_new, set_rope (or later, if the angles depend on a tensor)
  * and set_layer; for every tensor of the file tensor_begin and then tensor_rows until it has all rows; forward for the prompt and for each further token, and after
- * each forward shortlist and probabilities, or draw (logits.h).
+ * each forward shortlist and probabilities, or draw (logits.h). A loaded model may get an adapter: adapter_new, and for
+ * each of its matrices adapter_begin and twice adapter_part.
  *
  * There is no stdio and no exit: what can fail returns a negative error code. Arithmetic is the same, operation by
  * operation, for a token alone and for a token in a batch, and in every build of this file: the same bits everywhere,
  * as long as all numbers are finite.
  */
+#include "adapter.h"
 #include "loading.h"
 #include "logits.h"
 #include "maths.h"
@@ -122,6 +124,7 @@ typedef struct {
     uint64_t size;      /* bytes of the weights, packed */
     bool has_integers;  /* some matrix is quantised */
     Loading loading;
+    Adapter adapter; /* of the layers' matrices */
 
     /* State: buffers of BATCH tokens, each row padded to a multiple of four */
     float *x;             /* residual stream (BATCH, dim) */
@@ -244,6 +247,11 @@ static void *tensor_place(Model *m, const Tensor *tensor, int layer) {
     return (char *)(tensor->in_layers ? (void *)&m->layers[layer] : m) + tensor->place;
 }
 
+static Halves halves_of(const Model *m, const Tensor *tensor) {
+    if (tensor->turned && m->config.halves) return (Halves){m->config.head_size, m->config.rope_size};
+    return (Halves){0};
+}
+
 /* A tied model has no matrix of its own for the output. */
 static bool is_borrowed(const Model *m, const Tensor *tensor) {
     return m->config.tied && tensor->place == offsetof(Model, output) && !tensor->in_layers;
@@ -254,6 +262,7 @@ static bool is_borrowed(const Model *m, const Tensor *tensor) {
 /* Frees a model and all that it owns; NULL is allowed. */
 EXPORT void model_free(Model *m) {
     if (!m) return;
+    adapter_clear(&m->adapter);
     for (int i = 0; i < N_TENSORS; i++) {
         const int count = TENSORS[i].in_layers ? (m->layers ? m->config.n_layers : 0) : !is_borrowed(m, &TENSORS[i]);
         for (int l = 0; l < count; l++) {
@@ -370,7 +379,7 @@ EXPORT int tensor_begin(Model *m, int tensor, int layer, int type, int rows, int
     const Tensor *wanted = &TENSORS[tensor];
     if (is_borrowed(m, wanted) || rows != size_of(m, wanted->rows) || cols != size_of(m, wanted->cols)) return E_TENSOR;
     Loading loading = {.type = type, .group = group, .rows = rows, .cols = cols};
-    if (wanted->turned && m->config.halves) loading.halves = (Halves){m->config.head_size, m->config.rope_size};
+    loading.halves = halves_of(m, wanted);
     void *place = tensor_place(m, wanted, layer);
     loading.needed = is_needed(wanted);
     int error = is_vector(wanted) ? begin_vector(&loading, place) : begin_matrix(&loading, place);
@@ -399,6 +408,50 @@ EXPORT int tensor_rows(Model *m, const char *data, uint32_t size, const float *s
 
 /* Bytes of all weights that are loaded, as they are packed. */
 EXPORT double weights_size(const Model *m) { return (double)m->size; }
+
+/* ---- adapters --------------------------------------------------------------------------------------------------- */
+
+/* What was computed without an adapter, or with another, cannot be gone on with. */
+static void forget_all(Model *m) {
+    m->filled = 0;
+    m->logits.n_candidates = 0;
+}
+
+/* Takes the model's adapter away, if it has one, and makes room for one of so many matrices. All positions are forgotten
+ * by this and by what follows. Errors: E_INCOMPLETE, E_CONFIG, E_MEMORY. */
+EXPORT int adapter_new(Model *m, int count) {
+    if (m->missing || m->loading.rows) return E_INCOMPLETE;
+    if (count < 0 || count > m->config.n_layers * N_TENSORS) return E_CONFIG;
+    adapter_clear(&m->adapter);
+    forget_all(m);
+    if (count && !(m->adapter.adapted = allocate_zeroed((uint64_t)count, sizeof(Adapted)))) return E_MEMORY;
+    m->adapter.room = count;
+    return OK;
+}
+
+/* Starts what the adapter has for a matrix of a layer. Errors: E_TENSOR, also if it has it already, if there is no room
+ * for more, or while the adapter is off; E_CONFIG, of rank and scale; E_MEMORY. */
+EXPORT int adapter_begin(Model *m, int tensor, int layer, int rank, float scale) {
+    if (tensor < 0 || tensor >= N_TENSORS || layer < 0 || layer >= m->config.n_layers) return E_TENSOR;
+    const Tensor *wanted = &TENSORS[tensor];
+    if (!wanted->in_layers || is_vector(wanted)) return E_TENSOR;
+    forget_all(m);
+    return adapter_add(&m->adapter, tensor_place(m, wanted, layer), halves_of(m, wanted), rank, scale, BATCH);
+}
+
+/* Fills A (part 0: rank rows) or B (part 1: the matrix's rows, of rank numbers each) of the matrix started last with
+ * `size` bytes of F32, F16 or BF16, as they lie in the file. Errors: E_TENSOR, E_NOT_FINITE. */
+EXPORT int adapter_part(Model *m, int part, int type, const char *data, uint32_t size) {
+    if (part != 0 && part != 1) return E_TENSOR;
+    forget_all(m);
+    return adapter_fill(&m->adapter, part == 1, type, data, size);
+}
+
+/* Switches the adapter off, or on again. */
+EXPORT void adapter_use(Model *m, int on) {
+    forget_all(m);
+    adapter_switch(&m->adapter, !on);
+}
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 

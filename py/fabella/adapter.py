@@ -26,6 +26,7 @@ from fabella.metadata import get, quoted
 from fabella.sources import ByteSource
 
 TYPE, KIND, ALPHA = "general.type", "adapter.type", "adapter.lora.alpha"
+INVOCATION = "adapter.alora.invocation_tokens"
 LARGEST_RANK = 1024
 LARGEST_ALPHA = 1e6
 
@@ -96,6 +97,8 @@ def read_adapter(source: ByteSource) -> Adapter:
     kind = get(metadata, KIND, str)
     if kind != "lora":
         raise ModelFileError(KIND, f"is {quoted(kind)}; only lora adapters can be used")
+    if INVOCATION in metadata:
+        raise ModelFileError(INVOCATION, "adapters that work only behind certain tokens are not supported")
     alpha = get(metadata, ALPHA, float)
     if not 0 <= alpha <= LARGEST_ALPHA:
         raise ModelFileError(ALPHA, f"is {alpha:g}, but must be from 0 to {LARGEST_ALPHA:g}")

@@ -21,7 +21,7 @@ from fabella.errors import FabellaError
 from fabella.generate import generate
 from fabella.hosts import WasmtimeHost
 from fabella.info import info
-from fabella.models import open_model
+from fabella.models import open_model, put_adapter
 from fabella.options import add_sampling, ending_of, settings_of
 
 LONGEST_PROMPT = 1 << 24  # bytes of standard input: more is not a prompt, and a pipe may have no end
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add_sampling(p, "tokens, the prompt's included, 0 = the whole context")
     p.add_argument("--shift", action="store_true", help="when the context is full, go on, forgetting its oldest half")
     p.add_argument("-z", dest="tokenizer", metavar="FILE", type=Path, help="tokenizer.bin, for a .bin model")
+    p.add_argument("--adapter", metavar="FILE", type=Path, help="adapter (LoRA) for the model, .gguf")
     p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return p
 
@@ -77,6 +78,7 @@ def tell(argv: list[str]) -> None:
     ending_of(arguments, Card())
     with open_model(arguments.model, arguments.tokenizer, "-z") as (model, source):
         engine = Engine(WasmtimeHost(), model, source)
+    put_adapter(engine, arguments.adapter)
     settings, ending = settings_of(arguments, model.card), ending_of(arguments, model.card, arguments.shift)
     prompt = piped_prompt() if arguments.prompt is None else arguments.prompt
 

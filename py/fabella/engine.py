@@ -14,6 +14,7 @@ import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from fabella import abi
 from fabella.abi import E_CONFIG, E_NOT_FINITE, E_RANGE, E_TOKEN, ERRORS, struct_of
@@ -26,6 +27,9 @@ from fabella.modelfile import ModelFile, Tensor
 from fabella.rope import NO_SCALING, table_of
 from fabella.sampler import Change
 from fabella.sources import ByteSource
+
+if TYPE_CHECKING:
+    from fabella.adapter import Adapter
 
 TOKENS_AT_ONCE = 512  # tokens that there is room for where C reads them
 READY = 16  # candidates that lie ready after each token: enough for most draws
@@ -168,6 +172,69 @@ class Engine:
                 _check(code, f"loading {tensor.name}")
         finally:
             self.host.release(scales)
+
+    # ---- Adapters ------------------------------------------------------------------------------------------------
+
+    def adapt(self, adapter: Adapter, source: ByteSource) -> None:
+        """Puts an adapter beside the model's matrices, in the place of one that may be there, and switches it on.
+
+        All tokens are forgotten by this and the next two: they were computed without it, or with another.
+
+        Parameters
+        ----------
+        adapter
+            What its file says.
+        source
+            The file's bytes.
+
+        Raises
+        ------
+        ModelFileError
+            If it is for another model, or holds a value that is not a finite number.
+        EngineError
+            If memory runs out. The model then has no adapter, as after a value that is none.
+        """
+        adapter.check_fits(self.config)
+        self.position = 0
+        _check(self._call("adapter_new", len(adapter.pairs)), "making room for the adapter")
+        try:
+            for name, pair in sorted(adapter.pairs.items(), key=lambda item: item[1].a.offset):
+                number, layer = tensor_place(name)
+                code = self._call("adapter_begin", number, layer, pair.rank, float(adapter.scale(pair)))
+                _check(code, f"making room for the adapter of {name}")
+                for part, tensor in enumerate((pair.a, pair.b)):
+                    self._load_part(part, tensor, source)
+        except BaseException:
+            self.drop_adapter()
+            raise
+
+    def _load_part(self, part: int, tensor: Tensor, source: ByteSource) -> None:
+        data = self.host.allocate(tensor.size)
+        try:
+            self.host.fill(data, source, tensor.offset, tensor.size)
+            code = self._call("adapter_part", part, FORMATS[tensor.type].number, data, tensor.size)
+            if code == E_NOT_FINITE:
+                raise ModelFileError(tensor.name, ERRORS[code])
+            _check(code, f"loading {tensor.name}")
+        finally:
+            self.host.release(data)
+
+    def use_adapter(self, on: bool) -> None:
+        """Switches the adapter off, or on again; without one nothing changes but that all tokens are forgotten."""
+        self.position = 0
+        self._call("adapter_use", int(on))
+
+    def drop_adapter(self) -> None:
+        """Takes the adapter away, and gives its memory back."""
+        self.position = 0
+        _check(self._call("adapter_new", 0), "taking the adapter away")
+
+    def _call(self, name: str, *arguments: float) -> int:
+        """Calls C for this model, unless it is closed."""
+        if self._forward is _closed:
+            _closed()
+        result: int = self.host.function(name)(self._model, *arguments)
+        return result
 
     @property
     def weights_size(self) -> int:

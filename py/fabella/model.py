@@ -22,7 +22,7 @@ from fabella.errors import PromptError
 from fabella.generate import Constraint, Ending, Step, generate
 from fabella.hosts import new_host
 from fabella.modelfile import ModelFile
-from fabella.models import File, open_model
+from fabella.models import File, open_model, put_adapter
 from fabella.sampler import Settings, random_seed
 from fabella.session import Session, newest_half
 from fabella.sources import Closing
@@ -58,7 +58,7 @@ class Options(TypedDict, total=False):
     logit_bias: Mapping[int, float]
 
 
-def load(model: File, tokenizer: File | None = None) -> Model:
+def load(model: File, tokenizer: File | None = None, adapter: File | None = None) -> Model:
     """Load a model.
 
     Parameters
@@ -67,6 +67,8 @@ def load(model: File, tokenizer: File | None = None) -> Model:
         A GGUF file, or llama2.c's .bin: its path, its bytes, or an open file.
     tokenizer
         For a .bin its tokenizer.bin, in one of the same forms.
+    adapter
+        An adapter (LoRA) for the model, a GGUF file, in one of the same forms: see :meth:`Model.adapt`.
 
     Raises
     ------
@@ -78,7 +80,10 @@ def load(model: File, tokenizer: File | None = None) -> Model:
         If a file cannot be read.
     """
     with open_model(model, tokenizer, "the tokenizer") as (file, source):
-        return Model(file, Engine(new_host(), file, source))
+        loaded = Model(file, Engine(new_host(), file, source))
+    if adapter is not None:
+        loaded.adapt(adapter)
+    return loaded
 
 
 class Model(Closing):
@@ -146,6 +151,32 @@ class Model(Closing):
         from fabella.chat import Conversation, template_of
 
         return Chat(Conversation(self._session, self.tokenizer, template_of(self._file), system))
+
+    def adapt(self, adapter: File) -> None:
+        """Put an adapter (LoRA) beside the model, in the place of one that may be there: it then speaks in its voice.
+
+        Parameters
+        ----------
+        adapter
+            A GGUF file as llama.cpp and train.export write them: its path, its bytes, or an open file.
+
+        Raises
+        ------
+        FabellaError
+            If it is no adapter, or one for another model; the message says why. The model then has none, or the one
+            that it had.
+        EngineError, OSError
+            As :func:`load`.
+        """
+        try:
+            put_adapter(self._engine, adapter)
+        finally:
+            self._session.forget()
+
+    def use_adapter(self, on: bool) -> None:
+        """Switch the adapter off, or on again, at once: nothing is loaded anew."""
+        self._engine.use_adapter(on)
+        self._session.forget()
 
     def logits(self, text: str) -> array[float]:
         """Return the logits after a text, (vocab_size), float32. Raises PromptError if it is too long."""

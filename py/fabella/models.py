@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from io import TextIOBase
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
+from fabella.adapter import Adapter, read_adapter
 from fabella.errors import FabellaError, ModelFileError
 from fabella.filetype import incomplete
 from fabella.gguf import MAGIC, read_gguf
 from fabella.llama2c import is_llama2c, read_llama2c
 from fabella.modelfile import ModelFile
 from fabella.sources import ByteSource, BytesSource, FileSource
+
+if TYPE_CHECKING:
+    from fabella.engine import Engine
 
 File = str | os.PathLike[str] | bytes | BinaryIO  # where it is, its bytes, or it itself, opened
 
@@ -56,6 +60,28 @@ def open_model(
         raise FabellaError(
             f"{path or 'the model'}: {error}" + (f"; by its name this is {part}" if part else "")
         ) from error
+
+
+@contextmanager
+def open_adapter(file: File) -> Iterator[tuple[Adapter, FileSource | BytesSource]]:
+    """Open and check an adapter; yield what it says, and the file for its weights to be read. Raises as `open_model`.
+
+    Whether it fits a model shows when it is given to that: a ModelFileError there gets the adapter's name, too.
+    """
+    try:
+        with ExitStack() as files:
+            source = _open(file, files)
+            yield read_adapter(source), source
+    except ModelFileError as error:
+        path = Path(file) if isinstance(file, (str, os.PathLike)) else None
+        raise FabellaError(f"{path or 'the adapter'}: {error}") from error
+
+
+def put_adapter(engine: Engine, file: File | None) -> None:
+    """Give a loaded model the adapter in a file, if one is named. Raises as `open_adapter`, and as the engine does."""
+    if file is not None:
+        with open_adapter(file) as (adapter, source):
+            engine.adapt(adapter, source)
 
 
 def _open(file: File, files: ExitStack) -> FileSource | BytesSource:

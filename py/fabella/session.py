@@ -107,6 +107,10 @@ class Session:
         self._logits = None
         self._changes += 1
 
+    def forget(self) -> None:
+        """Forget all tokens, also where the model has done so itself: what it was, it is no more."""
+        self.rewind(0)
+
     def repeat(self) -> None:
         """Compute the last token once more, which changes nothing and takes a token's time.
 

@@ -25,7 +25,7 @@ from fabella.engine import Engine
 from fabella.errors import FabellaError
 from fabella.generate import Ending, Step
 from fabella.hosts import WasmtimeHost
-from fabella.models import open_model
+from fabella.models import open_model, put_adapter
 from fabella.options import add_sampling, ending_of, settings_of
 from fabella.sampler import Settings
 from fabella.session import Session
@@ -56,6 +56,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         description="Have a conversation with a small language model. /help says what else can be done there.",
     )
     p.add_argument("model", type=Path, help="model file, .gguf, with a chat template")
+    p.add_argument("--adapter", metavar="FILE", type=Path, help="adapter (LoRA) for the model, .gguf")
     p.add_argument("--system", metavar="TEXT", help="what the model is told first (default: as its template says)")
     add_sampling(p, "tokens of an answer, 0 = as many as fit")
     return p.parse_args(arguments)
@@ -69,6 +70,7 @@ def chat(arguments: list[str]) -> None:
     with open_model(options.model) as (model, source):
         template = template_of(model)
         engine = Engine(WasmtimeHost(), model, source)
+    put_adapter(engine, options.adapter)
     conversation = Conversation(Session(engine), model.tokenizer, template, options.system)
     terminal = Terminal(conversation, options, model.card)
     terminal.say(f"[{model.name or options.model.stem}: /help says what can be done here]")
