@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         f"{', '.join(KNOWN)} (default web/models/stories.gguf)",
     )
     page.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.bin, for a .bin model")
+    page.add_argument("--adapter", type=Path, metavar="FILE", help="an adapter (LoRA) for the model, GGUF")
     page.add_argument("--title", help="of the page (default: the model's own)")
     page.add_argument(
         "--about", metavar="TEXT", help="what the page is, in one or two sentences (default: the model's)"
@@ -90,7 +91,9 @@ def parser() -> argparse.ArgumentParser:
         parents=[page],
         allow_abbrev=False,
     )
-    main.set_defaults(command="bundle", model=WEB / "models/stories.gguf", tokenizer=None, out=ROOT / "dist")
+    main.set_defaults(
+        command="bundle", model=WEB / "models/stories.gguf", tokenizer=None, adapter=None, out=ROOT / "dist"
+    )
     main.set_defaults(
         title=None, about=None, beginnings=None, language=None, url=None, offers=[], hosts=[], offline=True
     )
@@ -148,6 +151,7 @@ def command() -> int:
         arguments.hosts,
         arguments.offline,
         arguments.url,
+        arguments.adapter,
     )
     if arguments.command == "serve":
         serve(listen(arguments.out, arguments.port, arguments.host), arguments.host)

@@ -1,8 +1,8 @@
 /* A libFuzzer target: any bytes as a model's tensors and as tokens.
  *
  * The first bytes choose a small Config of any family; then come a few tensors that may be right or wrong, in any order, then all
- * that are missing, and then tokens, forwards and rewound. A tensor's rows arrive in two parts. Nothing may crash,
- * overflow, leak or be undefined.
+ * that are missing, and then tokens, forwards and rewound, with adapters that may be right or wrong in between. A
+ * tensor's rows arrive in two parts. Nothing may crash, overflow, leak or be undefined.
  */
 #include "../wasm/run.c"
 
@@ -58,6 +58,32 @@ static void load_floats(Model *m, int tensor, int layer) {
     for (int i = 0; i < rows * cols; i++) data[i] = (float)(i % 7 - 3) * 0.1f;
     tensor_rows(m, (const char *)data, (uint32_t)(rows * cols * 4), NULL);
     free(data);
+}
+
+/* An adapter for some matrices, or for what is none; or the one that is there is switched. */
+static void adapt(Model *m, Bytes *bytes) {
+    const int types[] = {TYPE_F32, TYPE_F16, TYPE_BF16, TYPE_Q8_0};
+    if (next(bytes) % 4 == 0) {
+        adapter_use(m, next(bytes) % 2);
+        return;
+    }
+    adapter_new(m, next(bytes) % 9 - 1);
+    for (int i = next(bytes) % 8; i > 0; i--) {
+        const int tensor = next(bytes) % (N_TENSORS + 1), layer = next(bytes) % 3, rank = (int8_t)next(bytes);
+        if (adapter_begin(m, tensor, layer, rank, next(bytes) * 0.01f)) continue;
+        for (int part = 0; part < 2; part++) {
+            int32_t rows, cols;
+            right_shape(m, tensor, &rows, &cols);
+            if (part == 1) cols = rank;
+            if (part == 0) rows = rank;
+            const uint8_t type = next(bytes), cut = next(bytes);
+            const size_t size = (size_t)rows * file_row_bytes(types[type % 4], cols) + (cut > 250);
+            char *data = calloc(size ? size : 1, 1);
+            for (size_t at = 0; bytes->size && at < size; at++) data[at] = (char)bytes->data[at % bytes->size];
+            adapter_part(m, part + (cut > 253), types[type % 4], data, (uint32_t)size);
+            free(data);
+        }
+    }
 }
 
 enum { LONG = 250 }; /* tokens: two of these, and the caches grow */
@@ -122,6 +148,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                 if (load(m, tensor, layer, &bytes)) load_floats(m, tensor, layer);
     for (int round = 0, position = 0; round < 6 && (round == 0 || bytes.size); round++) {
         int32_t tokens[LONG];
+        if (next(&bytes) % 4 == 1) adapt(m, &bytes), position = 0;
         const uint8_t count = next(&bytes), where = next(&bytes);
         const int n = count > 250 ? LONG : 1 + count % 40;
         if (where > 200) position = where % (position + 2); /* back, or to one too far */

@@ -32,7 +32,7 @@ int main(int argc, char **argv) {
     fclose(in);
 
     const Layout layout = layout_for(type, cols, group);
-    Matrix w = {layout, rows, cols, zeroed(pad4(rows) * matrix_row_bytes(layout, cols), 1)};
+    Matrix w = {layout, rows, cols, zeroed(pad4(rows) * matrix_row_bytes(layout, cols), 1), NULL};
     int error = OK;
     pad_rows(&w);
     for (int row = 0; row < rows && !error; row++)

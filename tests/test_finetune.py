@@ -24,6 +24,7 @@ from train import finetune as tuning
 from train import train as training
 from train.answers import Writer, make_batch, plan_round, read_conversations, read_examples, split_examples
 from train.data import PADDING
+from train.examples import json_answers, three_words
 from train.export import main as export
 from train.finetune import answer_loss
 from train.load import load_gguf
@@ -430,3 +431,36 @@ def test_an_adapter_is_no_model(tuned: Path, tmp_path: Path) -> None:
     export_to(tuned, tmp_path / "a.gguf", "--adapter")
     with pytest.raises(ModelFileError, match="this is an adapter"):
         read_gguf(BytesSource((tmp_path / "a.gguf").read_bytes()))
+
+
+# --- The worked examples ---
+
+
+def test_the_examples_people_are_those_of_the_data_and_others_are_measured(tmp_path: Path) -> None:
+    json_answers.make(tmp_path / "people.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "people.jsonl").read_text().splitlines()]
+    assert len(lines) == json_answers.EXAMPLES
+    for line in lines:
+        person = json.loads(line["response"])
+        assert tuple(person) == json_answers.KEYS
+        assert all(str(person[key]).lower() in line["prompt"].lower() for key in ("name", "city", "likes"))
+        assert str(person["age"]) in line["prompt"] or str(person["age"] + 1) in line["prompt"]
+    for key, words in json_answers.TO_LEARN.items():
+        assert not set(words) & set(json_answers.TO_MEASURE[key])
+    json_answers.make(tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "people.jsonl").read_bytes()
+
+
+def test_the_story_models_examples_are_its_own_stories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"STORIES": 12, "COMMON": 10, "RARE": 2, "LENGTH": 80, "PROMPTS": 3}.items():
+        monkeypatch.setattr(three_words, name, value)
+    three_words.make(tmp_path / "words.jsonl")
+    for line in map(json.loads, (tmp_path / "words.jsonl").read_text().splitlines()):
+        words = line["prompt"].removeprefix("Words: ").removesuffix(". Story:").split(", ")
+        assert len(words) == 3
+        assert set(words) <= three_words.words_in(line["response"])
+        assert line["response"].startswith(" Once upon a time")
+    three_words.measure(three_words.BASE, None)
+    assert "of the given words are in the stories" in capsys.readouterr().out

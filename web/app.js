@@ -19,6 +19,7 @@ import { change, current, watch } from "./state.js";
 import { list } from "./store.js";
 import * as telling from "./telling.js";
 import { mountActions } from "./views/actions.js";
+import { mountAdapter } from "./views/adapter.js";
 import { mountComposer } from "./views/composer.js";
 import { mountFacts } from "./views/facts.js";
 import { mountLight } from "./views/light.js";
@@ -26,7 +27,7 @@ import { mountSettings } from "./views/settings.js";
 import { mountStatus } from "./views/status.js";
 import { mountStory } from "./views/story.js";
 
-/** @import { Assets, Card, EngineState, Progress, Source } from "./messages.js" */
+/** @import { AdapterCard, Assets, Card, EngineState, Progress, Source } from "./messages.js" */
 /** @import { Pace } from "./pace.js" */
 
 /** @type {Assets} */
@@ -64,6 +65,7 @@ async function load(source) {
     source,
     ended: null,
     unkept: "",
+    adapter: null,
     engine: null,
     counted: null,
   });
@@ -77,7 +79,8 @@ async function load(source) {
   });
   performance.mark("ready"); // for tests/figures.py
   meet({ ...known, ...loaded.model });
-  change({ worker: "ready", unkept: loaded.why ?? "" });
+  const adapter = loaded.adapter && { ...loaded.adapter, on: true, own: true };
+  change({ worker: "ready", unkept: loaded.why ?? "", adapter });
   telling.send();
   const nowhere = document.activeElement === document.body && matchMedia("(pointer: fine)").matches;
   if (nowhere && current().mode === "chat") element("prompt", HTMLTextAreaElement).focus({ preventScroll: true });
@@ -156,13 +159,13 @@ function setMode(mode) {
 const complain = ({ message }) => change({ complaint: { message, field: null, wayOut: "again" } });
 
 const openChat = () => enter("chat", assets, telling).catch(complain);
-const openShelf = () => enter("shelf", assets, { ...telling, assets, load, describe, versions }).catch(complain);
+const openShelf = () => enter("shelf", assets, { ...telling, assets, load, describe, adapt, versions }).catch(complain);
 
 /**
  * What a model file says of itself; of one that nobody can ask now, its name and size.
  * @param {File} file
  * @param {File} [tokenizer]
- * @returns {Promise<Card>}
+ * @returns {Promise<Card & { adapter?: AdapterCard }>}
  */
 async function describe(file, tokenizer) {
   let unwatch = () => {};
@@ -177,6 +180,19 @@ async function describe(file, tokenizer) {
   if (worker === "failed") return nothing;
   const { card } = await bridge.ask({ type: "describe", file, tokenizer }).answer;
   return { ...card, name: card.name || file.name };
+}
+
+/** Has the model in use speak through an adapter; rejects with a Refusal if that is for another. @param {File} file */
+async function adapt(file) {
+  const { adapter } = await bridge.ask({ type: "adapt", file, on: true }).answer;
+  change({ adapter: { ...adapter, name: adapter.name || file.name, on: true, own: false } });
+}
+
+/** @param {boolean} on */
+async function useAdapter(on) {
+  await bridge.ask({ type: "adapt", on }).answer;
+  const { adapter } = current();
+  if (adapter) change({ adapter: { ...adapter, on } });
 }
 
 async function editLast() {
@@ -286,6 +302,7 @@ mountComposer({ tell: telling.tell, stop: telling.stop, editLast });
 mountStatus({ again });
 mountStory({ nextWord: telling.nextWord });
 mountActions(telling);
+mountAdapter({ useAdapter });
 mountFacts({ openShelf: async () => (await openShelf())?.open() });
 watch(
   ({ mode }) => [mode],

@@ -24,6 +24,7 @@
  * @property {Record<Build, Part>} engines  run.wasm in every build
  * @property {ModelPart} model  the page's own
  * @property {ModelPart[]} offers  those that its builder offers besides
+ * @property {AdapterPart | null} adapter  for the page's own model, in use from the start
  * @property {Record<Room, Part>} rooms  scripts for what is not there at first (rooms.js)
  * @property {boolean} offline  whether the page keeps itself on the visitor's machine
  *
@@ -63,6 +64,9 @@
  * @property {boolean} chats  whether it is made for conversations
  * @property {number} memory  bytes that the engine needs for it, once its context is full
  * @property {number} memory_per_token  bytes of these for each token of the context
+ *
+ * @typedef {{name: string, about: string}} AdapterCard  what an adapter's file says of itself; both may be empty
+ * @typedef {Part & AdapterCard} AdapterPart
  *
  * @typedef {object} ModelSettings  py/fabella/sampler.py says what each means
  * @property {number} temperature
@@ -109,17 +113,22 @@
  * @typedef {{type: "count", id: number, prompt?: string, messages?: Message[]}} Count  after Ready; answered by Counted
  * @typedef {{type: "describe", id: number, file: File, tokenizer?: File}} Describe  after Ready: what is this model file?
  *     Answered by Described, or by Failure if it cannot run
- * @typedef {Load | Tell | Say | Stop | Count | Describe} ToWorker
+ * @typedef {{type: "adapt", id: number, file?: File, on: boolean}} Adapt  after Ready: has the model use the adapter in
+ *     the file, in the place of one that it may have; without a file, switches what it has on or off. What is being told
+ *     is stopped. Answered by Adapted, or by Failure: then nothing has changed
+ * @typedef {Load | Tell | Say | Stop | Count | Describe | Adapt} ToWorker
  *
  * worker → page
  * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number, resumed_from: number}} Progress
  *     bytes; total is 0 if nobody knows it; those before resumed_from were here already and say nothing of the rate.
  *     Less may be loaded than before, where a download had to start anew
- * @typedef {{type: "ready", id: number, model: Card, kept: boolean, why: string | null}} Ready  why: in a sentence, why it is not
- *     kept on this machine
+ * @typedef {{type: "ready", id: number, model: Card, kept: boolean, why: string | null, adapter: AdapterCard | null}}
+ *     Ready  why: in a sentence, why it is not kept on this machine; adapter: in use
  * @typedef {{type: "counted", id: number, tokens: number, strange: number}} Counted  strange: characters of
  *     the box that are no pieces of the vocabulary
- * @typedef {{type: "described", id: number, card: Card}} Described
+ * @typedef {{type: "described", id: number, card: Card & { adapter?: AdapterCard }}} Described  of an adapter's file the
+ *     card has nothing but that
+ * @typedef {{type: "adapted", id: number, adapter: AdapterCard | null}} Adapted  adapter: what the file says
  * @typedef {{type: "engine", simd: "simd" | "relaxed", threads: number}} EngineState  the build, and how many threads
  *     were chosen: before the first story, and when there was time after one
  * @typedef {{type: "steps", id: number, steps: Step[], tokens_per_second: number}} Steps  at most one a frame,
@@ -128,7 +137,7 @@
  *            tokens_per_second: number}} Done
  * @typedef {{type: "error", id: number | null, field: string | null, message: string, way_out?: WayOut}} Failure
  *     id null: the worker could not load or cannot go on, and has to be started afresh; way_out: how
- * @typedef {Progress | Ready | Counted | Described | EngineState | Steps | Done | Failure} FromWorker
+ * @typedef {Progress | Ready | Counted | Described | Adapted | EngineState | Steps | Done | Failure} FromWorker
  */
 
 export {};

@@ -27,6 +27,8 @@
  * @property {Request | null} request  what is being told, or will be once the storyteller is ready
  * @property {Reason | null} ended  how the last request ended
  * @property {Complaint | null} complaint
+ * @property {{ name: string, about: string, on: boolean, own: boolean } | null} adapter  beside the model; own:
+ *     the page came with it
  * @property {string} unkept  why the model is not kept on this machine; "" if it is
  * @property {string} keeping  why nothing can be kept on this machine; "" if it can
  *
@@ -70,6 +72,7 @@ const state = {
   request: null,
   ended: null,
   complaint: null,
+  adapter: null,
   unkept: "",
   keeping: "",
 };

@@ -3,6 +3,7 @@
  * py/fabella/page.py and passes on what comes back. It decides nothing about the story.
  */
 
+import { download } from "./download.js";
 import { pickBuild, startEngine } from "./engine.js";
 import { LocalFile } from "./kept-file.js";
 import { openModel } from "./open-model.js";
@@ -10,7 +11,7 @@ import { Problem, causeOf, impossible } from "./problem.js";
 import { completePython, startPython } from "./python.js";
 
 /** @import { Engine } from "./engine.js" */
-/** @import { Card, Count, Describe, FromWorker, Load, Part, Progress, Say, Tell, ToWorker } from "./messages.js" */
+/** @import { Adapt, Card, Count, Describe, FromWorker, Load, Part, Progress, Say, Tell, ToWorker } from "./messages.js" */
 
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 50;
@@ -33,6 +34,8 @@ const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ 
  *   count: (request: string) => number,
  *   strange: (text: string) => number,
  *   forward_time: (milliseconds: number) => number,
+ *   adapt: (file: unknown) => string,
+ *   use_adapter: (on: boolean) => void,
  * }}
  */
 let storyteller;
@@ -72,10 +75,10 @@ scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
     begin(message);
   } else if (message.type === "count") {
     count(message);
+  } else if (message.type === "adapt") {
+    adapt(message);
   } else if (message.id === story?.id) {
-    storyteller.stop();
-    send({ type: "done", reason: "stopped", ...story });
-    finish();
+    stop();
   }
 };
 
@@ -108,6 +111,26 @@ function count({ id, type: _, ...request }) {
     send({ type: "counted", id, tokens, strange: storyteller.strange(text) });
   } catch (error) {
     fail(id, error);
+  }
+}
+
+/** Ends the story that is being told, if one is. */
+function stop() {
+  if (!story) return;
+  storyteller.stop();
+  send({ type: "done", reason: "stopped", ...story });
+  finish();
+}
+
+/** @param {Adapt} message */
+function adapt({ id, file, on }) {
+  try {
+    stop();
+    rehearsed = true; // what is being rehearsed could not go on
+    const said = file ? storyteller.adapt(new LocalFile(file)) : storyteller.use_adapter(on);
+    send({ type: "adapted", id, adapter: said ? JSON.parse(said) : null });
+  } catch (error) {
+    refuse(id, error);
   }
 }
 
@@ -232,24 +255,28 @@ async function load({ id, assets, base, source, python: start }) {
     explain = explainer(python);
     return python;
   });
+  const isOwn = source.kind === "offer" && source.part.id === assets.model.id;
+  const adapting = isOwn && assets.adapter ? download(at(assets.adapter), "The adapter", () => {}) : null;
   const starting = startEngine(build, run, at(assets.helper), downloaded.add);
-  const [started, opened, python] = await Promise.all([starting, opening, awake]);
+  const [started, opened, python, adapter] = await Promise.all([starting, opening, awake, adapting]);
 
   const { Page } = python.pyimport("fabella.page");
   engine = started;
   let page;
   try {
     page = Page(engine.exports, opened.file, opened.tokenizer ?? undefined);
+    if (adapter) page.adapt(adapter);
   } catch (error) {
     await opened.refused();
     throw error;
   }
-  const { tell, say, advance, stop, count, strange, forward_time } = page;
-  storyteller = { tell, say, advance, stop, count, strange, forward_time };
+  const { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter } = page;
+  storyteller = { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter };
   const said = JSON.parse(page.info());
   /** @type {Card} */
   const card = { ...said, id: opened.id, name: said.name || opened.name };
-  send({ type: "ready", id, model: card, kept: opened.kept, why: opened.why });
+  const { kept, why } = opened;
+  send({ type: "ready", id, model: card, kept, why, adapter: adapter && assets.adapter });
   rest();
   await Promise.all([opened.loaded(card), completePython(python, at(assets.python.stdlib))]);
 }

@@ -7,7 +7,7 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -68,6 +68,16 @@ def describe(file: Path, url: str) -> dict[str, Any]:
     with open_model(file) as (model, source):
         said = summary(model, source.size)
     return {**said, "name": said["name"] or file.stem, "file": file.name, "url": url, **hashes_of(file)}
+
+
+def describe_adapter(file: Path, part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page knows of an adapter: the `AdapterPart` of web/messages.js."""
+    from fabella.adapter import summary
+    from fabella.models import open_adapter
+
+    with open_adapter(file) as (adapter, _):
+        said = summary(adapter)
+    return {**part, **said, "name": said["name"] or file.stem}
 
 
 def hashes_of(file: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 from builder.assets import part, publish
 from builder.engines import build_engines
 from builder.install import ensure_node_packages, ensure_python
-from builder.offers import describe, find_offer, origin_of
+from builder.offers import describe, describe_adapter, find_offer, origin_of
 from builder.offline import compress, publish_manifest, write_service_worker
 from builder.python import build_program, build_snapshot, build_stdlib, copy_pyodide
 from builder.told import as_html, told_before
@@ -40,6 +40,7 @@ def bundle(
     hosts: Sequence[str] = (),
     offline: bool = True,
     address: str | None = None,
+    adapter: Path | None = None,
 ) -> None:
     """Build everything that has changed and write the static page into `out`.
 
@@ -59,6 +60,8 @@ def bundle(
         Whether the page is kept on its visitors' machines, for when there is no network.
     address
         The URL where the page will be.
+    adapter
+        An adapter for the page's own model, GGUF: in use from the start, and the visitor may take it off.
     """
     out = out.resolve()
     check_out(out)
@@ -74,6 +77,8 @@ def bundle(
         new = folder / "dist"
         (new / "assets").mkdir(parents=True)
         gguf = reworded(model_as_gguf(model, tokenizer, folder), words or {}, folder)
+        if adapter:
+            check_as_page(gguf, gguf, adapter)
         for offer in offers:
             model_as_gguf(offer.file, None, folder)
         url = publish(gguf, new, "{stem}-{hash}.gguf")
@@ -98,11 +103,14 @@ def bundle(
             "hosts": hosts,
             "model": models[0],
             "offers": models[1:],
+            "adapter": describe_adapter(adapter, part(new, publish(adapter, new, "{stem}-{hash}.gguf")))
+            if adapter
+            else None,
             "offline": offline,
         }
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
         origins = [*hosts, *(origin for offer in offers for origin in offer.origins)]
-        version = write_index(new, scripts, assets, gguf, folder, origins, address)
+        version = write_index(new, scripts, assets, gguf, folder, origins, address, adapter)
         write_service_worker(new, version, offline, models[0])
         shutil.copyfile(WEB / EMBEDDING, new / EMBEDDING)
         bytes_of_page = size(new)
@@ -126,8 +134,13 @@ def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
             convert_llama2c(model, tokenizer, gguf)
     except FabellaError as error:
         raise BuildError(str(error)) from error
-    # What the page would refuse is refused here: it is loaded as the page loads it, weights and all.
-    arguments = ("-m", "fabella.check", str(gguf.resolve()))
+    check_as_page(gguf, model)
+    return gguf
+
+
+def check_as_page(gguf: Path, model: Path, adapter: Path | None = None) -> None:
+    """Refuse what the page would refuse: a model is loaded as the page loads it, weights and all; `model` names it."""
+    arguments = ["-m", "fabella.check", str(gguf.resolve()), *(["--adapter", str(adapter)] if adapter else [])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "py")}
     checked = subprocess.run(
         [PYTHON, *arguments], env=environment, capture_output=True, text=True, errors="replace", check=False
@@ -135,7 +148,6 @@ def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
     if checked.returncode:
         said = checked.stderr.strip().removeprefix("fabella.check: ")
         raise BuildError(said.replace(str(gguf.resolve()), str(model)))
-    return gguf
 
 
 def reworded(gguf: Path, words: Mapping[str, Any], folder: Path) -> Path:
@@ -181,6 +193,7 @@ def write_index(
     folder: Path,
     origins: Sequence[str] = (),
     address: str | None = None,
+    adapter: Path | None = None,
 ) -> str:
     """Write index.html: files named by their published URLs, the style inside, and what the worker finds where.
 
@@ -213,7 +226,10 @@ def write_index(
     first = assets["model"]
     for pattern, text in words_of(first):
         once(pattern, text)
-    told = told_before(gguf, (first["beginnings"] or [""])[0]) if not first["chats"] else None
+    if assets["adapter"]:
+        once('(<p id="adapter"[^>]*?) hidden(?=>)', "")
+        once('(<span id="adapter-says"[^>]*>)', html.escape(adapter_line(assets["adapter"]["name"])))
+    told = told_before(gguf, (first["beginnings"] or [""])[0], adapter) if not first["chats"] else None
     if told:
         once('(<section id="told-before"[^>]*>)', as_html(told))
     scripts = {**scripts, "manifest.webmanifest": publish_manifest(page, out, folder)}
@@ -226,6 +242,11 @@ def write_index(
     once('<meta name="version" content="" />', f'<meta name="version" content="{version}" />')
     (out / "index.html").write_text(page, encoding="utf-8")
     return version
+
+
+def adapter_line(name: str) -> str:
+    """What the page says of an adapter that is in use, as web/views/adapter.js writes it."""
+    return f"It speaks through the adapter “{name}”."
 
 
 def words_of(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,7 @@ class Told(NamedTuple):
     seed: int
 
 
-def told_before(model: Path, prompt: str) -> Told | None:
+def told_before(model: Path, prompt: str, adapter: Path | None = None) -> Told | None:
     """Have a model (GGUF) tell a story as the page would; return the first that comes to an end, or None.
 
     The engine is built already.
@@ -32,17 +32,23 @@ def told_before(model: Path, prompt: str) -> Told | None:
 
     def make(target: Path) -> None:
         say("Telling the story that stands on the page at first ...")
-        found = next((told for seed in SEEDS if (told := _tell(model, prompt, seed))), None)
+        found = next((told for seed in SEEDS if (told := _tell(model, prompt, seed, adapter))), None)
         target.write_text(json.dumps(found), encoding="utf-8")
 
-    sources = sorted((ROOT / "py/fabella").glob("*.py"))
-    file = cached("told.json", digest(model, prompt, *sources, ROOT / "py/fabella/run.wasm"), make)
+    sources = [
+        *sorted((ROOT / "py/fabella").glob("*.py")),
+        ROOT / "py/fabella/run.wasm",
+        *([adapter] if adapter else []),
+    ]
+    file = cached("told.json", digest(model, prompt, *sources), make)
     found = json.loads(file.read_text(encoding="utf-8"))
     return Told(*found) if found else None
 
 
-def _tell(model: Path, prompt: str, seed: int) -> Told | None:
-    command = (PYTHON, "-m", "fabella", model, f"-i{prompt}", "-s", str(seed), "-n", str(LONGEST))
+def _tell(model: Path, prompt: str, seed: int, adapter: Path | None) -> Told | None:
+    command = [str(PYTHON), "-m", "fabella", str(model), f"-i{prompt}", "-s", str(seed), "-n", str(LONGEST)]
+    if adapter:
+        command += ["--adapter", str(adapter)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "py"), "PYTHONIOENCODING": "utf-8"}
     told = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
     text = told.stdout.removesuffix("\n")

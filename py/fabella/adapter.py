@@ -116,6 +116,11 @@ def read_adapter(source: ByteSource) -> Adapter:
     )
 
 
+def summary(adapter: Adapter) -> dict[str, str]:
+    """Return what the page says of an adapter: the `AdapterCard` of web/messages.js."""
+    return {"name": adapter.name, "about": adapter.about}
+
+
 def _pair(name: str, tensors: Mapping[str, Tensor]) -> Pair:
     """The two matrices for the model's matrix `name`."""
     for other in tensors:

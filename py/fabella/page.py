@@ -10,16 +10,18 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from fabella.engine import Engine
-from fabella.errors import PromptError, SettingsError, TemplateError
+from fabella.errors import ModelFileError, PromptError, SettingsError, TemplateError
 from fabella.generate import Ending, Step, generate
 from fabella.gguf import MAGIC, read_gguf
 from fabella.hosts import BrowserFile, BrowserHost
 from fabella.modelfile import ModelFile
 from fabella.sampler import LARGEST_SEED, Settings
 from fabella.session import Session
+from fabella.sources import BytesSource
 from fabella.summary import summary
 
 if TYPE_CHECKING:
+    from fabella.adapter import Adapter
     from fabella.chat import Conversation
 
 
@@ -34,14 +36,22 @@ def describe(blocks: Any, tokenizer: Any = None) -> str:
 
     Returns
     -------
-    The ``Card`` of ``web/messages.js``, but for its id, as JSON.
+    The ``Card`` of ``web/messages.js``, but for its id, as JSON; or, of an adapter, ``{"adapter": AdapterCard}``.
 
     Raises
     ------
     FabellaError
         If this engine cannot run the file.
     """
-    model, file = _open(blocks, tokenizer)
+    try:
+        model, file = _open(blocks, tokenizer)
+    except ModelFileError as error:
+        if error.field != "general.type":  # which only an adapter has wrong
+            raise
+        from fabella.adapter import read_adapter
+        from fabella.adapter import summary as adapter_summary
+
+        return json.dumps({"adapter": adapter_summary(read_adapter(BrowserFile(blocks)))})
     return json.dumps(summary(model, file.size), allow_nan=False)
 
 
@@ -76,7 +86,9 @@ class Page:
     def __init__(self, exports: Any, blocks: Any, tokenizer: Any = None) -> None:
         self._model, file = _open(blocks, tokenizer)
         self._summary = summary(self._model, file.size)
-        self._session = Session(Engine(BrowserHost(exports), self._model, file))
+        self._engine = Engine(BrowserHost(exports), self._model, file)
+        self._session = Session(self._engine)
+        self._adapted: tuple[Adapter, BytesSource] | None = None  # what the model has beside it
         self._conversation: Conversation | None = None
         self._counted: Conversation | None = None  # another: this one only counts
         self._steps: Iterator[Step] | None = None
@@ -244,6 +256,47 @@ class Page:
                 "tokens_per_second": rate,
             }
         )
+
+    def adapt(self, blocks: Any) -> str:
+        """Puts an adapter beside the model, in the place of one that may be there; the story going on is forgotten.
+
+        Parameters
+        ----------
+        blocks
+            The adapter's file, as for `describe`.
+
+        Returns
+        -------
+        The ``AdapterCard`` of ``web/messages.js``, as JSON.
+
+        Raises
+        ------
+        FabellaError
+            If it is no adapter, or one for another model; then all is as it was.
+        """
+        from fabella.adapter import read_adapter, summary
+
+        file = BrowserFile(blocks)
+        source = BytesSource(file.read(0, file.size))  # a few megabytes; its matrices come in any order
+        adapter = read_adapter(source)
+        adapter.check_fits(self._model.config)
+        self.stop()
+        try:
+            self._engine.adapt(adapter, source)
+            self._adapted = adapter, source
+        except ModelFileError:  # a number in it is none
+            if self._adapted:
+                self._engine.adapt(*self._adapted)
+            raise
+        finally:
+            self._session.forget()
+        return json.dumps(summary(adapter))
+
+    def use_adapter(self, on: bool) -> None:
+        """Switches the adapter off, or on again; the story going on is forgotten."""
+        self.stop()
+        self._engine.use_adapter(on)
+        self._session.forget()
 
     def stop(self) -> None:
         """Forgets the story that is going on."""

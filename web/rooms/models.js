@@ -23,7 +23,8 @@ export function models(house, close) {
   const own = make(
     "p",
     {},
-    "Drop a .gguf file anywhere on the page, or a llama2.c .bin with its tokenizer.bin; it stays on this machine. ",
+    "Drop a .gguf file anywhere on the page, or a llama2.c .bin with its tokenizer.bin; it stays on this machine. An ",
+    "adapter (LoRA, .gguf) is put on the model in use. ",
     choose,
     input,
   );
@@ -65,6 +66,11 @@ export function models(house, close) {
     try {
       const card = await house.describe(file, tokenizer);
       said.textContent = "";
+      if (card.adapter) {
+        await house.adapt(file);
+        close();
+        return;
+      }
       const source = /** @type {const} */ ({ kind: "file", file, ...(tokenizer && { tokenizer }) });
       if (files.length > (tokenizer ? 2 : 1))
         said.textContent = "One model at a time: the others are left where they are.";

@@ -6,14 +6,15 @@ import { button, make } from "./make.js";
 import { models } from "./models.js";
 
 /** @import { House as Given } from "../rooms.js" */
-/** @import { Assets, Card, Source } from "../messages.js" */
+/** @import { AdapterCard, Assets, Card, Source } from "../messages.js" */
 
 /**
  * @typedef {Given & {
  *   assets: Assets,
  *   versions: Map<string, number>,
  *   load: (source: Source) => void,
- *   describe: (file: File, tokenizer?: File) => Promise<Card>,
+ *   describe: (file: File, tokenizer?: File) => Promise<Card & { adapter?: AdapterCard }>,
+ *   adapt: (file: File) => Promise<void>,
  * }} House
  */
 

@@ -94,8 +94,8 @@ export function mountActions({ again, goOn, turnTo }) {
   }
 
   watch(
-    ({ leaf, request, settings, model }) => [leaf, request, settings.seed, model],
-    (leaf, request, seed, _model) => {
+    ({ leaf, request, settings, model, adapter }) => [leaf, request, settings.seed, model, adapter],
+    (leaf, request, seed, _model, adapter) => {
       const turn = last(leaf);
       if (!leaf || !turn || request) {
         say("");
@@ -110,7 +110,10 @@ export function mountActions({ again, goOn, turnTo }) {
       retell.hidden = !story || !isOurs(leaf);
       more.hidden = !story || !isOurs(leaf) || !canGoOn(leaf, turn);
       keep.hidden = !story || turn.settings?.seed === seed;
-      for (const id of ["share", "command"]) element(id, HTMLButtonElement).hidden = !story || !isOurs(leaf);
+      // Whoever follows a link meets the page with its own adapter, or none; a command has none.
+      const asBuilt = Boolean(adapter?.on) === Boolean(adapter?.own);
+      element("share", HTMLButtonElement).hidden = !story || !isOurs(leaf) || !asBuilt;
+      element("command", HTMLButtonElement).hidden = !story || !isOurs(leaf) || Boolean(adapter?.on);
       element("new", HTMLButtonElement).hidden = story;
       element("copy", HTMLButtonElement).textContent = story ? "Copy" : "Copy all";
     },

@@ -1,0 +1,111 @@
+"""The story model learns to obey: it is given three words, and tells a story with them in it.
+
+    python -m train.examples.three_words make out/words.jsonl
+    python -m train.finetune web/models/stories.gguf out/words.jsonl --out out/words --rank 16 --rounds 4
+    python -m train.export out/words --adapter -o out/words.gguf
+    python -m train.examples.three_words measure web/models/stories.gguf --adapter out/words.gguf
+
+The stories to learn from are the model's own: of each, three words that are rare among all of them become the prompt.
+So it keeps its voice, and learns nothing but to have heard the words before. What is measured is how many of the given
+words are in its stories, for sets of three that no story to learn from had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import fabella
+from fabella.console import run_command
+from fabella.errors import FabellaError
+
+from ..progress import Progress
+
+WHAT = "Make stories behind three of their words, or measure whether a model obeys such words."
+STORIES = 1200
+LENGTH = 160  # tokens of a story at most
+COMMON = 150  # so many of the most frequent words are given to nobody
+RARE = 4  # nor are words of fewer stories than this
+PROMPTS = 100  # to measure on
+BASE = Path(__file__).parents[2] / "web/models/stories.gguf"
+
+
+def prompt_of(words: list[str]) -> str:
+    """What the model is asked with."""
+    return f"Words: {', '.join(words)}. Story:"
+
+
+def words_in(text: str) -> set[str]:
+    """The words of a text, without regard to capitals."""
+    return set(re.findall(r"[a-z]{3,}", text.lower()))
+
+
+def make(path: Path) -> None:
+    """Have the model tell stories, and write each down behind three words of its own."""
+    stories = []
+    with fabella.load(BASE) as model, Progress("telling", STORIES, " stories") as progress:
+        for seed in range(1, STORIES + 1):
+            told = "".join(model.tell("Once upon a time", temperature=0.9, top_p=0.95, seed=seed, length=LENGTH))
+            stories.append(told[: told.rfind(".") + 1] or told)  # up to its last whole sentence
+            progress.update(1)
+    counts = Counter(word for story in stories for word in words_in(story))
+    common = {word for word, _ in counts.most_common(COMMON)}
+    rng = random.Random(1)
+    with open(path, "w", encoding="utf-8") as file:
+        for story in stories:
+            words = sorted(word for word in words_in(story) - common if counts[word] >= RARE)
+            if len(words) >= 3:
+                chosen = rng.sample(words, 3)
+                file.write(json.dumps({"prompt": prompt_of(chosen), "response": f" {story}"}) + "\n")
+
+
+def held_out_words() -> list[list[str]]:
+    """Sets of three words to measure on."""
+    things = "apple ball boat bread cake drum duck flower frog garden hat kite moon rabbit rain river snow".split()
+    doings = "climb dance dig draw fly hide jump laugh paint run share sing sleep swim throw wash whisper wish".split()
+    manners = "angry brave cold dark funny gentle green hungry lonely loud proud quiet red shiny soft tiny warm".split()
+    rng = random.Random(2)
+    return [[rng.choice(things), rng.choice(doings), rng.choice(manners)] for _ in range(PROMPTS)]
+
+
+def measure(path: Path, adapter: Path | None) -> None:
+    """Print how many of the given words a model's stories have: themselves, or with an ending, as *jumped* has jump."""
+    found = all_three = 0
+    with fabella.load(path, adapter=adapter) as model, Progress("measuring", PROMPTS, " stories") as progress:
+        for seed, words in enumerate(held_out_words(), 1):
+            prompt = prompt_of(words)
+            told = "".join(model.tell(prompt, temperature=0.7, seed=seed, length=LENGTH + 40, loops=True))
+            said = words_in(told.removeprefix(prompt))
+            there = sum(any(word.startswith(given) for word in said) for given in words)
+            found += there
+            all_three += there == 3
+            progress.update(1)
+    print(f"{found / (3 * PROMPTS):.0%} of the given words are in the stories, all three in {all_three / PROMPTS:.0%}")
+
+
+def main() -> int:
+    """The command line. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m train.examples.three_words", description=WHAT)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("make", help="write the examples").add_argument("file", type=Path)
+    measuring = commands.add_parser("measure", help="measure a model, with or without an adapter")
+    measuring.add_argument("model", type=Path)
+    measuring.add_argument("--adapter", type=Path)
+
+    def body() -> None:
+        options = parser.parse_args()
+        if options.command == "make":
+            make(options.file)
+        else:
+            measure(options.model, options.adapter)
+
+    return run_command("three_words", body, (OSError, FabellaError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
