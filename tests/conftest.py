@@ -61,7 +61,7 @@ def shipped_model() -> Path:
 
 @pytest.fixture(scope="session")
 def shipped_model_f32(shipped_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model with its Q8_0 weights written out as F32."""
+    """The shipped model with its Q4_0 weights written out as F32."""
     return write_as_f32(shipped_model, tmp_path_factory.mktemp("shipped") / "stories-f32.gguf")
 
 

@@ -55,8 +55,8 @@ def test_every_model_fits_its_type_and_leaves_room_for_its_story() -> None:
     size = 4 * (32000 * 288 + 6 * (4 * 288 * 288 + 3 * 288 * 768))
     assert models.packed_bytes(models.MODELS["15M-F32"]) == size
     assert models.packed_bytes(models.MODELS["15M-Q8_0"]) == size * 36 // 128
-    stories = models.MODELS["stories-Q8_0"]
-    assert 0 < models.packed_bytes(stories) - stories.file().stat().st_size < 200_000, "scales of 32 bits, not of 16"
+    stories = models.MODELS["stories-Q4_0"]
+    assert 0 < models.packed_bytes(stories) - stories.file().stat().st_size < 500_000, "scales of 32 bits, not of 16"
 
 
 @pytest.mark.parametrize("type", ["F32", "Q8_0", "Q4_1"])

@@ -88,7 +88,7 @@ def told(path: Path, prompt: str, ending: Ending, **settings: Any) -> list[Step]
 
 @pytest.mark.parametrize(
     ("prompt", "seed"),
-    [("Zil", 4), ("ZZZZ", 3), ("!!!", 5), ('"Ha ha ha", laughed the', 1), ("Dear Sir or Madam,", 6)],
+    [("la la la la", 1), ("la la la la", 2), ("aaaa", 4), ("aaaa", 5), ("aaaa", 8)],
 )
 def test_the_shipped_model_s_loops_are_stopped(prompt: str, seed: int) -> None:
     steps = told(SHIPPED, prompt, Ending(loops=True), temperature=0.8, seed=seed)
@@ -155,12 +155,12 @@ def test_a_story_that_was_cut_goes_on_as_if_it_had_not_been(
 def test_a_loop_is_seen_by_whoever_goes_on() -> None:
     engine, file = load(SHIPPED)
     session, how = Session(engine), Settings(temperature=0.8, seed=4)
-    whole = list(generate(session, file.tokenizer, "Zil", how, ending=Ending(loops=True)))
+    whole = list(generate(session, file.tokenizer, "aaaa", how, ending=Ending(loops=True)))
     assert whole[-1].end == "loop"
     so_far: list[int] = []
     for length in range(30, 600, 37):
         ending = Ending(min(length, engine.context), loops=True)
-        steps = list(generate(session, file.tokenizer, "Zil", how, ending=ending, told=so_far))
+        steps = list(generate(session, file.tokenizer, "aaaa", how, ending=ending, told=so_far))
         so_far += tokens_of(steps)
         if steps[-1].end != "length":
             break
@@ -236,8 +236,8 @@ def test_the_page_stops_at_loops_if_it_is_asked_to(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(page, "BrowserFile", BytesSource)
     opened = page.Page(None, SHIPPED.read_bytes())
     how = {"temperature": 0.8, "seed": "4"}
-    assert advanced(opened, prompt="Zil", settings=how | {"loops": True})["end"] == "loop"
-    assert advanced(opened, prompt="Zil", settings=how)["end"] == "context"
+    assert advanced(opened, prompt="aaaa", settings=how | {"loops": True})["end"] == "loop"
+    assert advanced(opened, prompt="aaaa", settings=how)["end"] == "context"
     with pytest.raises(SettingsError):
         advanced(opened, settings={"loops": 1})
 
@@ -273,7 +273,7 @@ def test_an_answer_that_begins_to_loop_is_stopped_and_can_go_on() -> None:
     template = ChatTemplate("{{ messages[-1].content }}", "", "", file.tokenizer.controls)
     conversation = Conversation(Session(engine), file.tokenizer, template)
     how = Settings(temperature=0.8, seed=4)
-    steps = list(conversation.say("Zil", how, Ending(loops=True)))
+    steps = list(conversation.say("aaaa", how, Ending(loops=True)))
     assert (steps[-1].end, conversation.turns[-1].end) == ("loop", "loop")
     begun = conversation.turns[-1].text
     going_on = list(conversation.go_on(how, Ending(loops=True)))

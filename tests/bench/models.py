@@ -91,7 +91,7 @@ SHAPES = {
 
 MODELS = {
     "260K-F32": Model(SHAPES["260K"], "F32", 380),
-    "stories-Q8_0": Model(lambda: WEB / "models/stories.gguf", "Q8_0", 120),
+    "stories-Q4_0": Model(lambda: WEB / "models/stories.gguf", "Q4_0", 120),
     "15M-F32": Model(SHAPES["15M"], "F32", 120),
     "15M-Q8_0": Model(SHAPES["15M"], "Q8_0", 120),
     "42M-Q8_0": Model(SHAPES["42M"], "Q8_0", 120),
