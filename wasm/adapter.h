@@ -20,7 +20,8 @@ typedef struct {
 
 /* Takes all of it away. */
 static void adapter_clear(Adapter *adapter) {
-    for (Adapted *one = adapter->adapted; one < adapter->adapted + adapter->count; one++) {
+    for (int i = 0; i < adapter->count; i++) {
+        const Adapted *one = &adapter->adapted[i];
         one->matrix->lora = NULL;
         free(one->lora.a);
         free(one->lora.b);
@@ -33,8 +34,7 @@ static void adapter_clear(Adapter *adapter) {
 /* Has all matrices, or none, add what they have. */
 static void adapter_switch(Adapter *adapter, bool off) {
     adapter->off = off;
-    for (Adapted *one = adapter->adapted; one < adapter->adapted + adapter->count; one++)
-        one->matrix->lora = off ? NULL : &one->lora;
+    for (int i = 0; i < adapter->count; i++) adapter->adapted[i].matrix->lora = off ? NULL : &adapter->adapted[i].lora;
 }
 
 /* Makes room for a matrix's A and B, zeros until they come, for `tokens` at once. Errors: E_TENSOR, E_CONFIG,
