@@ -35,7 +35,7 @@ BOS, EOS = 1, 2
 FIRST_CHARACTER = 3 + 256  # after <unk>, <s>, </s> and the bytes, which llama.cpp asks for
 
 # Bytes of a weight as wasm/matrix.h packs it: in groups of 32, with a float scale and in Q4_1 a float minimum.
-PACKED_BYTES = {"F32": 4.0, "Q8_0": (32 + 4) / 32, "Q4_1": (16 + 8) / 32}
+PACKED_BYTES = {"F32": 4.0, "Q8_0": (32 + 4) / 32, "Q4_0": (16 + 4) / 32, "Q4_1": (16 + 8) / 32}
 
 # Blocks of characters, so that each token of a random model is one character and a prompt's text is its tokens.
 ALPHABET = [(0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x20000, 0x2A6DF)]
