@@ -29,10 +29,9 @@ def explain(module: str | None) -> NoReturn:
     from fabella.console import run_command
 
     def body() -> int:
-        commands = "train.train, train.finetune, train.evaluate, train.sample, train.export and train.convert"
-        print(
-            f"{(module or '').strip()}\n\nThis module is not a command. The commands are {commands}; each has --help."
-        )
+        commands = "train.train, train.finetune, train.distill, train.write, train.transplant, train.evaluate, "
+        commands += "train.sample, train.export and train.convert; each has --help"
+        print(f"{(module or '').strip()}\n\nThis module is not a command. The commands are {commands}.")
         return 0 if {"-h", "--help"} & set(sys.argv[1:]) else 2
 
     sys.exit(run_command("train", body))

@@ -156,12 +156,20 @@ def batches(
     tokens: Tokens, length: int, batch_tokens: int, seed: int, step: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches (inputs, targets), shuffled anew each epoch, beginning with that of ``step``."""
+    for rows in row_batches(tokens, length, batch_tokens, seed, step):
+        yield make_batch(tokens, rows)
+
+
+def row_batches(
+    tokens: Tokens, length: int, batch_tokens: int, seed: int, step: int = 0
+) -> Iterator[NDArray[np.int64]]:
+    """The rows of each of these batches, as `cut_rows` has them: [rows, 2]."""
     rows = cut_rows(tokens, length)
     epoch = 0
     while True:
         plan = plan_epoch(rows, batch_tokens, seed, epoch)
         for batch in plan[step:]:
-            yield make_batch(tokens, rows[batch])
+            yield rows[batch]
         step = max(0, step - len(plan))
         epoch += 1
 

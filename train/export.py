@@ -95,7 +95,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--format",
         choices=STORED,
-        help=f"of the matrices (default: {DEFAULT_FORMAT}, {ADAPTER_FORMAT} of an adapter, or as a GGUF file has them)",
+        help=f"of the matrices (default: {DEFAULT_FORMAT}, {ADAPTER_FORMAT} of an adapter, what they were trained for, or "
+        "as a GGUF file has them)",
     )
     parser.add_argument("--adapter", action="store_true", help="of a fine-tuning, write the adapter alone")
     parser.add_argument(
@@ -199,8 +200,8 @@ def export_run(options: argparse.Namespace, words: dict[str, Any]) -> None:
     """Write a trained model."""
     if RunFolder(options.run).owns(options.output):
         raise ValueError(f"{options.output}: is a file of the run itself; write to another one")
-    format = options.format or DEFAULT_FORMAT
     run, tokenizer = load_run(options.run)
+    format = options.format or run.options.get("quantize_aware") or DEFAULT_FORMAT
     if reason := unstorable(run.config, format):
         raise ValueError(f"{reason} (--format)")
     model, tokens = run.build_model(), as_tokenizer(tokenizer)

@@ -34,6 +34,7 @@ from .curve import keep_curve
 from .data import PADDING
 from .model import Llama
 from .progress import Progress, say
+from .rounding import rounded_call
 from .run import RunFolder
 from .together import rank, ranks, total
 
@@ -71,15 +72,17 @@ def fit(
     measure: Callable[[], float],
     plan: Plan,
     stop: StopOnSignal,
+    before_step: Callable[[float], None] = lambda progress: None,
 ) -> None:
     """Train ``model`` from where ``run`` is, to the end of the plan or until ``stop``, and save it in ``folder``.
 
     ``stream`` yields batches of inputs and targets, [rows, T] each, where `PADDING` is not a target. ``measure``
-    returns the model's bits per byte on the held-out text. Raises ``FloatingPointError`` when the numbers go out of
-    bounds, ``MemoryError``, ``OSError`` (it could not be saved), ``KeyboardInterrupt`` if it is stopped before the
-    first step, and ``BrokenPipeError``, after saving, if nobody reads what it prints any more.
+    returns the model's bits per byte on the held-out text. ``before_step`` hears before each step what part of the
+    budget is used, 0 to 1. Raises ``FloatingPointError`` when the numbers go out of bounds, ``MemoryError``,
+    ``OSError`` (it could not be saved), ``KeyboardInterrupt`` if it is stopped before the first step, and
+    ``BrokenPipeError``, after saving, if nobody reads what it prints any more.
     """
-    Loop(run, folder, model, loss_of, measure, plan).work(stream, stop)
+    Loop(run, folder, model, loss_of, measure, plan, before_step).work(stream, stop)
 
 
 class Loop:
@@ -97,9 +100,10 @@ class Loop:
         loss_of: Loss,
         measure: Callable[[], float],
         plan: Plan,
+        before_step: Callable[[float], None],
     ) -> None:
         self.run, self.folder, self.model = run, folder, model
-        self.loss_of, self.measure, self.plan = loss_of, measure, plan
+        self.loss_of, self.measure, self.plan, self.before_step = loss_of, measure, plan, before_step
         self.device = next(model.parameters()).device
         self.precision = choose_precision(self.device.type)
         self.optimizers = make_optimizers(model)
@@ -159,7 +163,9 @@ class Loop:
         Returns the learning rate, the loss (nats per token) and how many tokens were learned from.
         """
         run, plan = self.run, self.plan
-        rate = learning_rate(plan.learning_rate, run.step, run.tokens / plan.tokens)
+        progress = run.tokens / plan.tokens
+        self.before_step(progress)
+        rate = learning_rate(plan.learning_rate, run.step, progress)
         seed_torch(plan.seed, run.step, rank())
         learned = int((targets != PADDING).sum())
         value = gradients(self.loss_of, self.precision, self.device, inputs, targets)
@@ -393,7 +399,7 @@ def tokens_a_second(model: nn.Module, loss_of: Loss, stream: Iterator[tuple[Tens
     return statistics.median(rates)
 
 
-def make_loss(model: Llama, compiled: bool) -> nn.Module:
+def make_loss(model: Llama, compiled: bool) -> MeanLoss:
     """A module (inputs [B, T], targets [B, T]) -> mean loss in nats per token, compiled if a compiler is there."""
     return MeanLoss(model, compiled and has_compiler(model.token_embd.weight.device.type))
 
@@ -407,7 +413,12 @@ def has_compiler(device: str) -> bool:
 
 
 class MeanLoss(nn.Module):
-    """The mean loss in nats per token, fused by torch.compile as long as that works."""
+    """The mean loss in nats per token, fused by torch.compile as long as that works.
+
+    With ``rounding``, the name of a format, it is that of the model with its matrices as the format stores them.
+    """
+
+    rounding: str | None = None
 
     def __init__(self, model: Llama, compiled: bool) -> None:
         super().__init__()
@@ -415,23 +426,27 @@ class MeanLoss(nn.Module):
         # dynamic: batches come in many shapes, which rules out CUDA's graphs, made for one shape each.
         self.compiled = torch.compile(self.loss_of, dynamic=True) if compiled else None
 
-    def loss_of(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def loss_of(self, *batch: Tensor) -> Tensor:
         """As it is written."""
-        logits = self.model(inputs)  # [B, T, vocab_size]
+        inputs, targets = batch
+        logits = self.logits(inputs)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=PADDING)
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def logits(self, inputs: Tensor) -> Tensor:  # [B, T] -> [B, T, vocab_size]
+        return rounded_call(self.model, inputs, self.rounding) if self.rounding else self.model(inputs)
+
+    def forward(self, *batch: Tensor) -> Tensor:
         if self.compiled is None:
-            return self.loss_of(inputs, targets)
+            return self.loss_of(*batch)
         try:
-            return self.compiled(inputs, targets)
+            return self.compiled(*batch)
         except RuntimeError as error:
             if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
                 raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             say(f"Training without torch.compile, which is about a third slower: it failed ({reason}).")
             self.compiled = None
-            return self.loss_of(inputs, targets)
+            return self.loss_of(*batch)
 
 
 class StopOnSignal:

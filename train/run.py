@@ -6,6 +6,7 @@
     best.pt                 the model that was best on the held-out text, which export, sample and evaluate take
     tokenizer.model         trained once, at the run's first start
     tokens.cache            the text as tokens: made anew whenever it does not fit
+    labels/                 of a student (distill.py): what its teacher says of each token, see labels.py
     curve.csv, curve.png    loss and bits per byte so far
     training.lock           held by the training that works here, and let go by the system when that ends, however
 
@@ -53,6 +54,11 @@ class RunFolder:
         self.files = tuple(value for name, value in vars(self).items() if name != "path")
         self.halves = tuple(file.with_suffix(".tmp") for file in self.files)
         self.lock = path / "training.lock"
+
+    @property
+    def labels(self) -> Path:
+        """The folder of a teacher's labels."""
+        return self.path / "labels"
 
     def owns(self, path: Path) -> bool:
         """Whether ``path`` is one of the run's own files."""
@@ -225,6 +231,10 @@ class RunFolder:
         if not self.tokenizer.is_file():
             raise FileNotFoundError(f"{self.tokenizer}: no such tokenizer; {ANOTHER_TOKENIZER}")
         return hashlib.sha256(self.tokenizer.read_bytes()).hexdigest()
+
+    def write_tokenizer(self, content: bytes) -> None:
+        """Keep the tokenizer that the run is to have: a SentencePiece model."""
+        self._write(self.tokenizer, content)
 
     def write_cache(self, name: bytes, parts: Callable[[], Iterable[bytes]]) -> NDArray[np.uint8]:
         """Keep what ``parts`` yields, under a ``name`` of 32 bytes, in place of what was kept before, and return it.

@@ -38,12 +38,15 @@ from fabella.tokenizer import Tokenizer
 from . import plan, tinystories
 from .checkpoint import Checkpoint, check_tokenizer
 from .curve import keep_curve
-from .data import Tokens, batches, encode_text, hash_documents, read_tokens
+from .data import Tokens, encode_text, hash_documents, read_tokens
 from .evaluate import HeldOut, bits_per_byte, hold_out
 from .export import DEFAULT_FORMAT, unstorable
-from .loop import Plan, StopOnSignal, fit, learned_by_muon, learns_by_heart, lost_in_words, make_loss, tokens_a_second
+from .lesson import TEXT, Lesson
+from .loop import Plan, StopOnSignal, fit, learned_by_muon, learns_by_heart, lost_in_words, tokens_a_second
 from .model import Llama
 from .progress import say
+from .quantize import BITS
+from .rounding import ROUND_FROM, stored_as
 from .run import RunFolder
 from .sample import TorchModel
 from .sources import FIELD, documents_of
@@ -64,7 +67,8 @@ OPTION_OF = {  # the options that give the model its shape
     "vocab_size": "--vocab-size",
     "seq_len": "--context",
 }
-KEPT = ("size", "learning_rate", "dropout", "eval_every", "tokens")  # of a resumed run, unless the command says others
+# Of a resumed run, unless the command says others.
+KEPT = ("size", "learning_rate", "dropout", "eval_every", "tokens", "quantize_aware")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -77,7 +81,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Train a Llama on a text. What is not given is chosen for the text. Ctrl-C saves and stops; "
         "--resume goes on.",
     )
-    add, whole = parser.add_argument, _whole_number
+    add_options(parser)
+    return parse(parser, arguments)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a training, which train.distill has, too."""
+    add, whole = parser.add_argument, whole_number
     kinds = "a .txt (UTF-8), .txt.xz, .jsonl or .parquet file or a folder of such; in plain text a line <|endoftext|> "
     add("text", type=Path, help=f"{kinds}ends each document; or TinyStories, which is downloaded")
     add("--field", default=FIELD, help=f"of .jsonl and .parquet files, that holds the text (default: {FIELD})")
@@ -90,8 +100,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--size", choices=plan.SIZES, help="of the model, in parameters; it sets its shape, --learning-rate and steps")
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=_number(0, 10**7), help="how long to train")
-    budget.add_argument("--rounds", type=_number(0, 10**6), help="how often to go through the text")
+    budget.add_argument("--minutes", type=number(0, 10**7), help="how long to train")
+    budget.add_argument("--rounds", type=number(0, 10**6), help="how often to go through the text")
     budget.add_argument("--tokens", type=whole(1, 10**15), help="how many tokens to learn from, in all")
     add("--vocab-size", type=whole(SMALLEST_VOCABULARY, 65536), help="tokens in the vocabulary")
     add("--dim", type=whole(1, LARGEST["dim"]), help="width of the model")
@@ -101,8 +111,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--kv-heads", type=whole(1, LARGEST["n_kv_heads"]), help="key/value heads, which attention heads share")
     add("--context", type=whole(32, LARGEST["seq_len"]), help="longest sequence in tokens, a multiple of 32")
     add("--batch-tokens", type=whole(32, 10**9), help="tokens in a step, padding included")
-    add("--learning-rate", type=_number(0, LARGEST_RATE), help="at its highest")
+    add("--learning-rate", type=number(0, LARGEST_RATE), help="at its highest")
     add("--dropout", type=_dropout, help="share left out of each half layer's answer (small texts: 0.1)")
+    share = round(100 * (1 - ROUND_FROM))
+    add("--quantize-aware", choices=BITS, help=f"learn to live with this format, in the last {share} %% of the tokens")
     add("--eval-every", type=whole(1, 10**15), help="steps between two measurements of the held-out text")
     add("--seed", type=whole(0, LARGEST_SEED), default=1)
     add(
@@ -111,6 +123,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=True,
         help="fuse operations by torch.compile, which takes half a minute at the start (default: yes)",
     )
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The options that a ``parser`` with `add_options` reads, after a check of the shape they give."""
     options = parser.parse_args(arguments)
     try:
         check_shape(options)
@@ -132,7 +148,7 @@ def check_shape(options: argparse.Namespace) -> None:
         shape(argparse.Namespace(**given, vocab_size=options.vocab_size or SMALLEST_VOCABULARY))
 
 
-def _whole_number(low: int, high: int) -> Callable[[str], int]:
+def whole_number(low: int, high: int) -> Callable[[str], int]:
     """How the parser reads a whole number from ``low`` to ``high``."""
 
     def read(text: str) -> int:
@@ -147,7 +163,7 @@ def _whole_number(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
-def _number(above: float, high: float) -> Callable[[str], float]:
+def number(above: float, high: float) -> Callable[[str], float]:
     """How the parser reads a number above ``above``, at most ``high``."""
 
     def read(text: str) -> float:
@@ -164,7 +180,7 @@ def _number(above: float, high: float) -> Callable[[str], float]:
 
 def _dropout(text: str) -> float:
     """How the parser reads a share that may be nothing, but not all."""
-    return 0.0 if text in ("0", "0.0") else _number(0, 0.9)(text)
+    return 0.0 if text in ("0", "0.0") else number(0, 0.9)(text)
 
 
 def shape(options: argparse.Namespace) -> Config:
@@ -199,8 +215,10 @@ def main() -> int:
     return run_command("train", body, (OSError, ValueError, FloatingPointError, MemoryError, FabellaError))
 
 
-def train(options: argparse.Namespace) -> Checkpoint:
+def train(options: argparse.Namespace, lesson: Lesson = TEXT) -> Checkpoint:
     """Train as the command's ``options`` say until the token budget is used or a signal asks to stop.
+
+    ``lesson`` is what is taught: the text alone, or what a teacher makes of it.
 
     Raises, in words, ``OSError`` (a file or folder that cannot be used; --resume and --out that do not fit; another
     process of this training has ended), ``ValueError`` (unusable text or options), ``MemoryError`` or
@@ -211,12 +229,12 @@ def train(options: argparse.Namespace) -> Checkpoint:
     with StopOnSignal() as stop, together():
         if rank():
             try:
-                return follow(stop)
+                return follow(stop, lesson)
             except RuntimeError as error:
                 raise (lost_in_words(error) or error) from None
         with folder.held(options.resume):
-            run, learned, held_out = prepare(options)
-            tokens, measured_on = encode(options, run, learned, held_out)
+            run, learned, held_out = prepare(options, lesson)
+            tokens, measured_on = encode(options, run, learned, held_out, lesson)
             plan.choose_course(options, len(tokens.ids))
             check_course(options, tokens)
             run.options = kept_options(options) | began(run)
@@ -225,12 +243,13 @@ def train(options: argparse.Namespace) -> Checkpoint:
                 done = f"the run has learned from {run.tokens:,} tokens; ask for more (--tokens) to go on"
                 print(f"Done already: {done}. {folder.curve_picture}")
                 return from_first((options, run))[1]
+            lesson.begin(options, run, tokens)
             from_first((options, run))
-            learn(options, run, tokens, measured_on, held_out, stop)
+            learn(options, run, tokens, measured_on, held_out, stop, lesson)
     return run
 
 
-def follow(stop: StopOnSignal) -> Checkpoint:
+def follow(stop: StopOnSignal, lesson: Lesson) -> Checkpoint:
     """Train like the first process, which has prepared everything, and write nothing."""
     options, run = from_first((argparse.Namespace(), Checkpoint(None, {})))  # type: ignore[arg-type]
     folder = RunFolder(options.out)
@@ -238,26 +257,19 @@ def follow(stop: StopOnSignal) -> Checkpoint:
     if tokens is None:
         raise FileNotFoundError(f"{folder.cache}: is not there, and every process of a training reads it")
     if run.tokens < options.tokens or options.minutes:
-        learn(options, run, tokens, None, [], stop)
+        lesson.begin(options, run, tokens)
+        learn(options, run, tokens, None, [], stop, lesson)
     return run
 
 
-def prepare(options: argparse.Namespace) -> tuple[Checkpoint, Part, list[str]]:
+def prepare(options: argparse.Namespace, lesson: Lesson) -> tuple[Checkpoint, Part, list[str]]:
     """Where the run begins, the part of the text to learn from, and the documents held out.
 
     Of a new run this fills in what ``options`` leave open of the model's shape; of a resumed one, all.
     """
-    run = go_on(options) if options.resume else None
-    if tinystories.is_named(options.text):
-        options.text = tinystories.fetch(tinystories.TRAIN)
-        options.valid = options.valid or tinystories.fetch(tinystories.VALID)
-    text = Text(options.text, options.field)
-    if options.valid:
-        learned, held_out = text.all(), first_characters(documents_of(options.valid, options.field))
-    else:
-        learned, held_out = text.split()
-    if not learned.n_documents:
-        raise ValueError(f"{options.text}: is too short to train on")
+    run = go_on(options, lesson) if options.resume else None
+    learned, held_out = read_text(options)
+    text = learned.text
     count = f"{learned.n_documents:,} document{'s' * (learned.n_documents > 1)}"
     held_out_size = sum(map(len, held_out))
     print(f"Text: {count}, {learned.n_characters:,} characters to learn from; held out: {held_out_size:,}", flush=True)
@@ -275,8 +287,25 @@ def prepare(options: argparse.Namespace) -> tuple[Checkpoint, Part, list[str]]:
     if run.held_out_hash != held_out_hash:
         raise ValueError(f"{options.valid or options.text}: {other}")
     check_size(run.config)
+    if options.quantize_aware and (reason := unstorable(run.config, options.quantize_aware)):
+        raise ValueError(f"--quantize-aware: {reason}")
     RunFolder(options.out).check_room(checkpoint_size(run.config))
     return run, learned, held_out
+
+
+def read_text(options: argparse.Namespace) -> tuple[Part, list[str]]:
+    """What to learn from, and the documents held out. Raises ``OSError`` or ``ValueError``, in words."""
+    if tinystories.is_named(options.text):
+        options.text = tinystories.fetch(tinystories.TRAIN)
+        options.valid = options.valid or tinystories.fetch(tinystories.VALID)
+    text = Text(options.text, options.field)
+    if options.valid:
+        learned, held_out = text.all(), first_characters(documents_of(options.valid, options.field))
+    else:
+        learned, held_out = text.split()
+    if not learned.n_documents:
+        raise ValueError(f"{options.text}: is too short to train on")
+    return learned, held_out
 
 
 def kept_options(options: argparse.Namespace) -> dict[str, object]:
@@ -284,12 +313,13 @@ def kept_options(options: argparse.Namespace) -> dict[str, object]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
 
 
-def go_on(options: argparse.Namespace) -> Checkpoint:
+def go_on(options: argparse.Namespace, lesson: Lesson) -> Checkpoint:
     """The checkpoint in --out; what ``options`` leave open becomes as it was, and what they say must fit to it."""
     run = Checkpoint.load_to_go_on(options.out)
     if not {"size", "dropout"} <= run.options.keys():
         problem = "was begun by an earlier version of this program: it can be exported, but not gone on with"
         raise ValueError(f"{RunFolder(options.out).checkpoint}: {problem}")
+    lesson.check(options, run)
     for field, stored in asdict(run.config).items():
         name = OPTION_OF.get(field, "")[2:].replace("-", "_")
         if not name:
@@ -305,7 +335,7 @@ def go_on(options: argparse.Namespace) -> Checkpoint:
     options.batch_tokens = run.options["batch_tokens"]
     for name in KEPT:
         if getattr(options, name) is None and not (name == "tokens" and (options.minutes or options.rounds)):
-            setattr(options, name, run.options[name])
+            setattr(options, name, run.options.get(name))
     check_tokenizer(run, options.out)
     return run
 
@@ -315,15 +345,16 @@ def began(run: Checkpoint) -> dict[str, object]:
     return {name: run.options[name] for name in ("text", "valid")}
 
 
-def encode(options: argparse.Namespace, run: Checkpoint, learned: Part, held_out: list[str]) -> tuple[Tokens, HeldOut]:
+def encode(
+    options: argparse.Namespace, run: Checkpoint, learned: Part, held_out: list[str], lesson: Lesson
+) -> tuple[Tokens, HeldOut]:
     """The text to learn from and the held-out text as tokens. A run's first start trains the tokenizer."""
     folder, text = RunFolder(options.out), learned.text
     if not options.resume:
-        chosen = options.vocab_is_chosen
-        try:
-            train_tokenizer(learned, options.vocab_size, folder.tokenizer, text.characters, exactly=not chosen)
-        except TooLarge as error:
-            raise too_small(options.text, learned.n_characters) if chosen else error from error
+        if lesson.tokenizer:
+            folder.write_tokenizer(lesson.tokenizer)
+        else:
+            learn_tokenizer(options, learned)
         run.tokenizer_hash = folder.hash_tokenizer()
     tokenizer = load_tokenizer(folder.tokenizer)
     run.config = replace(run.config, vocab_size=tokenizer.vocab_size())
@@ -331,6 +362,16 @@ def encode(options: argparse.Namespace, run: Checkpoint, learned: Part, held_out
     run.round_tokens = len(tokens.ids) - learned.n_documents  # BOS is nothing to learn
     run.bytes_per_token = text.n_bytes * learned.n_characters / text.n_characters / run.round_tokens
     return tokens, hold_out(held_out, as_tokenizer(tokenizer), run.config.seq_len, whole=True)
+
+
+def learn_tokenizer(options: argparse.Namespace, learned: Part) -> None:
+    """Train the run's tokenizer. Raises ``ValueError`` if the text gives none, or none so large as is asked for."""
+    chosen = options.vocab_is_chosen
+    path, characters = RunFolder(options.out).tokenizer, learned.text.characters
+    try:
+        train_tokenizer(learned, options.vocab_size, path, characters, exactly=not chosen)
+    except TooLarge as error:
+        raise too_small(options.text, learned.n_characters) if chosen else error from error
 
 
 def too_small(text: Path, n_characters: int) -> ValueError:
@@ -360,18 +401,20 @@ def learn(
     measured_on: HeldOut | None,
     held_out: list[str],
     stop: StopOnSignal,
+    lesson: Lesson,
 ) -> None:
     """Say the plan, go through with the training, and say how it ended. Only the first process measures."""
     folder = RunFolder(options.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(options.seed)
     model = Llama(run.config, options.dropout).to(device)
-    loss_of = averaging(make_loss(model, options.compile))
+    loss = lesson.loss(model, options.compile)
+    loss_of = averaging(loss)
     if options.compile:
         print("Compiling, which takes about half a minute...", flush=True)
 
     def stream(step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return batches(tokens, run.config.seq_len, options.batch_tokens, options.seed, step)
+        return lesson.batches(tokens, run.config.seq_len, options.batch_tokens, options.seed, step)
 
     speed = from_first(tokens_a_second(model, loss_of, stream(0)))
     if options.minutes:
@@ -387,12 +430,16 @@ def learn(
 
     def measure() -> float:
         assert measured_on
-        value = bits_per_byte(model, measured_on)
-        say(f"{run.tokens:,} tokens, {value:.3f} bits/byte: {tell(model, tokenizer, held_out[-1])}")
+        with stored_as(model, options.quantize_aware):
+            value = bits_per_byte(model, measured_on)
+            say(f"{run.tokens:,} tokens, {value:.3f} bits/byte: {tell(model, tokenizer, held_out[-1])}")
         return value
 
+    def before_step(progress: float) -> None:
+        loss.rounding = options.quantize_aware if progress >= ROUND_FROM else None
+
     course = Plan(options.tokens, options.learning_rate, options.eval_every, SAVE_EVERY, options.seed)
-    fit(run, folder, model, loss_of, stream(run.step), measure, course, stop)
+    fit(run, folder, model, loss_of, stream(run.step), measure, course, stop, before_step)
     if measured_on:
         say_end(options, run, measured_on)
 
@@ -416,13 +463,15 @@ def describe(options: argparse.Namespace, run: Checkpoint, measured_on: HeldOut,
     learned = int(run.round_tokens * run.bytes_per_token)  # bytes
     time = plan.duration((left + measuring) / speed)
     heads = f"{c.n_heads} heads, {c.n_kv_heads} of keys and values"
-    size = plan.file_size(c, DEFAULT_FORMAT if not unstorable(c, DEFAULT_FORMAT) else "F16")
+    format = options.quantize_aware or DEFAULT_FORMAT
+    size = plan.file_size(c, format if not unstorable(c, format) else "F16")
     lines = {
         "Vocabulary": f"{c.vocab_size:,} tokens; {run.round_tokens:,} to learn from in a round through the text",
         "Model": f"{plan.count_parameters(c):,} parameters: {c.dim} wide, {c.n_layers} layers, {heads}, {c.hidden_dim} "
         f"in the feed-forward, a context of {c.seq_len}; its file will have {size / 1e6:.1f} MB",
         "Training": f"{left:,} tokens, {left / run.round_tokens:.1f} rounds, in steps of {options.batch_tokens:,}; "
-        f"learning rate {options.learning_rate:g}, dropout {options.dropout:g}",
+        f"learning rate {options.learning_rate:g}, dropout {options.dropout:g}"
+        + (f"; at last, and when measured, as {options.quantize_aware}" if options.quantize_aware else ""),
         "Held out": f"{measured_on}; measured every {options.eval_every:,} steps",
         "Time": f"{time} on this machine ({device}, {speed:,.0f} tokens a second in the first steps)",
         "To expect": plan.expectation(options, learned, run.round_tokens),
