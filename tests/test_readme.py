@@ -5,67 +5,40 @@ Of those that run for long, these tests among them, only what they are told is t
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
-import signal
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
-from builder.tools import PYTHON, ROOT
+from builder.tools import ROOT
 
+from .documents import QUICK, Way, check_commands, commands, programs, run, served
 from .real_models import SMOLLM2, real_model
 
+README = "README.md"
 TEXT = "Once upon a time there was a little fox. She found a tiny door in an old tree, and knocked.\n<|endoftext|>\n"
-QUICK = (
-    "--tokens 2000 --vocab-size 300 --dim 32 --hidden-dim 32 --layers 1 --context 64 --batch-tokens 256 --no-compile"
-)
-
-
-def commands() -> list[str]:
-    """The lines of the README's blocks of commands, without their comments."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^    (python .*|[^`\n]*\| python [^`\n]*)$", text, re.MULTILINE)
-    inline = re.findall(r"`((?:echo|python|pytest) [^`]*)`", text)
-    return [line.partition("  #")[0].strip() for line in lines + [" ".join(line.split()) for line in inline]]
-
-
-def run(command: str) -> str:
-    """Run a command as the README's reader does, in the activated environment; return what it printed."""
-    activated = {**os.environ, "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=activated, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def served(command: str) -> str:
-    """Run a command that serves until Ctrl-C; return what it says of that."""
-    words = [str(PYTHON) if word == "python" else word for word in shlex.split(command)]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        said = next((line for line in process.stdout if line.startswith("Serving")), "")
-        process.send_signal(signal.SIGINT)
-        assert process.wait() == 0
-    return said
 
 
 def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     (tmp_path / "my-stories.txt").write_text(TEXT * 60)
-    own_files = {name: str(tmp_path / name) for name in ("my-stories.txt", "out/mine", "mine.gguf", "new.gguf")}
+    names = "my-stories.txt out/mine out/two mine.gguf new.gguf SmolLM2-360M-Instruct smollm2-360m.gguf".split()
+    own_files = {name: str(tmp_path / name) for name in names}
     own_files["FILE"] = str(ROOT / "web/models/stories.gguf")
     dist = f" --out {tmp_path / 'dist'}"
-    # How each is run: the beginning of the command, then what is put behind it, and what it prints.
-    ways: dict[str, tuple[Callable[[str], str], str, str]] = {
+
+    def converted(command: str) -> str:
+        run(f"python -m train.convert {own_files['out/mine']} -o {own_files['SmolLM2-360M-Instruct']}")
+        return run(command)
+
+    ways: dict[str, Way] = {
         "python build.py setup && source": (run, "", "Ready"),
         "python -m train.train my-stories.txt": (run, f" {QUICK}", "Done"),
         "python -m train.export": (run, "", "bytes"),
         "python -m train.sample": (run, " -n 20 -s 1", ""),
         "python -m train.evaluate": (run, f" {own_files['out/mine']} {own_files['my-stories.txt']}", "bits per byte"),
+        "torchrun": (run, f" {QUICK}", "Done: "),
+        "python -m train.convert": (converted, "", "bytes"),
         "python -m fabella mine.gguf": (run, " -n 20 -s 1", "Once upon a time"),
         "python -m fabella info": (run, "", "Family"),
-        "python build.py serve --model smollm2": (lambda _: "", "", ""),  # a test of its own
-        "python -m fabella chat": (lambda _: "", "", ""),  # this as well
+        "python build.py serve --model smollm2": (None, "", ""),  # a test of its own
+        "python -m fabella chat": (None, "", ""),  # this as well
         "python -m hatchling build": (lambda command: run(command.replace("-d build", f"-d {tmp_path}")), "", ""),
         "python -m fabella web/models/stories.gguf": (run, "", "Once upon a time"),
         'echo "Once upon a time" | python -m fabella mine.gguf': (run, " -n 20 -s 1", "Once upon a time"),
@@ -83,16 +56,7 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
         "python -m tests.figures": (lambda _: run("python -m tests.figures --help"), "", "usage"),
         "pytest tests/test_shipped.py -s": (run, " --collect-only", "test"),
     }
-    used = set()
-    for command in commands():
-        begin = max((way for way in ways if command.startswith(way)), key=len, default=None)
-        assert begin, f"{command}: the README has a command that this test does not run"
-        used.add(begin)
-        way, behind, printed = ways[begin]
-        for name, path in own_files.items():
-            command = re.sub(rf"(?<![\w/]){re.escape(name)}(?!\w)", path, command)
-        assert printed in way(command + behind), command
-    assert used == set(ways)
+    check_commands(README, ways, own_files)
 
 
 def test_the_page_around_the_model_that_the_readme_names(tmp_path: Path) -> None:
@@ -104,17 +68,12 @@ def test_the_page_around_the_model_that_the_readme_names(tmp_path: Path) -> None
 
 def test_the_conversation_of_the_readme() -> None:
     real_model(SMOLLM2)
-    (command,) = (command for command in commands() if command.startswith("python -m fabella chat"))
+    (command,) = (command for command in commands(README) if command.startswith("python -m fabella chat"))
     assert "Hello" in run(f"echo 'Hi! Who are you?' | {command} -t 0 -n 20")
 
 
-def programs() -> list[str]:
-    """The README's Python."""
-    return re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-
-
 def test_the_programs_of_the_readme(tmp_path: Path) -> None:
-    story, chat, pyodide = programs()
+    story, chat, pyodide = programs(README)
     (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").symlink_to(real_model(SMOLLM2))
     (tmp_path / "web").symlink_to(ROOT / "web")
     told = []

@@ -1,7 +1,4 @@
-"""Offline training in PyTorch: data, tokenizer, model, train, finetune, evaluate, sample, export, convert.
-
-Begin with model.py.
-"""
+"""Offline training in PyTorch: train, finetune, distill, evaluate, sample, export, convert. Begin with model.py."""
 
 import os
 import sys

@@ -95,8 +95,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--format",
         choices=STORED,
-        help=f"of the matrices (default: {DEFAULT_FORMAT}, {ADAPTER_FORMAT} of an adapter, what they were trained for, or "
-        "as a GGUF file has them)",
+        help=f"of the matrices (default: {DEFAULT_FORMAT}, {ADAPTER_FORMAT} of an adapter, what they were trained "
+        "for, or as a GGUF file has them)",
     )
     parser.add_argument("--adapter", action="store_true", help="of a fine-tuning, write the adapter alone")
     parser.add_argument(

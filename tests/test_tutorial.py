@@ -1,0 +1,60 @@
+"""The tutorial's commands (train/README.md) do what it says, each in small and in its order."""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+from pathlib import Path
+
+from builder.tools import ROOT
+
+from .documents import QUICK, Way, check_commands, programs, run, served
+
+TUTORIAL = "train/README.md"
+FILES = (
+    *("practice.txt", "my-text.txt", "out/practice", "out/small", "out/quick", "out/two"),
+    *("practice.gguf", "practice.bin", "practice-hf", "again.gguf", "smollm2-360m.gguf", "SmolLM2-360M-Instruct"),
+)
+SHAPE = QUICK.replace("--tokens 2000 ", "") + " --heads 2 --kv-heads 1"  # whatever the --size
+
+
+def two_machines(command: str) -> str:
+    """Run a command that is for two machines with eight GPUs each: twice here, with a process each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for there, here in (("--nproc-per-node 8", "--nproc-per-node 1"), ("first-machine:29500", f"localhost:{port}")):
+        assert there in command
+        command = command.replace(there, here)
+    return run(f"{command} & {command}; ended=$?; wait $! && exit $ended")
+
+
+def test_the_commands_of_the_tutorial(tmp_path: Path) -> None:
+    (program,) = programs(TUTORIAL)
+    small = program.replace("range(1, 401)", "range(1, 61)").replace("length=400", "length=60")
+    assert len(small) == len(program) - 2, "it tells 400 stories, of 400 tokens at most"
+    (tmp_path / "practice.py").write_text(small)
+    (tmp_path / "web").symlink_to(ROOT / "web")
+    (tmp_path / "my-text.txt").symlink_to("practice.txt")
+    (tmp_path / "SmolLM2-360M-Instruct").symlink_to("practice-hf")
+    own_files = {name: str(tmp_path / name) for name in FILES}
+    own_files |= {"/shared/my-text.txt": own_files["my-text.txt"], "/shared/run": str(tmp_path / "shared")}
+    dist = f" --out {tmp_path / 'dist'}"
+    ways: dict[str, Way] = {
+        "python build.py setup && source": (None, "", ""),  # the README's test does that
+        "python practice.py": (partial(run, folder=tmp_path), "", ""),
+        "python -m train.train practice.txt": (run, f" {QUICK}", "Done"),
+        "python -m train.train my-text.txt --out out/small": (run, f" {SHAPE} --rounds 0.5", "Done: "),
+        "python -m train.train my-text.txt --out out/quick": (run, f" {SHAPE} --minutes 0.01", "Done: "),
+        "python -m train.train --help": (run, "", "--rounds"),
+        "python -m train.export out/practice": (run, "", "bytes"),
+        "python -m train.export --help": (run, "", "Q8_0"),
+        "python -m fabella practice.gguf": (run, " -n 40 -s 1", "One day, a little fox"),
+        "python build.py serve": (served, f"{dist} --port 0", "Serving at http://localhost:"),
+        "python build.py --model": (run, dist, "Built"),
+        "torchrun --nproc-per-node 2": (run, f" {SHAPE} --tokens 600", "Done: "),
+        "torchrun --nnodes 2": (two_machines, f" {SHAPE} --tokens 600", "Done: "),
+        "python -m train.convert": (run, "", "bytes"),
+    }
+    check_commands(TUTORIAL, ways, own_files)
+    assert "Practice Stories" in (tmp_path / "dist/index.html").read_text()
