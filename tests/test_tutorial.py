@@ -7,14 +7,23 @@ from functools import partial
 from pathlib import Path
 
 from builder.tools import ROOT
+from fabella.modelfile import Config
 
 from .documents import QUICK, Way, check_commands, programs, run, served
+from .random_models import write_random_adapter, write_random_model
+from .test_finetune import TEMPLATE
 
 TUTORIAL = "train/README.md"
 FILES = (
     *("practice.txt", "my-text.txt", "out/practice", "out/small", "out/quick", "out/two"),
     *("practice.gguf", "practice.bin", "practice-hf", "again.gguf", "smollm2-360m.gguf", "SmolLM2-360M-Instruct"),
+    *("people.jsonl", "out/people", "people-adapter.gguf", "people.gguf", "yours.gguf"),
 )
+SMOLLM2 = "~/.cache/fabella/SmolLM2-135M-Instruct.Q4_1.gguf"
+LIKE_SMOLLM2 = Config(dim=32, hidden_dim=64, n_layers=1, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=512)
+STORIES = Config(
+    dim=256, hidden_dim=576, n_layers=4, n_heads=8, n_kv_heads=4, vocab_size=4096, seq_len=512
+)  # as web/models/stories.gguf
 SHAPE = QUICK.replace("--tokens 2000 ", "") + " --heads 2 --kv-heads 1"  # whatever the --size
 
 
@@ -39,6 +48,9 @@ def test_the_commands_of_the_tutorial(tmp_path: Path) -> None:
     (tmp_path / "SmolLM2-360M-Instruct").symlink_to("practice-hf")
     own_files = {name: str(tmp_path / name) for name in FILES}
     own_files |= {"/shared/my-text.txt": own_files["my-text.txt"], "/shared/run": str(tmp_path / "shared")}
+    smollm2 = write_random_model(tmp_path / "smollm2.gguf", LIKE_SMOLLM2, type="Q4_1", template=TEMPLATE)
+    own_files |= {SMOLLM2: str(smollm2), "smollm2": str(smollm2)}
+    write_random_adapter(tmp_path / "yours.gguf", STORIES, ranks=(2,))
     dist = f" --out {tmp_path / 'dist'}"
     ways: dict[str, Way] = {
         "python build.py setup && source": (None, "", ""),  # the README's test does that
@@ -55,6 +67,17 @@ def test_the_commands_of_the_tutorial(tmp_path: Path) -> None:
         "torchrun --nproc-per-node 2": (run, f" {SHAPE} --tokens 600", "Done: "),
         "torchrun --nnodes 2": (two_machines, f" {SHAPE} --tokens 600", "Done: "),
         "python -m train.convert": (run, "", "bytes"),
+    }
+    chat = f" --out {tmp_path / 'chat'}"
+    few = f" && sed -i '40,$d' {own_files['people.jsonl']}"
+    ways |= {
+        "python build.py --model smollm2": (run, chat, "Built"),
+        "python -m train.examples.json_answers make": (run, few, ""),
+        "python -m train.examples.json_answers measure": (run, "", "of the answers have the form"),
+        "python -m train.finetune": (run, " --rounds 1 --batch-tokens 2048", "Best, and kept"),
+        "python -m train.export out/people": (run, "", "bytes"),
+        "python build.py serve --model smollm2": (served, f"{chat} --port 0", "Serving at http://localhost:"),
+        "python -m fabella web/models/stories.gguf --adapter": (run, " -n 20 -s 1 -i Once", "Once"),
     }
     check_commands(TUTORIAL, ways, own_files)
     assert "Practice Stories" in (tmp_path / "dist/index.html").read_text()
