@@ -59,7 +59,8 @@ def file_of(path: Path) -> Path:
         raise ValueError(
             f"{path}: is a Hugging Face folder; make one file of it first: python -m train.convert {path} -o base.gguf"
         )
-    return RunFolder(path).checkpoint
+    run = RunFolder(path)
+    return run.best if run.best.exists() else run.checkpoint
 
 
 def hash_file(path: Path) -> str:
