@@ -59,7 +59,7 @@ def fake_text(n_bytes: int, characters: int = 60) -> Text:
 
 
 def test_the_vocabulary_grows_with_the_text_and_with_its_script() -> None:
-    assert choose_vocabulary(fake_text(2_000), 4096) == 300
+    assert choose_vocabulary(fake_text(2_000), 4096) == 512
     assert choose_vocabulary(fake_text(310_000), 4096) == 1024
     assert choose_vocabulary(fake_text(33_000_000), 4096) == 4096
     assert choose_vocabulary(fake_text(33_000_000), 2048) == 2048

@@ -176,7 +176,7 @@ def test_models_have_names_of_their_own(model: Path, tmp_path: Path) -> None:
 def test_a_model_in_each_quantised_format(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = candidates([model], quantised=True)
     assert [candidate.name for candidate in found] == [
-        f"random.gguf {format}" for format in ("F32", "Q8_0", "Q5_0", "Q4_0", "Q4_1")
+        f"random.gguf {format}" for format in ("F32", "Q8_0", "Q5_0", "Q4_0", "Q4_1", "Q6_K", "Q4_K")
     ]
     with stored(found[1]) as path, open_model(path) as (file, _):
         assert {tensor.type for tensor in file.tensors.values() if len(tensor.shape) == 2} == {"Q8_0"}

@@ -40,7 +40,7 @@ from .export import save_gguf, unstorable, writable
 from .load import load_model, load_run
 from .measures import NGram, found_in, ngrams, words
 from .progress import Progress, say
-from .quantize import quantize, read_weights
+from .quantize import fitting, quantize, read_weights
 from .sources import documents_of
 from .tokenizer import as_tokenizer
 
@@ -167,7 +167,7 @@ def store_as(model: Path, format: str, path: Path) -> None:
         file = read_gguf(source)
         tensors = []
         for tensor in file.tensors.values():
-            type = format if len(tensor.shape) == 2 else "F32"
+            type = fitting(format, tensor.shape[1]) if len(tensor.shape) == 2 else "F32"
             tensors.append((tensor.name, type, tensor.shape, quantize(read_weights(source, tensor), type)))
         about: dict[str, Any] = {**file.metadata, "general.file_type": FORMATS[format].file_type}
         about.pop("general.alignment", None)
