@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,9 +14,16 @@ from .blocks import BLOCKS, dequantized, halves_of, random_blocks
 from .test_kernels import TYPES, Refused, Run, compile_kernels, quantized, runner
 
 
-@pytest.fixture(scope="session", params=["simd", "relaxed"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return runner(compile_kernels(tmp_path_factory.mktemp("formats"), request.param))
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """The kernels with each layout of bytes."""
+    builds = ("simd", "relaxed")
+    return {build: runner(compile_kernels(tmp_path_factory.mktemp(build), build)) for build in builds}
+
+
+@pytest.fixture(params=["simd", "relaxed"], scope="session")
+def run(request: pytest.FixtureRequest, runs: dict[str, Run]) -> Run:
+    return runs[request.param]
 
 
 class Stored:
@@ -51,14 +56,12 @@ def test_weights_are_those_of_the_library_to_the_bit(run: Run, type: str, data: 
 
 
 @pytest.mark.parametrize("type", BLOCKS)
-def test_both_layouts_of_bytes_give_the_same_bits_whatever_is_computed_at_once(type: str, tmp_path: Path) -> None:
+def test_both_layouts_of_bytes_give_the_same_bits_whatever_is_computed_at_once(type: str, runs: dict[str, Run]) -> None:
     random = np.random.default_rng(3)
     matrix = Stored(type, random_blocks(random, type, 300, 2 * 256))
     x = random.normal(size=(5, 2 * 256)).astype(np.float32)
     results = []
-    for build in ("simd", "relaxed"):
-        (tmp_path / build).mkdir()
-        run = runner(compile_kernels(tmp_path / build, build))
+    for run in runs.values():
         results += [run(matrix, x)[1], np.concatenate([run(matrix, token[None])[1] for token in x])]
     assert len({result.tobytes() for result in results}) == 1, "together and one by one"
 

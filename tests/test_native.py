@@ -50,6 +50,16 @@ def threaded(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return runner(compile_native(tmp_path_factory.mktemp("threaded"), *FLAGS, "-pthread", "-fsanitize=thread"))
 
 
+@pytest.fixture(scope="session", params=["simd", "relaxed"])
+def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Under valgrind, with each layout of bytes."""
+    if not shutil.which("valgrind"):
+        pytest.skip("needs valgrind: sudo apt-get install valgrind")
+    layout = ["-DRELAXED"] if request.param == "relaxed" else []
+    program = compile_native(tmp_path_factory.mktemp("watched"), *FLAGS, *layout)
+    return runner(program, "valgrind", "-q", "--error-exitcode=9", "--leak-check=full")
+
+
 def runner(program: Path, *under: str) -> Run:
     def run(model: bytes, tokens: list[int], batch: int = 1, allocations: int = -1, threads: int = 1) -> list[str]:
         files = program.with_name("model"), program.with_name("tokens")
@@ -273,14 +283,10 @@ def test_running_out_of_memory_is_an_error_at_every_allocation_and_leaves_all_as
     assert refused == {"model -1", "rope -1", "tensor -1", "adapter -1", "forward -1"}
 
 
-@pytest.mark.parametrize("layout", [[], ["-DRELAXED"]], ids=["simd", "relaxed"])
 @pytest.mark.parametrize("type", ["F32", "Q8_0", "Q4_0", "Q4_1"])
-def test_valgrind_finds_nothing_that_is_read_before_it_is_written(layout: list[str], type: str, tmp_path: Path) -> None:
+def test_valgrind_finds_nothing_that_is_read_before_it_is_written(watched: Run, type: str, tmp_path: Path) -> None:
     """What the sanitizers cannot see."""
-    if not shutil.which("valgrind"):
-        pytest.skip("needs valgrind: sudo apt-get install valgrind")
     records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG, type=type))
-    run = runner(compile_native(tmp_path, *FLAGS, *layout), "valgrind", "-q", "--error-exitcode=9", "--leak-check=full")
     adapter = adapter_records(write_random_adapter(tmp_path / "adapter.gguf", CONFIG, ranks=(3,)))
-    lines = run(joined(config_bytes(CONFIG), records + adapter), list(range(40)), 33)
+    lines = watched(joined(config_bytes(CONFIG), records + adapter), list(range(40)), 33)
     assert lines[-2].startswith("draw")
