@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from builder.tools import ROOT
+from fabella.gguf import read_gguf
 from fabella.modelfile import Config
+from fabella.sources import FileSource
 
 from .documents import QUICK, Way, check_commands, programs, run, served
 from .random_models import write_random_adapter, write_random_model
@@ -21,9 +23,6 @@ FILES = (
 )
 SMOLLM2 = "~/.cache/fabella/SmolLM2-135M-Instruct.Q4_1.gguf"
 LIKE_SMOLLM2 = Config(dim=32, hidden_dim=64, n_layers=1, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=512)
-STORIES = Config(
-    dim=256, hidden_dim=576, n_layers=4, n_heads=8, n_kv_heads=4, vocab_size=4096, seq_len=512
-)  # as web/models/stories.gguf
 SHAPE = QUICK.replace("--tokens 2000 ", "") + " --heads 2 --kv-heads 1"  # whatever the --size
 
 
@@ -50,7 +49,8 @@ def test_the_commands_of_the_tutorial(tmp_path: Path) -> None:
     own_files |= {"/shared/my-text.txt": own_files["my-text.txt"], "/shared/run": str(tmp_path / "shared")}
     smollm2 = write_random_model(tmp_path / "smollm2.gguf", LIKE_SMOLLM2, type="Q4_1", template=TEMPLATE)
     own_files |= {SMOLLM2: str(smollm2), "smollm2": str(smollm2)}
-    write_random_adapter(tmp_path / "yours.gguf", STORIES, ranks=(2,))
+    with FileSource(ROOT / "web/models/stories.gguf") as source:
+        write_random_adapter(tmp_path / "yours.gguf", read_gguf(source).config, ranks=(2,))
     dist = f" --out {tmp_path / 'dist'}"
     ways: dict[str, Way] = {
         "python build.py setup && source": (None, "", ""),  # the README's test does that
