@@ -12,6 +12,7 @@ from playwright.sync_api import FrameLocator, expect
 
 from builder.page import EMBEDDING
 
+from .browsers import wait_for
 from .conftest import Handler, Site, Visit
 from .stories import PROMPT
 
@@ -102,24 +103,21 @@ def test_the_frame_is_as_high_as_what_is_in_it(garden: Garden) -> None:
     page = garden.visit.page
     frame = garden.open(f'<fabella-story prompt="{PROMPT}" seed="7"></fabella-story>')
     ready(frame)
-    fits = """() => {
-      const { height } = document.querySelector("fabella-story").shadowRoot.querySelector("iframe").style;
-      return height && Math.abs(parseFloat(height) - %d) < 1;
-    }"""
+    height = """() => document.querySelector("fabella-story").shadowRoot.querySelector("iframe").style.height"""
 
-    def inside() -> int:
-        return int(frame.locator("html").evaluate("(page) => page.offsetHeight"))
+    def fits() -> bool:
+        high = str(page.evaluate(height)).removesuffix("px")
+        return bool(high) and abs(float(high) - frame.locator("html").evaluate("(page) => page.offsetHeight")) < 1
 
-    page.wait_for_function(fits % inside())
+    wait_for(fits, "a frame as high as its page")
     before = garden.height()
     frame.get_by_role("button", name="Tell", exact=True).click()
     expect(frame.get_by_text(re.compile("Seed 7"))).to_be_visible()
-    page.wait_for_function(fits % inside())
-    assert garden.height() > before
+    wait_for(lambda: fits() and garden.height() > before, "a frame that has grown with the story")
     assert frame.locator("html").evaluate("(page) => page.scrollHeight <= innerHeight + 1"), "nothing is scrolled"
     page.set_viewport_size({"width": 375, "height": 700})
-    expect(frame.locator("body")).to_be_visible()
-    page.wait_for_function(fits % inside())
+    wait_for(lambda: frame.locator("html").evaluate("() => innerWidth <= 375"), "a narrow frame")
+    wait_for(fits, "a frame as high as its narrow page")
 
 
 def test_heights_come_from_the_frame_alone(garden: Garden) -> None:
