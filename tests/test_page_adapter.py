@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 
 import fabella
 from builder.page import bundle
@@ -43,6 +43,14 @@ def adapted_site(adapted_page: Path) -> Iterator[Site]:
     site = Site(adapted_page)
     yield site
     site.close()
+
+
+def put_on(visit: Visit, adapter: Path) -> Locator:
+    """Drops the first adapter on the page, and returns the line that says so."""
+    drop(visit, ("voice.gguf", adapter.read_bytes()))
+    line = visit.page.locator("#adapter")
+    expect(line).to_contain_text(ON.format("adapter 0"))
+    return line
 
 
 def told(model: Path, adapter: Path | None) -> str:
@@ -94,8 +102,7 @@ def test_one_that_is_dropped_while_a_story_is_told_stops_it(visit: Visit, site: 
     visit.open(site)
     visit.ask(PROMPT, temperature=0, length=3000)
     visit.page.wait_for_function("() => notebook.received.some(({ type }) => type === 'steps')")
-    drop(visit, ("voice.gguf", adapters[0].read_bytes()))
-    expect(visit.page.locator("#adapter")).to_contain_text(ON.format("adapter 0"))
+    put_on(visit, adapters[0])
     assert len(visit.received("done")) == 1
     expect(visit.alert).to_be_empty()
     assert tell(visit), "and the page goes on"
@@ -105,9 +112,7 @@ def test_one_for_another_model_is_refused_in_words(
     visit: Visit, site: Site, random_model: Path, adapters: list[Path], tmp_path: Path
 ) -> None:
     visit.open(site)
-    drop(visit, ("voice.gguf", adapters[0].read_bytes()))
-    line = visit.page.locator("#adapter")
-    expect(line).to_contain_text(ON.format("adapter 0"))
+    line = put_on(visit, adapters[0])
     other = write_random_adapter(tmp_path / "other.gguf", replace(RANDOM_CONFIG, hidden_dim=128))
     drop(visit, ("other.gguf", other.read_bytes()))
     status = visit.page.get_by_role("tabpanel").get_by_role("status")
@@ -122,9 +127,7 @@ def test_one_for_another_model_is_refused_in_words(
 
 def test_another_model_has_none(visit: Visit, site: Site, adapters: list[Path], tmp_path: Path) -> None:
     visit.open(site)
-    drop(visit, ("voice.gguf", adapters[0].read_bytes()))
-    line = visit.page.locator("#adapter")
-    expect(line).to_contain_text(ON.format("adapter 0"))
+    line = put_on(visit, adapters[0])
     other = write_random_model(tmp_path / "other.gguf", replace(RANDOM_CONFIG, n_layers=1))
     drop(visit, ("other.gguf", other.read_bytes()))
     row = visit.page.get_by_role("tabpanel").get_by_role("listitem").filter(has_text="yours")

@@ -13,33 +13,19 @@ import torch
 
 from train.checkpoint import Checkpoint
 
+from .trainings import PROGRAM, SHAPE, write_stories
+
 ROOT = Path(__file__).resolve().parent.parent
-STORY = "One day, Lily took the {} to the {}. She lost it there, and Tom found it. The end.\n<|endoftext|>\n"
-SHAPE = (
-    "--vocab-size 300 --dim 32 --hidden-dim 32 --layers 1 --heads 2 --kv-heads 1 --context 64 --batch-tokens 256 "
-    "--no-compile --tokens 6000 --eval-every 5 --dropout 0.2"
-).split()
-# Saves after every step, without drawing a curve, so that much of the time is spent in saving.
-PROGRAM = """
-import sys, torch, train.loop, train.train as t
-torch.set_num_threads(1)
-train.loop.keep_curve = lambda *_: None
-t.SAVE_EVERY, t.SAMPLE = -1, 8
-sys.exit(t.main())
-"""
+OPTIONS = [*SHAPE, *"--tokens 6000 --eval-every 5 --dropout 0.2".split()]
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "stories.txt"
-    rng = random.Random(1)
-    words = ["ball", "kite", "boat", "drum", "park", "wood", "house", "river"]
-    path.write_text("".join(STORY.format(rng.choice(words), rng.choice(words)) for _ in range(120)))
-    return path
+    return write_stories(tmp_path_factory.mktemp("text") / "stories.txt")
 
 
 def start(text: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", PROGRAM, str(text), "--out", str(out), *SHAPE, *more]
+    command = [sys.executable, "-c", PROGRAM, str(text), "--out", str(out), *OPTIONS, *more]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

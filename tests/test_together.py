@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
 import subprocess
@@ -15,30 +14,15 @@ import pytest
 
 from train.checkpoint import Checkpoint
 
+from .trainings import PROGRAM, SHAPE, write_stories
+
 ROOT = Path(__file__).resolve().parent.parent
-STORY = "One day, Lily took the {} to the {}. She lost it there, and Tom found it. The end.\n<|endoftext|>\n"
-SHAPE = (
-    "--vocab-size 300 --dim 32 --hidden-dim 32 --layers 1 --heads 2 --kv-heads 1 --context 64 --batch-tokens 256 "
-    "--no-compile --eval-every 10"
-).split()
-PROGRAM = """
-import os, sys, torch, train.loop, train.train as t
-torch.set_num_threads(1)
-train.loop.keep_curve = lambda *_: None
-t.SAVE_EVERY, t.SAMPLE = -1, 8
-if "PIDS" in os.environ:
-    open(os.path.join(os.environ["PIDS"], os.environ["RANK"]), "w").write(str(os.getpid()))
-sys.exit(t.main())
-"""
+OPTIONS = [*SHAPE, "--eval-every", "10"]
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "stories.txt"
-    rng = random.Random(1)
-    words = ["ball", "kite", "boat", "drum", "park", "wood", "house", "river"]
-    path.write_text("".join(STORY.format(rng.choice(words), rng.choice(words)) for _ in range(120)))
-    return path
+    return write_stories(tmp_path_factory.mktemp("text") / "stories.txt")
 
 
 def start(processes: int, text: Path, out: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
@@ -46,7 +30,7 @@ def start(processes: int, text: Path, out: Path, *more: str, **environment: str)
     program.write_text(PROGRAM)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = torchrun if processes > 1 else [sys.executable]
-    command += [str(program), str(text), "--out", str(out), *SHAPE, *more]
+    command += [str(program), str(text), "--out", str(out), *OPTIONS, *more]
     return subprocess.Popen(
         command,
         cwd=ROOT,

@@ -18,7 +18,6 @@ from .run import RunFolder
 from .tokenizer import as_tokenizer
 
 TEMPLATE = "tokenizer.chat_template"
-READ_AT_ONCE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,8 @@ def file_of(path: Path) -> Path:
 
 def hash_file(path: Path) -> str:
     """The SHA-256 of a file."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while part := file.read(READ_AT_ONCE):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fabella.console import words
@@ -28,15 +29,21 @@ def keep_curve(
     column = CURVE_COLUMNS.index("train_loss")
     unit = math.log(2) * bytes_per_token
     curve = [(*row[:column], row[column] / unit, *row[column + 1 :]) for row in curve]
-    table = io.StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow([name.replace("train_loss", "train_bits_per_byte") for name in CURVE_COLUMNS])
-    writer.writerows(curve)
+    columns = [name.replace("train_loss", "train_bits_per_byte") for name in CURVE_COLUMNS]
     try:
-        folder.write_curve_table(table.getvalue())
+        folder.write_curve_table(as_csv(columns, curve))
         folder.write_curve_picture(draw_curve(curve, folder.path.resolve().name, round_tokens))
     except Exception as error:  # whatever matplotlib, or a missing one, may raise
         say(f"The curve could not be written ({words(error)}); the same command with --resume writes it anew.")
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table, its columns' names first."""
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return table.getvalue()
 
 
 def draw_curve(curve: list[tuple[Any, ...]], name: str, round_tokens: int) -> bytes:

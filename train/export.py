@@ -36,7 +36,7 @@ from .model import Llama
 from .quantize import fitting, quantize
 from .run import RunFolder
 from .tokenizer import as_tokenizer
-from .tuned import FineTuning, is_fine_tuning
+from .tuned import FineTuning
 
 DEFAULT_FORMAT = "Q8_0"
 ADAPTER_FORMAT = "F16"
@@ -138,14 +138,14 @@ def export(options: argparse.Namespace) -> None:
     """Export as the command's ``options`` say. Raises ``OSError``, ``ValueError`` or ``FabellaError``, in words."""
     check_output(options.output)
     words = words_of(options)
-    tuned = not options.run.is_file() and is_fine_tuning(options.run)
+    tuned = None if options.run.is_file() else FineTuning.find(RunFolder(options.run))
     if (options.adapter or options.base) and not tuned:
         option = "--adapter" if options.adapter else "--base"
         raise ValueError(f"{option}: is for the folder of a fine-tuning (train.finetune), which {options.run} is not")
     if options.run.is_file():
         reword(options, words)
     elif tuned:
-        export_tuned(options, words)
+        export_tuned(options, tuned, words)
     else:
         export_run(options, words)
     print(f"{options.output}: {options.output.stat().st_size:,} bytes")
@@ -161,12 +161,10 @@ def reword(options: argparse.Namespace, words: dict[str, Any]) -> None:
             copy_gguf(source, file, words)
 
 
-def export_tuned(options: argparse.Namespace, words: dict[str, Any]) -> None:
+def export_tuned(options: argparse.Namespace, run: FineTuning, words: dict[str, Any]) -> None:
     """Write what a fine-tuning has learned: a model of its own, or the adapter alone."""
-    folder = RunFolder(options.run)
-    if folder.owns(options.output):
+    if RunFolder(options.run).owns(options.output):
         raise ValueError(f"{options.output}: is a file of the run itself; write to another one")
-    run = FineTuning.load(folder)
     words = {"general.name": writable(options.run.resolve().name), **words}
     if options.adapter:
         export_adapter(run, options.output, options.format or ADAPTER_FORMAT, words)

@@ -14,9 +14,7 @@ Ctrl-C saves and stops; the same command with --resume goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import math
 import sys
 import time
@@ -34,13 +32,16 @@ from fabella.errors import FabellaError
 from .answers import Example, Writer, make_batch, plan_round, read_examples, split_examples
 from .base import Base
 from .base import load_base as read_base
+from .curve import CURVE_COLUMNS, as_csv
 from .data import PADDING
 from .loop import LARGEST_GRADIENT, StopOnSignal, choose_precision
 from .lora import MATRICES, loras
 from .model import Llama
+from .plan import duration
 from .progress import Progress, say
 from .run import RunFolder
-from .tuned import CURVE_COLUMNS, FineTuning
+from .train import number
+from .tuned import FineTuning
 
 HELD_OUT = 0.05  # of the examples
 MEASURED = 2  # times a round
@@ -64,11 +65,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--full", action="store_true", help="learn all weights, not an adapter: for small models, or much memory")
     add("--rank", type=_whole(1, 1024), default=8, help="of the adapter: how much it can learn (default 8)")
-    add("--alpha", type=_number, help="how loud the adapter speaks (default: twice the rank)")
+    add("--alpha", type=number(0, 1000), help="how loud the adapter speaks (default: twice the rank)")
     add("--matrices", type=_matrices, default=MATRICES, help=f"those that get one (default: {','.join(MATRICES)})")
     add("--rounds", type=_whole(1, 10**6), default=3, help="times that each example is learned from (default 3)")
     rates = f"{RATES['adapter']:g}, or {RATES['full']:g} with --full"
-    add("--learning-rate", type=_number, help=f"at its highest (default {rates})")
+    add("--learning-rate", type=number(0, 1000), help=f"at its highest (default {rates})")
     add("--batch-tokens", type=_whole(32, 10**9), default=1024, help="tokens in a step, with padding (default 1024)")
     longest = f"of an example, in tokens (default {LONGEST_BY_DEFAULT}, or the model's context)"
     add("--context", type=_whole(8, 1 << 20), help=f"the greatest length {longest}")
@@ -88,17 +89,6 @@ def _whole(low: int, high: int) -> Any:
         return int(text)
 
     return read
-
-
-def _number(text: str) -> float:
-    """How the parser reads a number above zero."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1000:
-        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1000, not {text[:40]!r}")
-    return value
 
 
 def _matrices(text: str) -> tuple[str, ...]:
@@ -242,7 +232,7 @@ class Tuner:
         what = "all weights" if self.options.full else f"an adapter of rank {self.options.rank}"
         print(
             f"Plan: {what}, {count / 1e6:,.2f} million parameters; {self.options.rounds} rounds of "
-            f"{self.steps_a_round:,} steps; {duration(seconds)} at {rate:,.0f} tokens/s; {memory_used()}",
+            f"{self.steps_a_round:,} steps; about {duration(seconds)} at {rate:,.0f} tokens/s; {memory_used()}",
             flush=True,
         )
 
@@ -302,9 +292,9 @@ class Tuner:
 
     def batches(self) -> Iterator[list[Example]]:
         """The batches that are left to learn from, round by round."""
-        for number in range(self.run.step // self.steps_a_round, self.options.rounds):
-            done = self.run.step - number * self.steps_a_round
-            yield from plan_round(self.learn, self.options.batch_tokens, self.options.seed, number)[done:]
+        for round in range(self.run.step // self.steps_a_round, self.options.rounds):
+            done = self.run.step - round * self.steps_a_round
+            yield from plan_round(self.learn, self.options.batch_tokens, self.options.seed, round)[done:]
 
     def rate(self) -> float:
         """The learning rate of the next step: it rises for a tenth of the steps, then falls to zero."""
@@ -356,12 +346,8 @@ class Tuner:
         run.optimizer = self.optimizer.state_dict()
         run.save(self.folder)
         self.saved_step = run.step
-        table = io.StringIO(newline="")
-        writer = csv.writer(table)
-        writer.writerow(CURVE_COLUMNS)
-        writer.writerows(run.curve)
         try:
-            self.folder.write_curve_table(table.getvalue())
+            self.folder.write_curve_table(as_csv(CURVE_COLUMNS, run.curve))
         except OSError as error:
             say(f"The curve could not be written ({words(error)}).")
 
@@ -376,11 +362,6 @@ class Tuner:
 def count_tokens(examples: Sequence[Example]) -> int:
     """How many tokens examples have in all."""
     return sum(len(example.ids) for example in examples)
-
-
-def duration(seconds: float) -> str:
-    """How long something will take, in words."""
-    return f"about {seconds:.0f} seconds" if seconds < 90 else f"about {seconds / 60:.0f} minutes"
 
 
 def memory_used() -> str:

@@ -24,7 +24,6 @@ from .run import RunFolder
 
 KIND = "fine-tuning"
 OTHER_VERSION = "was written by another version of this program"
-CURVE_COLUMNS = ("step", "tokens", "learning_rate", "train_loss", "valid_bits_per_byte", "seconds")
 
 
 @dataclass
@@ -61,10 +60,23 @@ class FineTuning:
     def load(cls, folder: RunFolder) -> FineTuning:
         """What was saved last. Raises ``OSError``, or ``ValueError`` if it is damaged or no fine-tuning's."""
         stored = _stored(folder)
-        if stored.pop("kind", None) != KIND:
+        if stored.get("kind") != KIND:
             raise ValueError(f"{folder.checkpoint}: is of a training (train.train), not of a fine-tuning")
+        return cls._of(stored, folder)
+
+    @classmethod
+    def find(cls, folder: RunFolder) -> FineTuning | None:
+        """Like `load`, but None if nothing can be read there, or something else's checkpoint."""
         try:
-            return cls(**stored)
+            stored = _stored(folder)
+        except (OSError, ValueError):
+            return None
+        return cls._of(stored, folder) if stored.get("kind") == KIND else None
+
+    @classmethod
+    def _of(cls, stored: dict[str, Any], folder: RunFolder) -> FineTuning:
+        try:
+            return cls(**{name: value for name, value in stored.items() if name != "kind"})
         except TypeError as error:
             raise ValueError(f"{folder.checkpoint}: {OTHER_VERSION} ({error})") from error
 
@@ -104,14 +116,6 @@ class FineTuning:
             model.load_state_dict(weights)
         else:
             load_lora_weights(model, weights)
-
-
-def is_fine_tuning(path: Path) -> bool:
-    """Whether a folder's checkpoint is a fine-tuning's; False where there is none that can be read."""
-    try:
-        return _stored(RunFolder(path)).get("kind") == KIND
-    except (OSError, ValueError):
-        return False
 
 
 def _stored(folder: RunFolder) -> dict[str, Any]:

@@ -11,7 +11,6 @@ people to measure on have other names, other cities and other hobbies, and are t
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
@@ -19,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import fabella
-from fabella.console import run_command
-from fabella.errors import FabellaError
 
 from ..progress import Progress
+from .command import run_example
 
 WHAT = "Make the examples of JSON answers, or measure a model on others."
 EXAMPLES = 300
@@ -100,21 +98,7 @@ def measure(path: Path, adapter: Path | None) -> None:
 
 def main() -> int:
     """The command line. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m train.examples.json_answers", description=WHAT)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("make", help="write the examples").add_argument("file", type=Path)
-    measuring = commands.add_parser("measure", help="measure a model, with or without an adapter")
-    measuring.add_argument("model", type=Path)
-    measuring.add_argument("--adapter", type=Path)
-
-    def body() -> None:
-        options = parser.parse_args()
-        if options.command == "make":
-            make(options.file)
-        else:
-            measure(options.model, options.adapter)
-
-    return run_command("json_answers", body, (OSError, FabellaError))
+    return run_example("json_answers", WHAT, make, measure)
 
 
 if __name__ == "__main__":

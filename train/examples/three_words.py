@@ -12,7 +12,6 @@ words are in its stories, for sets of three that no story to learn from had.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
@@ -21,10 +20,9 @@ from collections import Counter
 from pathlib import Path
 
 import fabella
-from fabella.console import run_command
-from fabella.errors import FabellaError
 
 from ..progress import Progress
+from .command import run_example
 
 WHAT = "Make stories behind three of their words, or measure whether a model obeys such words."
 STORIES = 1200
@@ -90,21 +88,7 @@ def measure(path: Path, adapter: Path | None) -> None:
 
 def main() -> int:
     """The command line. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m train.examples.three_words", description=WHAT)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("make", help="write the examples").add_argument("file", type=Path)
-    measuring = commands.add_parser("measure", help="measure a model, with or without an adapter")
-    measuring.add_argument("model", type=Path)
-    measuring.add_argument("--adapter", type=Path)
-
-    def body() -> None:
-        options = parser.parse_args()
-        if options.command == "make":
-            make(options.file)
-        else:
-            measure(options.model, options.adapter)
-
-    return run_command("three_words", body, (OSError, FabellaError))
+    return run_example("three_words", WHAT, make, measure)
 
 
 if __name__ == "__main__":
