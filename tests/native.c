@@ -105,7 +105,8 @@ static size_t add_record(Model *model, const int32_t *head, const char *file) {
         char *data = malloc(sizes[part]); /* a block of its own: a read past its end is caught */
         if (!data && sizes[part]) exit(2);
         memcpy(data, file + (part ? sizes[0] : 0), sizes[part]);
-        code = adapter_part(model, part, head[3], data, (uint32_t)sizes[part]);
+        while ((code = adapter_part(model, part, head[3], data, (uint32_t)sizes[part])) == E_MEMORY)
+            printf("adapter %d\n", code);
         free(data);
     }
     if (code) printf("adapter %d\n", code);

@@ -406,7 +406,7 @@ def test_an_adapter_is_written_as_llama_cpp_has_it(tuned: Path, tmp_path: Path) 
     assert export_to(tuned, tmp_path / "half.gguf", "--adapter") == 0
     with FileSource(tmp_path / "half.gguf") as source:
         adapter = read_adapter(source)
-    assert {pair.a.type for pair in adapter.pairs.values()} == {"F16"}
+    assert {pair.a.type for pair in adapter.pairs.values()} == {"BF16"}
     adapter.check_fits(TINY)
     with pytest.raises(ModelFileError, match="is for another model"):
         adapter.check_fits(replace(TINY, hidden_dim=96))

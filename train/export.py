@@ -39,7 +39,7 @@ from .tokenizer import as_tokenizer
 from .tuned import FineTuning
 
 DEFAULT_FORMAT = "Q8_0"
-ADAPTER_FORMAT = "F16"
+ADAPTER_FORMAT = "BF16"
 
 
 def unstorable(config: Config, format: str) -> str | None:

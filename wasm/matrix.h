@@ -33,14 +33,20 @@
 #include <stddef.h>
 #include <stdlib.h>
 
+/* Floats as they lie in the file, so that what is read for every token is no more than there is; F16 becomes F32. */
+typedef struct {
+    Layout layout; /* F32 or BF16 */
+    char *data;
+} FloatMatrix;
+
 /* What an adapter adds to a matrix's product: y = W x + B (scale * A x), with A (rank, cols) and B (rows, rank). A lane
  * is a row here, too. */
 typedef struct {
     int rank;
     float scale;
-    float *a;     /* (cols, pad4(rank)): column by column, with zeros beyond the rank */
-    float *b;     /* (rank, pad4(rows)) likewise */
-    float *inner; /* (n, pad4(rank)): scale * A x of the tokens that are being computed */
+    FloatMatrix a; /* (cols, pad4(rank)): column by column, with zeros beyond the rank */
+    FloatMatrix b; /* (rank, pad4(rows)) likewise */
+    float *inner;  /* (n, pad4(rank)): scale * A x of the tokens that are being computed */
 } Lora;
 
 typedef struct {
@@ -353,6 +359,11 @@ static void f32_product(View w, View x, View y, int rows, int cols, int n, Sum f
     float_product(F32, (const char *)w.data, (size_t)w.stride * sizeof(float), x, y, rows, cols, n, from);
 }
 
+/* The same for weights of 16 bits, `stride` bytes from column to column. */
+static void bf16_product(const char *w, size_t stride, View x, View y, int rows, int cols, int n, Sum from) {
+    float_product(BF16, w, stride, x, y, rows, cols, n, from);
+}
+
 /* dot[v, t] += the integer products of `count` columns, a byte a weight. */
 INLINE void byte_dots(const Layout layout, const int8_t *w, int panel_rows, const Quantized *x, int cols,
                       const int count, i32x4 *dot, const int NV, const int NT) {
@@ -531,19 +542,32 @@ static void add_to_rows(View y, const float *bias, int rows, int n) {
             f32x4_store(row_of(y, t) + r, f32x4_load(row_of(y, t) + r) + f32x4_load(bias + r));
 }
 
-/* Four rows of A x. One chain of additions would keep the processor waiting: CHAINS of them take turns at the columns, and
- * are added up in pairs; then come the columns that are left over. */
-enum { CHAINS = 8 };
-INLINE f32x4 lora_rows(const float *a, int stride, const float *x, int cols) {
-    f32x4 sum[CHAINS];
-    for (int i = 0; i < CHAINS; i++) sum[i] = f32x4_splat(0);
+/* 4 * NV rows of scale * A x, whose columns lie `stride` bytes apart. One chain of additions would keep the processor
+ * waiting: CHAINS of them take turns at the columns, and are added up in pairs; then come the columns that are left. */
+enum { CHAINS = 4 };
+INLINE void lora_rows(const Layout layout, const char *a, size_t stride, const float *x, int cols, float scale,
+                      float *inner, const int NV) {
+    const int size = 4 * float_bytes(layout); /* of four rows */
+    f32x4 sum[2][CHAINS];
+    for (int v = 0; v < NV; v++)
+        for (int i = 0; i < CHAINS; i++) sum[v][i] = f32x4_splat(0);
     int c = 0;
     for (; c + CHAINS <= cols; c += CHAINS)
-        for (int i = 0; i < CHAINS; i++) sum[i] += f32x4_load(a + (size_t)(c + i) * stride) * x[c + i];
-    for (int half = CHAINS / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) sum[i] += sum[i + half];
-    for (; c < cols; c++) sum[0] += f32x4_load(a + (size_t)c * stride) * x[c];
-    return sum[0];
+        for (int i = 0; i < CHAINS; i++, a += stride)
+            for (int v = 0; v < NV; v++) sum[v][i] += floats_load(layout, a + v * size) * x[c + i];
+    for (int v = 0; v < NV; v++) sum[v][0] = (sum[v][0] + sum[v][2]) + (sum[v][1] + sum[v][3]);
+    for (; c < cols; c++, a += stride)
+        for (int v = 0; v < NV; v++) sum[v][0] += floats_load(layout, a + v * size) * x[c];
+    for (int v = 0; v < NV; v++) f32x4_store(inner + 4 * v, scale * sum[v][0]);
+}
+
+/* scale * A x of a token. */
+INLINE void lora_inner(const Layout layout, const Lora *lora, const float *x, int cols, float *inner) {
+    const int size = float_bytes(layout), ranks = pad4(lora->rank);
+    const char *a = lora->a.data;
+    int r = 0;
+    for (; r + 8 <= ranks; r += 8) lora_rows(layout, a + r * size, ranks * size, x, cols, lora->scale, inner + r, 2);
+    if (r < ranks) lora_rows(layout, a + r * size, ranks * size, x, cols, lora->scale, inner + r, 1);
 }
 
 /* A step of this job: a token. */
@@ -553,19 +577,27 @@ static void lora_steps(void *context, int first, int end, int thread) {
     for (const Product *product = job->products; product < job->products + job->count; product++) {
         const Lora *lora = product->w->lora;
         if (!lora) continue;
-        const int stride = pad4(lora->rank);
-        for (int t = first; t < end; t++)
-            for (int r = 0; r < stride; r += 4)
-                f32x4_store(lora->inner + (size_t)t * stride + r,
-                            lora->scale * lora_rows(lora->a + r, stride, row_of(job->x->f32, t), product->w->cols));
+        for (int t = first; t < end; t++) {
+            const float *x = row_of(job->x->f32, t);
+            float *inner = lora->inner + (size_t)t * pad4(lora->rank);
+            if (lora->a.layout == F32)
+                lora_inner(F32, lora, x, product->w->cols, inner);
+            else
+                lora_inner(BF16, lora, x, product->w->cols, inner);
+        }
     }
 }
 
 /* y[t, :] += B inner[t, :] for rows of the matrix from `row` on. */
 static void add_lora(const Matrix *w, int row, View y, int rows, int n) {
     const Lora *lora = w->lora;
-    f32_product((View){lora->b + row, pad4(w->rows)}, (View){lora->inner, pad4(lora->rank)}, y, rows, lora->rank, n,
-                ADDED);
+    const View inner = {lora->inner, pad4(lora->rank)};
+    const size_t size = float_bytes(lora->b.layout), stride = pad4(w->rows) * size;
+    const char *b = lora->b.data + row * size;
+    if (lora->b.layout == F32)
+        f32_product((View){(float *)b, pad4(w->rows)}, inner, y, rows, lora->rank, n, ADDED);
+    else
+        bf16_product(b, stride, inner, y, rows, lora->rank, n, ADDED);
 }
 
 static void matmul_steps(void *context, int first, int end, int thread) {
@@ -587,8 +619,9 @@ static void matmul_steps(void *context, int first, int end, int thread) {
             rows = side_by_side && last - row >= STREAMS * WIDE ? STREAMS * WIDE : panel.rows;
             panel_functions[w->layout](panel, rows, job->x, w->cols, y, job->n);
             if (product->bias) add_to_rows(y, product->bias + row, rows, job->n);
-            if (w->lora) add_lora(w, row, y, rows, job->n);
         }
+        const int row = (first - before) * STEP;
+        if (w->lora) add_lora(w, row, (View){product->y + row, pad4(w->rows)}, pad4(last - row), job->n);
     }
 }
 

@@ -440,7 +440,8 @@ EXPORT int adapter_begin(Model *m, int tensor, int layer, int rank, float scale)
 }
 
 /* Fills A (part 0: rank rows) or B (part 1: the matrix's rows, of rank numbers each) of the matrix started last with
- * `size` bytes of F32, F16 or BF16, as they lie in the file. Errors: E_TENSOR, E_NOT_FINITE. */
+ * `size` bytes of F32, F16 or BF16, as they lie in the file. Without both the matrix stays alone. Errors: E_TENSOR, also
+ * if it is there already; E_NOT_FINITE, E_MEMORY. */
 EXPORT int adapter_part(Model *m, int part, int type, const char *data, uint32_t size) {
     if (part != 0 && part != 1) return E_TENSOR;
     forget_all(m);
