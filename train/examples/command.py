@@ -13,7 +13,7 @@ from .. import explain
 
 
 def run_example(
-    name: str, what: str, make: Callable[[Path], None], measure: Callable[[Path, Path | None], None]
+    name: str, what: str, make: Callable[..., None], measure: Callable[..., None], of_text: bool = False
 ) -> int:
     """Run ``python -m train.examples.NAME make FILE`` or ``... measure MODEL [--adapter FILE]``.
 
@@ -22,27 +22,34 @@ def run_example(
     what
         What the example teaches, for --help.
     make
-        Writes the examples to a file.
+        Writes the examples to a file: its path.
     measure
-        Prints how well a model does, with or without an adapter.
+        Prints how well a model does, with or without an adapter: their paths.
+    of_text
+        Whether both also take the path of a text, --text, or None.
 
     Returns the exit status.
     """
     parser = argparse.ArgumentParser(prog=f"python -m train.examples.{name}", description=what)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("make", help="write the examples").add_argument("file", type=Path)
+    making = commands.add_parser("make", help="write the examples")
+    making.add_argument("file", type=Path)
     measuring = commands.add_parser("measure", help="measure a model, with or without an adapter")
     measuring.add_argument("model", type=Path)
     measuring.add_argument("--adapter", type=Path)
+    if of_text:
+        for command in (making, measuring):
+            command.add_argument("--text", type=Path, help="a text of documents in the place of TinyStories")
 
     def body() -> None:
         options = parser.parse_args()
+        text = (options.text,) if of_text else ()
         if options.command == "make":
-            make(options.file)
+            make(options.file, *text)
         else:
-            measure(options.model, options.adapter)
+            measure(options.model, options.adapter, *text)
 
-    return run_command(name, body, (OSError, FabellaError))
+    return run_command(name, body, (OSError, ValueError, FabellaError))
 
 
 if __name__ == "__main__":
