@@ -327,7 +327,7 @@ def test_logits_are_the_same_to_the_bit_as_under_wasmtime(
     assert answer["hashes"] == expected
 
 
-SETS = 100_000
+SETS = 25_000
 
 
 @pytest.mark.parametrize("driven", ["Chromium"], indirect=True)  # Python is the same Pyodide in all

@@ -58,8 +58,8 @@ def test_weights_are_those_of_the_library_to_the_bit(run: Run, type: str, data: 
 @pytest.mark.parametrize("type", BLOCKS)
 def test_both_layouts_of_bytes_give_the_same_bits_whatever_is_computed_at_once(type: str, runs: dict[str, Run]) -> None:
     random = np.random.default_rng(3)
-    matrix = Stored(type, random_blocks(random, type, 300, 2 * 256))
-    x = random.normal(size=(5, 2 * 256)).astype(np.float32)
+    matrix = Stored(type, random_blocks(random, type, 172, 2 * 256))  # four panels side by side, one alone, narrow ones
+    x = random.normal(size=(3, 2 * 256)).astype(np.float32)  # two tokens together, one alone
     results = []
     for run in runs.values():
         results += [run(matrix, x)[1], np.concatenate([run(matrix, token[None])[1] for token in x])]
