@@ -20,6 +20,7 @@ from . import explain, plan
 from .quantize import BITS
 from .rounding import ROUND_FROM
 from .sources import FIELD
+from .tensorboard import check_installed
 from .tokenizer import SMALLEST_VOCABULARY
 
 LARGEST_SEED = 10**18 - 1
@@ -66,6 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     share = round(100 * (1 - ROUND_FROM))
     add("--quantize-aware", choices=BITS, help=f"learn to live with this format, in the last {share} %% of the tokens")
     add("--eval-every", type=whole(1, 10**15), help="steps between two measurements of the held-out text")
+    add("--tensorboard", action="store_true", help="write the curve for TensorBoard, too, into --out")
     add("--seed", type=whole(0, LARGEST_SEED), default=1)
     add(
         "--compile",
@@ -76,10 +78,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    """The options that a ``parser`` with `add_options` reads, after a check of the shape they give."""
+    """The options that a ``parser`` with `add_options` reads, after a check of what they ask for."""
     options = parser.parse_args(arguments)
     try:
         check_shape(options)
+        if options.tensorboard:
+            check_installed()
     except ValueError as error:
         parser.error(f"argument {error}")
     return options

@@ -21,6 +21,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -46,6 +47,7 @@ from .progress import say
 from .rounding import ROUND_FROM, stored_as
 from .run import RunFolder
 from .sources import documents_of
+from .tensorboard import EventLog
 from .text import Part, Text, first_characters
 from .together import averaging, from_first, rank, together
 from .tokenizer import TooLarge, as_tokenizer, load_tokenizer, train_tokenizer
@@ -110,6 +112,9 @@ def train(options: argparse.Namespace, lesson: Lesson = TEXT) -> Checkpoint:
             run.options = kept_options(options) | began(run)
             if run.tokens >= options.tokens and not options.minutes:
                 keep_curve(run.curve, folder, run.bytes_per_token, run.round_tokens)
+                if options.tensorboard:
+                    with EventLog(folder, run):
+                        pass  # that is the curve so far
                 done = f"the run has learned from {run.tokens:,} tokens; ask for more (--tokens) to go on"
                 print(f"Done already: {done}. {folder.curve_picture}")
                 return from_first((options, run))[1]
@@ -300,7 +305,9 @@ def learn(
         loss.rounding = options.quantize_aware if progress >= ROUND_FROM else None
 
     course = Plan(options.tokens, options.learning_rate, options.eval_every, SAVE_EVERY, options.seed)
-    fit(run, folder, model, loss_of, stream(run.step), measure, course, stop, before_step)
+    with EventLog(folder, run) if options.tensorboard and measured_on else nullcontext() as log:
+        recorded = log.write if log else lambda: None
+        fit(run, folder, model, loss_of, stream(run.step), measure, course, stop, before_step, recorded)
     if measured_on:
         say_end(options, run, measured_on)
 
