@@ -114,7 +114,7 @@ def train(options: argparse.Namespace, lesson: Lesson = TEXT) -> Checkpoint:
                 keep_curve(run.curve, folder, run.bytes_per_token, run.round_tokens)
                 if options.tensorboard:
                     with EventLog(folder, run):
-                        pass  # that is the curve so far
+                        pass  # it begins with the whole curve, and there is no more
                 done = f"the run has learned from {run.tokens:,} tokens; ask for more (--tokens) to go on"
                 print(f"Done already: {done}. {folder.curve_picture}")
                 return from_first((options, run))[1]
