@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from train.checkpoint import Checkpoint
+from train.run import RunFolder
 
 from .trainings import PROGRAM, SHAPE, write_stories
 
@@ -45,10 +46,11 @@ def test_two_processes_have_the_losses_of_one(text: Path, tmp_path: Path) -> Non
     runs = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        with start(processes, text, out, "--tokens", "4000") as process:
+        with start(processes, text, out, "--tokens", "4000", "--tensorboard") as process:
             said, errors = process.communicate()
         assert process.returncode == 0, errors
         assert said.count("Done: ") == 1
+        assert len(RunFolder(out).events) == 1
         runs.append(Checkpoint.load(out))
     one, two = runs
     assert (one.step, one.tokens) == (two.step, two.tokens)

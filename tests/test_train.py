@@ -85,6 +85,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 NUMBERS = "--tokens --vocab-size --dim --hidden-dim --layers --heads --kv-heads --context --batch-tokens".split()
 NUMBERS += ["--eval-every", "--seed"]
+NO_WHOLE_NUMBERS = ("-1", "1" + 20 * "0", 5000 * "9", "1e3", "1_000", " 512", "٥")
 
 
 def options(text: Path, out: Path, *more: str) -> list[str]:
@@ -515,9 +516,8 @@ def with_disk(free: int, work: Callable[[], str], monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("option", "value", "problem"),
     [
-        *((option, value, "must be from") for option in NUMBERS for value in ("-1", "1" + 20 * "0")),
-        *((option, "1e3", "must be a whole number") for option in NUMBERS),
-        *((option, "0", "must be from") for option in NUMBERS if option != "--seed"),
+        *((option, value, "must be a whole number from") for option in NUMBERS for value in NO_WHOLE_NUMBERS),
+        *((option, "0", "must be a whole number from") for option in NUMBERS if option != "--seed"),
         *(("--learning-rate", value, "must be above 0 and at most") for value in ("0", "-1", "nan", "inf", "1e300")),
         ("--vocab-size", "65537", "from 300 to 65536"),
         ("--context", "50", "multiple of 32"),

@@ -14,10 +14,10 @@ SHAPE = (
 # Saves after every step, without drawing a curve, so that much of the time is spent in saving. Where PIDS is set, a
 # file there, named after the process's rank, says which process it is.
 PROGRAM = """
-import os, sys, torch, train.loop, train.train as t
+import os, sys, torch, train.announce, train.loop, train.train as t
 torch.set_num_threads(1)
 train.loop.keep_curve = lambda *_: None
-t.SAVE_EVERY, t.SAMPLE = -1, 8
+t.SAVE_EVERY, train.announce.SAMPLE = -1, 8
 if "PIDS" in os.environ:
     open(os.path.join(os.environ["PIDS"], os.environ["RANK"]), "w").write(str(os.getpid()))
 sys.exit(t.main())

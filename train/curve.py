@@ -15,6 +15,7 @@ from .progress import say
 from .run import RunFolder
 
 CURVE_COLUMNS = ("step", "tokens", "learning_rate", "train_loss", "valid_bits_per_byte", "seconds")
+TABLE_COLUMNS = tuple(name.replace("train_loss", "train_bits_per_byte") for name in CURVE_COLUMNS)  # of curve.csv
 MOST_ROUNDS = 40  # that are marked
 
 
@@ -23,18 +24,21 @@ def keep_curve(
 ) -> None:
     """Write ``curve.csv`` and ``curve.png``. What goes wrong is said and ends nothing: both can be had again.
 
-    The training loss of ``curve``, in nats per token, becomes bits per byte, where a token spells ``bytes_per_token``;
-    one round through the text has ``round_tokens`` (0: not known).
+    A token spells ``bytes_per_token``; one round through the text has ``round_tokens`` (0: not known).
     """
-    column = CURVE_COLUMNS.index("train_loss")
-    unit = math.log(2) * bytes_per_token
-    curve = [(*row[:column], row[column] / unit, *row[column + 1 :]) for row in curve]
-    columns = [name.replace("train_loss", "train_bits_per_byte") for name in CURVE_COLUMNS]
+    table = as_table(curve, bytes_per_token)
     try:
-        folder.write_curve_table(as_csv(columns, curve))
-        folder.write_curve_picture(draw_curve(curve, folder.path.resolve().name, round_tokens))
+        folder.write_curve_table(as_csv(TABLE_COLUMNS, table))
+        folder.write_curve_picture(draw_curve(table, folder.path.resolve().name, round_tokens))
     except Exception as error:  # whatever matplotlib, or a missing one, may raise
         say(f"The curve could not be written ({words(error)}); the same command with --resume writes it anew.")
+
+
+def as_table(curve: list[tuple[Any, ...]], bytes_per_token: float) -> list[tuple[Any, ...]]:
+    """Rows of `TABLE_COLUMNS`: the training loss of ``curve``, in nats per token, becomes bits per byte."""
+    column = CURVE_COLUMNS.index("train_loss")
+    unit = math.log(2) * bytes_per_token
+    return [(*row[:column], row[column] / unit, *row[column + 1 :]) for row in curve]
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

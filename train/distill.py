@@ -41,12 +41,13 @@ from .lesson import Lesson
 from .load import load_model
 from .loop import MeanLoss, has_compiler
 from .model import Llama
+from .options import add_options, number, parse, whole_number
 from .progress import say
 from .run import RunFolder
 from .sentencepiece_file import sentencepiece_file
 from .together import rank
 from .tokenizer import BOS, EOS
-from .train import add_options, number, parse, train, whole_number
+from .train import train
 
 SOFT = 0.6  # of the loss is the teacher's
 TOP = 8  # tokens of a label: most of the probability, and 32 bytes a token

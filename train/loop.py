@@ -73,16 +73,17 @@ def fit(
     plan: Plan,
     stop: StopOnSignal,
     before_step: Callable[[float], None] = lambda progress: None,
+    recorded: Callable[[], None] = lambda: None,
 ) -> None:
     """Train ``model`` from where ``run`` is, to the end of the plan or until ``stop``, and save it in ``folder``.
 
     ``stream`` yields batches of inputs and targets, [rows, T] each, where `PADDING` is not a target. ``measure``
     returns the model's bits per byte on the held-out text. ``before_step`` hears before each step what part of the
-    budget is used, 0 to 1. Raises ``FloatingPointError`` when the numbers go out of bounds, ``MemoryError``,
-    ``OSError`` (it could not be saved), ``KeyboardInterrupt`` if it is stopped before the first step, and
-    ``BrokenPipeError``, after saving, if nobody reads what it prints any more.
+    budget is used, 0 to 1; ``recorded`` is called when the curve has a new row. Raises ``FloatingPointError`` when the
+    numbers go out of bounds, ``MemoryError``, ``OSError`` (it could not be saved), ``KeyboardInterrupt`` if it is
+    stopped before the first step, and ``BrokenPipeError``, after saving, if nobody reads what it prints any more.
     """
-    Loop(run, folder, model, loss_of, measure, plan, before_step).work(stream, stop)
+    Loop(run, folder, model, loss_of, measure, plan, before_step, recorded).work(stream, stop)
 
 
 class Loop:
@@ -101,9 +102,11 @@ class Loop:
         measure: Callable[[], float],
         plan: Plan,
         before_step: Callable[[float], None],
+        recorded: Callable[[], None],
     ) -> None:
         self.run, self.folder, self.model = run, folder, model
-        self.loss_of, self.measure, self.plan, self.before_step = loss_of, measure, plan, before_step
+        self.loss_of, self.measure, self.plan = loss_of, measure, plan
+        self.before_step, self.recorded = before_step, recorded
         self.device = next(model.parameters()).device
         self.precision = choose_precision(self.device.type)
         self.optimizers = make_optimizers(model)
@@ -196,8 +199,9 @@ class Loop:
             self.measured = valid
         mean = sum(run.losses) / len(run.losses)
         best = min((value for _, value in run.measured), default=math.inf)
-        run.curve.append((run.step, run.tokens, rate, mean, valid, round(run.seconds, 1)))
+        run.curve.append((run.step, run.tokens, rate, mean, valid, round(run.seconds, 3)))
         run.losses.clear()
+        self.recorded()
         if valid is not None:
             self.by_heart = learns_by_heart(run.measured, run.round_tokens)
             if valid < best:

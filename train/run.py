@@ -8,6 +8,7 @@
     tokens.cache            the text as tokens: made anew whenever it does not fit
     labels/                 of a student (distill.py): what its teacher says of each token, see labels.py
     curve.csv, curve.png    loss and bits per byte so far
+    events.out.tfevents.*   the same for TensorBoard, if it is asked for (tensorboard.py)
     training.lock           held by the training that works here, and let go by the system when that ends, however
 
 This module alone knows these names. It is apart from checkpoint.py, which knows what a checkpoint holds, so that all of
@@ -60,9 +61,14 @@ class RunFolder:
         """The folder of a teacher's labels."""
         return self.path / "labels"
 
+    @property
+    def events(self) -> tuple[Path, ...]:
+        """TensorBoard's files, which name themselves."""
+        return tuple(self.path.glob("events.out.tfevents.*"))
+
     def owns(self, path: Path) -> bool:
         """Whether ``path`` is one of the run's own files."""
-        return path.resolve() in [own.resolve() for own in (*self.files, *self.halves, self.lock)]
+        return path.resolve() in [own.resolve() for own in (*self.files, *self.halves, *self.events, self.lock)]
 
     # --- Who works here ---
 
@@ -88,7 +94,7 @@ class RunFolder:
             finally:
                 if not resume and not self.checkpoint.exists() and not self.previous.exists():
                     with suppress(OSError):
-                        for path in (*self.files, self.lock):
+                        for path in (*self.files, *self.events, self.lock):
                             path.unlink(missing_ok=True)
                         self.path.rmdir()  # unless something else is in it
         finally:
@@ -103,7 +109,7 @@ class RunFolder:
         if not resume and there:
             raise FileExistsError(f"{self.path}: has a checkpoint; go on with --resume, or choose another --out")
         if not resume and not self.lock.exists():
-            for path in (*self.files, *self.halves):
+            for path in (*self.files, *self.halves, *self.events):
                 if path.exists():
                     raise FileExistsError(
                         f"{path}: is there already, and no run of this program wrote it; choose another --out"

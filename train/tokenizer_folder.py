@@ -23,7 +23,7 @@ from fabella.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFIN
 
 from . import explain
 from .safetensors_folder import read_json
-from .tokenizer_model import sentencepiece_of
+from .sentencepiece_file import sentencepiece_of
 
 JSON, MODEL, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"
 NO_SCORE = -1000.0  # of a piece that no text is merged to

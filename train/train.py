@@ -2,11 +2,12 @@
 
     python -m train.train stories.txt --out out/stories
 
-It looks at the text first and says what it is going to do, how long that will take here, and what to expect. What is
-not asked for is chosen for the text (plan.py). Ctrl-C saves and stops; the same command with --resume goes on where it
-stopped, as if it had not. The learning rate warms up, stays, and falls linearly to zero over the last 30 % of the token
-budget (WSD), so a run may also be resumed with another --tokens: a smaller budget ends it well, a larger one prolongs
-it. The model that is best on the held-out text is kept, and is what export, sample and evaluate take.
+It looks at the text first and says what it is going to do, how long that will take here, and what to expect
+(announce.py). What is not asked for (options.py) is chosen for the text (plan.py). Ctrl-C saves and stops; the same
+command with --resume goes on where it stopped, as if it had not. The learning rate warms up, stays, and falls linearly
+to zero over the last 30 % of the token budget (WSD), so a run may also be resumed with another --tokens: a smaller
+budget ends it well, a larger one prolongs it. The model that is best on the held-out text is kept, and is what export,
+sample and evaluate take.
 
 Several processes train one model together: torchrun --nproc-per-node 2 -m train.train ... (together.py).
 
@@ -19,8 +20,8 @@ import argparse
 import math
 import os
 import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -29,44 +30,29 @@ import torch
 from fabella.architectures import expected_shapes
 from fabella.config import Config
 from fabella.console import INTERRUPTED, run_command
-from fabella.errors import FabellaError, ModelFileError
-from fabella.generate import generate
-from fabella.modelfile import LARGEST
-from fabella.sampler import Settings
-from fabella.tokenizer import Tokenizer
+from fabella.errors import FabellaError
 
 from . import plan, tinystories
+from .announce import describe, say_end, tell, too_small
 from .checkpoint import Checkpoint, check_tokenizer
 from .curve import keep_curve
 from .data import Tokens, encode_text, hash_documents, read_tokens
 from .evaluate import HeldOut, bits_per_byte, hold_out
 from .export import DEFAULT_FORMAT, unstorable
 from .lesson import TEXT, Lesson
-from .loop import Plan, StopOnSignal, fit, learned_by_muon, learns_by_heart, lost_in_words, tokens_a_second
+from .loop import Plan, StopOnSignal, fit, learned_by_muon, lost_in_words, tokens_a_second
 from .model import Llama
+from .options import OPTION_OF, add_options, check_shape, parse, shape
 from .progress import say
-from .quantize import BITS
 from .rounding import ROUND_FROM, stored_as
 from .run import RunFolder
-from .sample import TorchModel
-from .sources import FIELD, documents_of
+from .sources import documents_of
+from .tensorboard import EventLog
 from .text import Part, Text, first_characters
 from .together import averaging, from_first, rank, together
-from .tokenizer import SMALLEST_VOCABULARY, TooLarge, as_tokenizer, load_tokenizer, train_tokenizer
+from .tokenizer import TooLarge, as_tokenizer, load_tokenizer, train_tokenizer
 
 SAVE_EVERY = 180.0  # seconds between two checkpoints
-LARGEST_SEED = 10**18 - 1
-LARGEST_RATE = 1000.0
-SAMPLE = 60  # tokens of the story that is told at each measurement
-OPTION_OF = {  # the options that give the model its shape
-    "dim": "--dim",
-    "hidden_dim": "--hidden-dim",
-    "n_layers": "--layers",
-    "n_heads": "--heads",
-    "n_kv_heads": "--kv-heads",
-    "vocab_size": "--vocab-size",
-    "seq_len": "--context",
-}
 # Of a resumed run, unless the command says others.
 KEPT = ("size", "learning_rate", "dropout", "eval_every", "tokens", "quantize_aware")
 
@@ -83,120 +69,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add_options(parser)
     return parse(parser, arguments)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a training, which train.distill has, too."""
-    add, whole = parser.add_argument, whole_number
-    kinds = "a .txt (UTF-8), .txt.xz, .jsonl or .parquet file or a folder of such; in plain text a line <|endoftext|> "
-    add("text", type=Path, help=f"{kinds}ends each document; or TinyStories, which is downloaded")
-    add("--field", default=FIELD, help=f"of .jsonl and .parquet files, that holds the text (default: {FIELD})")
-    add(
-        "--valid",
-        type=Path,
-        help="held-out text (default: the last 5%% of the text)",
-    )
-    add("--out", type=Path, required=True, help="folder for this run's files")
-    add("--resume", action="store_true", help="go on from the checkpoint in --out")
-    add("--size", choices=plan.SIZES, help="of the model, in parameters; it sets its shape, --learning-rate and steps")
-    budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=number(0, 10**7), help="how long to train")
-    budget.add_argument("--rounds", type=number(0, 10**6), help="how often to go through the text")
-    budget.add_argument("--tokens", type=whole(1, 10**15), help="how many tokens to learn from, in all")
-    add("--vocab-size", type=whole(SMALLEST_VOCABULARY, 65536), help="tokens in the vocabulary")
-    add("--dim", type=whole(1, LARGEST["dim"]), help="width of the model")
-    add("--hidden-dim", type=whole(1, LARGEST["hidden_dim"]), help="width of the feed-forward")
-    add("--layers", type=whole(1, LARGEST["n_layers"]))
-    add("--heads", type=whole(1, LARGEST["n_heads"]), help="attention heads")
-    add("--kv-heads", type=whole(1, LARGEST["n_kv_heads"]), help="key/value heads, which attention heads share")
-    add("--context", type=whole(32, LARGEST["seq_len"]), help="longest sequence in tokens, a multiple of 32")
-    add("--batch-tokens", type=whole(32, 10**9), help="tokens in a step, padding included")
-    add("--learning-rate", type=number(0, LARGEST_RATE), help="at its highest")
-    add("--dropout", type=_dropout, help="share left out of each half layer's answer (small texts: 0.1)")
-    share = round(100 * (1 - ROUND_FROM))
-    add("--quantize-aware", choices=BITS, help=f"learn to live with this format, in the last {share} %% of the tokens")
-    add("--eval-every", type=whole(1, 10**15), help="steps between two measurements of the held-out text")
-    add("--seed", type=whole(0, LARGEST_SEED), default=1)
-    add(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="fuse operations by torch.compile, which takes half a minute at the start (default: yes)",
-    )
-
-
-def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    """The options that a ``parser`` with `add_options` reads, after a check of the shape they give."""
-    options = parser.parse_args(arguments)
-    try:
-        check_shape(options)
-    except ValueError as error:
-        parser.error(f"argument {error}")
-    return options
-
-
-def check_shape(options: argparse.Namespace) -> None:
-    """Raise ``ValueError`` if no Llama can have the shape that ``options`` give, as far as they do."""
-    size = plan.SIZES[options.size] if options.size else None
-    given = {name: getattr(options, name) or (size and getattr(size, name)) for name in plan.SHAPE}
-    context, batch_tokens = given["context"], options.batch_tokens or math.inf
-    if context and context % 32:
-        raise ValueError(f"--context: must be a multiple of 32, not {context}")
-    if context and batch_tokens < context:
-        raise ValueError(f"--batch-tokens: {batch_tokens} does not hold one --context of {context}")
-    if all(given.values()):
-        shape(argparse.Namespace(**given, vocab_size=options.vocab_size or SMALLEST_VOCABULARY))
-
-
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """How the parser reads a whole number from ``low`` to ``high``."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"must be a whole number, not {text[:40]!r}") from error
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be from {low} to {high}, not {text[:40]}")
-        return value
-
-    return read
-
-
-def number(above: float, high: float) -> Callable[[str], float]:
-    """How the parser reads a number above ``above``, at most ``high``."""
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"must be a number, not {text[:40]!r}") from error
-        if not above < value <= high:
-            raise argparse.ArgumentTypeError(f"must be above {above:g} and at most {high:g}, not {text[:40]}")
-        return value
-
-    return read
-
-
-def _dropout(text: str) -> float:
-    """How the parser reads a share that may be nothing, but not all."""
-    return 0.0 if text in ("0", "0.0") else number(0, 0.9)(text)
-
-
-def shape(options: argparse.Namespace) -> Config:
-    """The model that the options ask for; ``ValueError`` if no Llama can have that shape."""
-    try:
-        return Config(
-            dim=options.dim,
-            hidden_dim=options.hidden_dim,
-            n_layers=options.layers,
-            n_heads=options.heads,
-            n_kv_heads=options.kv_heads,
-            vocab_size=options.vocab_size,
-            seq_len=options.context,
-        )
-    except ModelFileError as error:
-        raise ValueError(f"{OPTION_OF[error.field]}: {error.problem}") from error
 
 
 def main() -> int:
@@ -240,6 +112,9 @@ def train(options: argparse.Namespace, lesson: Lesson = TEXT) -> Checkpoint:
             run.options = kept_options(options) | began(run)
             if run.tokens >= options.tokens and not options.minutes:
                 keep_curve(run.curve, folder, run.bytes_per_token, run.round_tokens)
+                if options.tensorboard:
+                    with EventLog(folder, run):
+                        pass  # it begins with the whole curve, and there is no more
                 done = f"the run has learned from {run.tokens:,} tokens; ask for more (--tokens) to go on"
                 print(f"Done already: {done}. {folder.curve_picture}")
                 return from_first((options, run))[1]
@@ -374,15 +249,6 @@ def learn_tokenizer(options: argparse.Namespace, learned: Part) -> None:
         raise too_small(options.text, learned.n_characters) if chosen else error from error
 
 
-def too_small(text: Path, n_characters: int) -> ValueError:
-    """What to say of a text that gives no vocabulary."""
-    return ValueError(
-        f"{text}: its {n_characters:,} characters are too few, or too uniform, to learn a language from. A model that "
-        "is trained from nothing needs 20,000 and more, and sentences come from a million on; with so little text, "
-        "fine-tune a model that knows the language (train.finetune)"
-    )
-
-
 def check_course(options: argparse.Namespace, tokens: Tokens) -> None:
     """Raise ``ValueError`` if the text has not tokens enough for the steps."""
     if options.batch_tokens < options.context:
@@ -439,66 +305,11 @@ def learn(
         loss.rounding = options.quantize_aware if progress >= ROUND_FROM else None
 
     course = Plan(options.tokens, options.learning_rate, options.eval_every, SAVE_EVERY, options.seed)
-    fit(run, folder, model, loss_of, stream(run.step), measure, course, stop, before_step)
+    with EventLog(folder, run) if options.tensorboard and measured_on else nullcontext() as log:
+        recorded = log.write if log else lambda: None
+        fit(run, folder, model, loss_of, stream(run.step), measure, course, stop, before_step, recorded)
     if measured_on:
         say_end(options, run, measured_on)
-
-
-def tell(model: Llama, tokenizer: Tokenizer, document: str) -> str:
-    """The beginning of a story, in one line, that begins like a held-out ``document``."""
-    length = min(SAMPLE, model.config.seq_len)
-    beginning = " ".join(document[:40].split()[:3])
-    while len(tokenizer.encode(beginning)) > length // 2:
-        beginning = beginning[:-1]
-    settings = Settings(temperature=0.8, top_p=0.9, seed=1)
-    steps = generate(TorchModel(model), tokenizer, beginning, settings, length)
-    return " ".join("".join(step.text for step in steps).split())
-
-
-def describe(options: argparse.Namespace, run: Checkpoint, measured_on: HeldOut, speed: float, device: str) -> str:
-    """The plan, in words."""
-    c, left = run.config, options.tokens - run.tokens
-    steps = left / options.batch_tokens
-    measuring = steps / options.eval_every * measured_on.n_tokens * plan.FORWARD
-    learned = int(run.round_tokens * run.bytes_per_token)  # bytes
-    time = plan.duration((left + measuring) / speed)
-    heads = f"{c.n_heads} heads, {c.n_kv_heads} of keys and values"
-    format = options.quantize_aware or DEFAULT_FORMAT
-    size = plan.file_size(c, format if not unstorable(c, format) else "F16")
-    lines = {
-        "Vocabulary": f"{c.vocab_size:,} tokens; {run.round_tokens:,} to learn from in a round through the text",
-        "Model": f"{plan.count_parameters(c):,} parameters: {c.dim} wide, {c.n_layers} layers, {heads}, {c.hidden_dim} "
-        f"in the feed-forward, a context of {c.seq_len}; its file will have {size / 1e6:.1f} MB",
-        "Training": f"{left:,} tokens, {left / run.round_tokens:.1f} rounds, in steps of {options.batch_tokens:,}; "
-        f"learning rate {options.learning_rate:g}, dropout {options.dropout:g}"
-        + (f"; at last, and when measured, as {options.quantize_aware}" if options.quantize_aware else ""),
-        "Held out": f"{measured_on}; measured every {options.eval_every:,} steps",
-        "Time": f"{time} on this machine ({device}, {speed:,.0f} tokens a second in the first steps)",
-        "To expect": plan.expectation(options, learned, run.round_tokens),
-    }
-    wide = max(map(len, lines)) + 2
-    return "\n".join(
-        textwrap.fill(f"{name + ':':{wide}}{words}", 100, subsequent_indent=" " * wide, break_on_hyphens=False)
-        for name, words in lines.items()
-    )
-
-
-def say_end(options: argparse.Namespace, run: Checkpoint, measured_on: HeldOut) -> None:
-    """How the training ended, and what to do next."""
-    folder = RunFolder(options.out)
-    best_at, best = min(run.measured, key=lambda point: point[1]) if run.measured else (0, math.nan)
-    if run.tokens < options.tokens and not learns_by_heart(run.measured, run.round_tokens):
-        print(f"Stopped and saved at step {run.step:,}. To go on: the same command with --resume.")
-        return
-    if run.tokens < options.tokens:
-        print(
-            f"Stopped at step {run.step:,}: the model only learns the text by heart any more. On the held-out text it "
-            f"was best at {best_at:,} tokens, and has {run.bits_per_byte:.4f} bits per byte now."
-        )
-    print(f"Done: {run.tokens:,} tokens; best: {best:.4f} bits per byte on the held-out text ({measured_on}).")
-    print(f"{folder.curve_picture} shows the way there. Next, with the best model:")
-    name = f"{options.out.resolve().name}.gguf"
-    print(f"    python -m train.export {options.out} -o {name}\n    python build.py serve --model {name}")
 
 
 def check_size(config: Config) -> None:

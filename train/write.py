@@ -34,11 +34,12 @@ from .filters import UNFINISHED, Filters
 from .load import load_model
 from .loop import seed_torch
 from .model import Llama
+from .options import LARGEST_SEED, number, whole_number
 from .progress import Progress
 from .sources import END_OF_TEXT, FIELD, read_documents
 from .teller import tell
 from .text import hash_documents
-from .train import LARGEST_SEED, number, read_text, whole_number
+from .train import read_text
 
 AT_ONCE = {"cpu": 64, "cuda": 1024}  # texts that are written together
 LONGEST = 1024  # tokens, unless the command says otherwise
