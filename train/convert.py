@@ -145,6 +145,8 @@ def open_source(path: Path, tokenizer: Path | None = None) -> Iterator[Portable]
 def _open(path: Path, tokenizer: Path | None) -> Iterator[Portable]:
     if path.is_dir():
         folder = RunFolder(path)
+        if tokenizer and not (path / PARAMS).is_file():
+            raise FabellaError(f"{path}: has its own tokenizer; leave --tokenizer out")
         if (path / CONFIG).is_file():
             reader = open_huggingface(path)
         elif (path / PARAMS).is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fabella.errors import ModelFileError
+from fabella.errors import ModelFileError, short_text
 from fabella.rope import NO_SCALING, Scaling
 
 # Far above any Llama that could run in a page, and low enough that no product of two overflows 64 bits.
@@ -133,7 +133,7 @@ class Config:
 def check_whole(field: str, value: object, smallest: int, largest: int) -> None:
     """Raise ModelFileError unless this is a whole number from `smallest` to `largest`."""
     if type(value) is not int:
-        raise ModelFileError(field, f"must be a whole number, not {value!r}")
+        raise ModelFileError(field, f"must be a whole number, not {short_text(repr(value), longest=40)}")
     if not smallest <= value <= largest:
         raise ModelFileError(field, f"is {value}, but must be from {smallest} to {largest}")
 
