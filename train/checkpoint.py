@@ -106,14 +106,7 @@ class Checkpoint:
         try:
             return cls.load(folder)
         except Damaged as error:
-            run = RunFolder(folder)
-            if not run.previous.is_file():
-                raise Damaged(f"{error}; there is none before it to go on from") from error
-            try:
-                change = run.restore_previous()
-            except Damaged:
-                problem = f"is damaged, and so is the one before it ({run.previous.name}); begin anew in another --out"
-                raise Damaged(f"{run.checkpoint}: {problem}") from error
+            change = RunFolder(folder).restore_previous(error)
             checkpoint = cls.load(folder)
             say(f"{change}, of step {checkpoint.step:,}.")
             return checkpoint

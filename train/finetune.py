@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +39,7 @@ from .model import Llama
 from .plan import duration
 from .progress import Progress, say
 from .run import RunFolder
-from .train import number
+from .train import LARGEST_SEED, number, whole_number
 from .tuned import FineTuning
 
 HELD_OUT = 0.05  # of the examples
@@ -64,31 +63,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="folder for what is learned")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--full", action="store_true", help="learn all weights, not an adapter: for small models, or much memory")
-    add("--rank", type=_whole(1, 1024), default=8, help="of the adapter: how much it can learn (default 8)")
+    add("--rank", type=whole_number(1, 1024), default=8, help="of the adapter: how much it can learn (default 8)")
     add("--alpha", type=number(0, 1000), help="how loud the adapter speaks (default: twice the rank)")
     add("--matrices", type=_matrices, default=MATRICES, help=f"those that get one (default: {','.join(MATRICES)})")
-    add("--rounds", type=_whole(1, 10**6), default=3, help="times that each example is learned from (default 3)")
+    add("--rounds", type=whole_number(1, 10**6), default=3, help="times that each example is learned from (default 3)")
     rates = f"{RATES['adapter']:g}, or {RATES['full']:g} with --full"
     add("--learning-rate", type=number(0, 1000), help=f"at its highest (default {rates})")
-    add("--batch-tokens", type=_whole(32, 10**9), default=1024, help="tokens in a step, with padding (default 1024)")
+    whole = whole_number(32, 10**9)
+    add("--batch-tokens", type=whole, default=1024, help="tokens in a step, with padding (default 1024)")
     longest = f"of an example, in tokens (default {LONGEST_BY_DEFAULT}, or the model's context)"
-    add("--context", type=_whole(8, 1 << 20), help=f"the greatest length {longest}")
-    add("--seed", type=_whole(0, 10**18 - 1), default=1, help="of what is drawn (default 1)")
+    add("--context", type=whole_number(8, 1 << 20), help=f"the greatest length {longest}")
+    add("--seed", type=whole_number(0, LARGEST_SEED), default=1, help="of what is drawn (default 1)")
     options = parser.parse_args(arguments)
     options.alpha = options.alpha or 2.0 * options.rank
     options.learning_rate = options.learning_rate or RATES["full" if options.full else "adapter"]
     return options
-
-
-def _whole(low: int, high: int) -> Any:
-    """How the parser reads a whole number from ``low`` to ``high``."""
-
-    def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
-            raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, not {text[:40]!r}")
-        return int(text)
-
-    return read
 
 
 def _matrices(text: str) -> tuple[str, ...]:

@@ -196,8 +196,7 @@ class RunFolder:
         except Damaged as error:
             if self._has_whole_previous():
                 raise Damaged(
-                    f"{error}; the one before it is there ({self.previous.name}), and train.train --resume goes on "
-                    "from that"
+                    f"{error}; the one before it is there ({self.previous.name}), and --resume goes on from that"
                 ) from error
             raise
 
@@ -208,12 +207,19 @@ class RunFolder:
             return False
         return True
 
-    def restore_previous(self) -> str:
+    def restore_previous(self, why: Damaged) -> str:
         """Put the checkpoint before in the place of a missing or damaged one, which is set aside; say so in words.
 
-        Raises ``Damaged`` or ``OSError`` if there is none, or that is damaged, too; then nothing was changed.
+        ``why`` says what is wrong with that one. Raises ``Damaged`` if there is none before it, or that is damaged,
+        too; then nothing was changed.
         """
-        read_sealed(self.previous, "checkpoint")
+        if not self.previous.is_file():
+            raise Damaged(f"{why}; there is none before it to go on from") from why
+        try:
+            check_sealed(self.previous, "checkpoint")
+        except Damaged:
+            problem = f"is damaged, and so is the one before it ({self.previous.name}); begin anew in another --out"
+            raise Damaged(f"{self.checkpoint}: {problem}") from why
         if not self.checkpoint.exists():
             self.previous.replace(self.checkpoint)
             return f"{self.checkpoint} was missing; going on from the one before it ({self.previous.name})"

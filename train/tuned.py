@@ -65,9 +65,13 @@ class FineTuning:
 
     @classmethod
     def find(cls, folder: RunFolder) -> FineTuning | None:
-        """Like `load`, but None if nothing can be read there, or something else's checkpoint."""
+        """Like `load`, but None if nothing can be read there but a best model, or something else's checkpoint."""
         try:
             stored = unpack(folder.read_checkpoint(), folder.checkpoint)
+        except Damaged:
+            if folder.best.exists():  # a training's, which can be exported
+                return None
+            raise
         except (OSError, ValueError):
             return None
         return cls._of(stored, folder) if stored.get("kind") == KIND else None
@@ -84,8 +88,8 @@ class FineTuning:
         """Like `load`; in place of a damaged or missing checkpoint it takes the one before it, and says so."""
         try:
             return cls.load(folder)
-        except Damaged:
-            change = folder.restore_previous()
+        except Damaged as error:
+            change = folder.restore_previous(error)
             run = cls.load(folder)
             say(f"{change}, of step {run.step:,}.")
             return run

@@ -18,7 +18,7 @@ def get(metadata: Mapping[str, Any], key: str, kind: type, default: Any = None) 
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise ModelFileError(key, f"must be of kind {kind.__name__}, not {type(value).__name__}")
     try:
-        return float(value) if kind is float else value
+        return float(metadata[key]) if kind is float else value
     except OverflowError:  # a whole number of hundreds of digits
         raise ModelFileError(key, "is too large a number") from None
 
