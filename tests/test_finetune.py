@@ -436,6 +436,14 @@ def test_an_adapter_is_written_as_llama_cpp_has_it(tuned: Path, tmp_path: Path) 
         adapter.check_fits(replace(TINY, hidden_dim=96))
 
 
+def test_the_base_is_not_overwritten(base: Path, tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = base.read_bytes()
+    for more in ([], ["--adapter"], ["--base", str(base)]):
+        assert export_to(tuned, base, *more) == 1
+        assert "is the model that was fine-tuned; write to another file" in capsys.readouterr().err
+    assert base.read_bytes() == before
+
+
 def test_a_damaged_checkpoint_is_called_so(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "tuned"
     shutil.copytree(tuned, copy)

@@ -1123,6 +1123,7 @@ def test_where_an_export_cannot_be_written_is_said_before_anything_is_loaded(
     assert "is a folder" in refused(tmp_path)
     assert "there is no folder" in refused(tmp_path / "none/model.gguf")
     assert "not a plain file" in refused(Path(os.devnull))
+    assert "for llama2.c's format take python -m train.convert" in refused(tmp_path / "model.bin")
     (tmp_path / "run").mkdir()
     for own in ("checkpoint.pt", "checkpoint.tmp", "training.lock"):
         assert "a file of the run itself" in refused(tmp_path / "run" / own)

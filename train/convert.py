@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fabella.console import run_command
-from fabella.errors import FabellaError, ModelFileError
+from fabella.errors import FabellaError
 from fabella.formats import FLOATS, STORED
 from fabella.gguf import describe
 from fabella.models import open_model
@@ -29,7 +29,7 @@ from . import llama2c
 from .export import unstorable, writable
 from .files import check_output, replacing
 from .huggingface import CONFIG, check_writable, open_huggingface, write_huggingface
-from .load import load_run
+from .load import load_run, naming
 from .meta import PARAMS, open_checkpoint, open_meta
 from .portable import Portable, Weights, from_file, with_metadata, write_as_gguf
 from .run import RunFolder
@@ -134,11 +134,8 @@ def open_source(path: Path, tokenizer: Path | None = None) -> Iterator[Portable]
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file or folder")
-    try:
-        with _open(path, tokenizer) as model:
-            yield model
-    except ModelFileError as error:
-        raise FabellaError(f"{path}: {error}") from error
+    with naming(path), _open(path, tokenizer) as model:
+        yield model
 
 
 @contextmanager

@@ -214,7 +214,8 @@ class RunFolder:
         too; then nothing was changed.
         """
         if not self.previous.is_file():
-            raise Damaged(f"{why}; there is none before it to go on from") from why
+            best = f", but {self.best.name} can be exported" if self.best.is_file() else ""
+            raise Damaged(f"{why}; there is none before it to go on from{best}") from why
         try:
             check_sealed(self.previous, "checkpoint")
         except Damaged:
