@@ -478,6 +478,9 @@ def some_llama(config: Config = TINY) -> Llama:
     return model.eval()
 
 
+ARGS = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 64}
+
+
 def named_by_meta(model: Llama) -> dict[str, torch.Tensor]:
     names = {}
     for name, tensor in model.state_dict().items():
@@ -888,7 +891,7 @@ def test_checkpoints_that_are_damaged_or_hold_code(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     path, out = tmp_path / "ckpt.pt", tmp_path / "model.gguf"
     some_tokenizer(tmp_path / "tokenizer.bin")
-    args = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 64}
+    args = ARGS
     weights = named_by_meta(some_llama())
     good: dict[str, Any] = {"model": weights, "model_args": args}
     torch.save(good, path)
@@ -967,6 +970,21 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
     assert "there is no such file" in refused(tmp_path / "nothing", tmp_path / "a.gguf")
     (tmp_path / "empty").mkdir()
     assert "holds no model: neither config.json" in refused(tmp_path / "empty", tmp_path / "a.gguf")
+    assert "has its own tokenizer" in refused(tmp_path / "in", tmp_path / "a.gguf", "--tokenizer", str(path))
+
+
+def test_what_is_there_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    some_tokenizer(tmp_path / "tokenizer.bin")
+    torch.save({"model": named_by_meta(some_llama()), "model_args": ARGS}, tmp_path / "ckpt.pt")
+    (tmp_path / "other/tokenizer.bin").write_bytes(b"of another model")
+    assert "is there already, of another model" in refused(tmp_path / "ckpt.pt", tmp_path / "other/model.bin")
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "other").iterdir()] == [
+        ("tokenizer.bin", b"of another model")
+    ]
+    (tmp_path / "folder.tmp").mkdir()
+    assert (convert(tmp_path / "ckpt.pt", tmp_path / "folder") / "config.json").is_file()
+    assert (tmp_path / "folder.tmp").is_dir()
 
 
 def test_the_command_says_what_is_wrong_in_one_line(

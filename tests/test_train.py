@@ -769,6 +769,29 @@ def test_files_of_other_programs_are_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / "curve.csv").read_text() == "mine"
 
 
+def test_a_best_model_without_a_checkpoint_is_not_lost(
+    text: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for path in folder.glob("checkpoint*.pt"):
+        path.unlink()
+    best = (folder / "best.pt").read_bytes()
+    assert "best.pt: is the best model of a training" in refusal(options(text, folder), capsys, monkeypatch)
+    assert (folder / "best.pt").read_bytes() == best
+
+
+def test_what_was_measured_is_kept_when_the_numbers_go_out_of_bounds(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, usual = tmp_path / "run", loop.learning_rate
+    monkeypatch.setattr(loop, "learning_rate", lambda peak, step, done: 1e30 if step == 5 else usual(peak, step, done))
+    said = refusal(options(text, folder, "--tokens", "9000", "--eval-every", "2"), capsys, monkeypatch)
+    assert "--resume with a lower --learning-rate goes on from step 2" in said
+    assert Checkpoint.load(folder).step == 2
+    assert Checkpoint.load_best(folder).step == 4
+
+
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
     """The next ``writes`` files with a checksum get half onto the disk."""
     left = iter(range(writes))

@@ -13,6 +13,7 @@ they are unless --format asks for others. A model that would not be the same aft
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from fabella.models import open_model
 
 from . import llama2c
 from .export import unstorable, writable
-from .files import check_output, replacing
+from .files import check_output, flush, replacing
 from .huggingface import CONFIG, check_writable, open_huggingface, write_huggingface
 from .load import load_run, naming
 from .meta import PARAMS, open_checkpoint, open_meta
@@ -194,18 +195,22 @@ def _write_llama2c(model: Portable, path: Path, version: int) -> None:
     llama2c.check_llama2c(model)
     tokenizer = llama2c.check_tokenizer(model.tokenizer())
     with replacing(path) as half, replacing(beside) as half_tokenizer:
-        llama2c.write_model(model, half, version)
         llama2c.write_tokenizer(tokenizer, half_tokenizer)
+        if beside.exists() and beside.read_bytes() != half_tokenizer.read_bytes():
+            raise FabellaError(f"{beside}: is there already, of another model; write into another folder")
+        llama2c.write_model(model, half, version)
     print(f"{path}: {path.stat().st_size:,} bytes; {beside}: {beside.stat().st_size:,} bytes")
 
 
 def _write_folder(model: Portable, folder: Path, format: str) -> None:
     """Write a folder that is whole or not there."""
     check_writable(model.config())
-    half = folder.with_name(f"{folder.name}.tmp")
+    half = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     half.mkdir()
     try:
         write_huggingface(model, half, format)
+        for path in half.iterdir():
+            flush(path)
         half.rename(folder)
     except BaseException:
         shutil.rmtree(half, ignore_errors=True)

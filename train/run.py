@@ -70,7 +70,7 @@ class RunFolder:
     def held(self, resume: bool) -> Iterator[None]:
         """Hold the folder for training: made if it is not there, locked, cleared of half files.
 
-        A new run that saved no checkpoint leaves nothing behind. Raises ``OSError``, in words: there is no checkpoint
+        A new run that saved no model leaves nothing behind. Raises ``OSError``, in words: there is no checkpoint
         to ``resume``, or one that a new run would overwrite; somebody else's files would be; another training works
         here; the folder cannot be written in.
         """
@@ -86,7 +86,7 @@ class RunFolder:
             try:
                 yield
             finally:
-                if not resume and not self.checkpoint.exists() and not self.previous.exists():
+                if not resume and not any(path.exists() for path in (self.checkpoint, self.previous, self.best)):
                     with suppress(OSError):
                         for path in (*self.files, self.lock):
                             path.unlink(missing_ok=True)
@@ -102,6 +102,11 @@ class RunFolder:
             raise FileNotFoundError(f"{self.checkpoint}: no such checkpoint; train first, without --resume")
         if not resume and there:
             raise FileExistsError(f"{self.path}: has a checkpoint; go on with --resume, or choose another --out")
+        if not resume and self.best.exists() and self.lock.exists():
+            raise FileExistsError(
+                f"{self.best}: is the best model of a training that has no checkpoint any more; choose another --out, "
+                "or export it and delete it"
+            )
         if not resume and not self.lock.exists():
             for path in (*self.files, *self.halves):
                 if path.exists():
