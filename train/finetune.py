@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -372,10 +373,11 @@ def report(run: FineTuning, folder: RunFolder, options: argparse.Namespace) -> N
     print(f"{steps}. Best, and kept: {best} ({before:.4f} before{end}).")
     if not run.best_step:
         print("It has learned nothing that helps with the held-out examples: try a lower --learning-rate.")
-    export = f"python -m train.export {options.out}"
-    print(f"The whole model as one file:  {export} -o {folder.path.name}.gguf")
+    export = ["python", "-m", "train.export", str(options.out)]
+    name = folder.path.resolve().name
+    print(f"The whole model as one file:  {shlex.join([*export, '-o', f'{name}.gguf'])}")
     if not options.full:
-        print(f"The adapter alone:            {export} --adapter -o {folder.path.name}-adapter.gguf")
+        print(f"The adapter alone:            {shlex.join([*export, '--adapter', '-o', f'{name}-adapter.gguf'])}")
 
 
 if __name__ == "__main__":

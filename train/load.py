@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,7 +90,7 @@ def check_plain(file: ModelFile) -> None:
 def check_own(folder: Path) -> None:
     """Raise ``ValueError`` if a folder is another program's."""
     if (folder / "config.json").exists():
-        command = f"python -m train.convert {folder} -o base.gguf"
+        command = f"python -m train.convert {shlex.quote(str(folder))} -o base.gguf"
         raise ValueError(f"{folder}: is a Hugging Face folder; make one file of it first: {command}")
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -497,8 +498,8 @@ def say_end(options: argparse.Namespace, run: Checkpoint, measured_on: HeldOut) 
         )
     print(f"Done: {run.tokens:,} tokens; best: {best:.4f} bits per byte on the held-out text ({measured_on}).")
     print(f"{folder.curve_picture} shows the way there. Next, with the best model:")
-    name = f"{options.out.resolve().name}.gguf"
-    print(f"    python -m train.export {options.out} -o {name}\n    python build.py serve --model {name}")
+    folder_name, name = (shlex.quote(part) for part in (str(options.out), f"{options.out.resolve().name}.gguf"))
+    print(f"    python -m train.export {folder_name} -o {name}\n    python build.py serve --model {name}")
 
 
 def check_size(config: Config) -> None:
