@@ -30,7 +30,7 @@ import torch
 from fabella.architectures import expected_shapes
 from fabella.config import Config
 from fabella.console import INTERRUPTED, run_command
-from fabella.errors import FabellaError, ModelFileError
+from fabella.errors import FabellaError, ModelFileError, short_text
 from fabella.generate import generate
 from fabella.modelfile import LARGEST
 from fabella.sampler import Settings
@@ -453,7 +453,7 @@ def tell(model: Llama, tokenizer: Tokenizer, document: str) -> str:
         beginning = beginning[:-1]
     settings = Settings(temperature=0.8, top_p=0.9, seed=1)
     steps = generate(TorchModel(model), tokenizer, beginning, settings, length)
-    return " ".join("".join(step.text for step in steps).split())
+    return short_text("".join(step.text for step in steps), longest=1000)
 
 
 def describe(options: argparse.Namespace, run: Checkpoint, measured_on: HeldOut, speed: float, device: str) -> str:
