@@ -941,6 +941,16 @@ def test_training_goes_on_where_the_compiler_does_not_work(
     assert all(torch.equal(compiled.model[name], plain.model[name]) for name in plain.model)
 
 
+def test_without_a_compiler_none_is_announced(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    run(text, tmp_path / "run", "--tokens", "300", "--compile")
+    said = capsys.readouterr().out
+    assert "No C++ compiler" in said
+    assert "Compiling" not in said
+
+
 def test_a_step_that_needs_too_much_memory_is_said(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
