@@ -27,8 +27,9 @@ from fabella.template import ChatTemplate
 from fabella.tokenizer import Tokenizer
 
 from . import explain
-from .data import PADDING, padded, read_documents
+from .data import PADDING, padded
 from .progress import Progress
+from .sources import read_documents
 
 LONGEST_LINE = 1 << 20  # characters
 MOST_BEHIND = 64  # tokens that a template may write behind the last answer
