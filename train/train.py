@@ -460,7 +460,7 @@ def describe(options: argparse.Namespace, run: Checkpoint, measured_on: HeldOut,
     """The plan, in words."""
     c, left = run.config, options.tokens - run.tokens
     steps = left / options.batch_tokens
-    measuring = steps / options.eval_every * measured_on.n_tokens * plan.FORWARD
+    measuring = math.ceil(steps / options.eval_every) * measured_on.n_tokens * plan.FORWARD  # at the end, too
     learned = int(run.round_tokens * run.bytes_per_token)  # bytes
     time = plan.duration((left + measuring) / speed)
     heads = f"{c.n_heads} heads, {c.n_kv_heads} of keys and values"
