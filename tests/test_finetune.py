@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import signal
@@ -339,6 +340,24 @@ def test_ctrl_c_saves_and_a_resumed_run_equals_an_uninterrupted_one(
     resumed = run(base, answers, out, "--rank", "4", "--resume")
     assert resumed.step == whole.step
     assert all(torch.equal(resumed.weights[name], weight) for name, weight in whole.weights.items()), "to the bit"
+
+
+def test_what_was_learned_is_kept_when_the_loss_becomes_no_number(
+    base: Path, answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = tuning.Tuner._add_gradients
+    out = tmp_path / "mine"
+
+    def spoiled(self: tuning.Tuner, batch: Any) -> float:
+        return gradients(self, batch) if self.run.step < 3 else math.nan
+
+    monkeypatch.setattr(tuning.Tuner, "_add_gradients", spoiled)
+    with pytest.raises(FloatingPointError, match=r"step 4: .* what was best until then is kept"):
+        run(base, answers, out)
+    kept = FineTuning.load(RunFolder(out))
+    assert kept.step == 3
+    assert kept.best.keys() == kept.weights.keys()
+    assert export_to(out, tmp_path / "mine.gguf") == 0
 
 
 def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:

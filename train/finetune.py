@@ -253,13 +253,17 @@ class Tuner:
         stop.after_this_step()
         if not run.step:
             self.measure()
-        nobody_reads: BrokenPipeError | None = None
+        ended: BrokenPipeError | FloatingPointError | None = None
         with Progress("fine-tuning", self.steps, " steps", done=run.step, brief=False) as progress:
             for batch in self.batches():
                 if stop.requested:
                     break
                 began = time.monotonic()
-                loss = self.step(batch)
+                try:
+                    loss = self.step(batch)
+                except FloatingPointError as error:  # the weights are as they were before the step
+                    ended = error
+                    break
                 run.seconds += time.monotonic() - began
                 if run.step % self.measure_every == 0 or run.step == self.steps:
                     self.measure()
@@ -269,16 +273,16 @@ class Tuner:
                 try:
                     progress.update(1, f"loss {loss:.3f}, {run.curve[-1][4]:.4f} bits/byte held out")
                 except BrokenPipeError as error:  # like Ctrl-C
-                    nobody_reads = error
+                    ended = error
                     break
         if not run.step:
-            raise KeyboardInterrupt
+            raise ended or KeyboardInterrupt
         if run.step > self.saved_step:
             if run.curve[-1][0] < run.step:  # stopped between two measurements
                 self.measure()
             self.save()
-        if nobody_reads:
-            raise nobody_reads
+        if ended:
+            raise ended
 
     def batches(self) -> Iterator[list[Example]]:
         """The batches that are left to learn from, round by round."""
@@ -299,7 +303,9 @@ class Tuner:
         if not (math.isfinite(value) and norm.isfinite()):
             raise FloatingPointError(
                 f"the loss is no number at step {self.run.step + 1:,}: begin again with a lower --learning-rate, in "
-                "another --out"
+                "another --out; what was best until then is kept in this one"
+                if self.run.step
+                else "the loss is no number from the beginning on: the model, or an example, is beyond its numbers"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
@@ -322,6 +328,10 @@ class Tuner:
                 nats += answer_loss(self.model, inputs, targets, reduction="sum").item()
         self.model.train()
         bits = nats / math.log(2) / sum(example.n_bytes for example in self.held_out)
+        if run.best_bits is None and not math.isfinite(bits):
+            raise FloatingPointError(
+                "the model's answers to the held-out examples are no numbers, before it learns any"
+            )
         mean = sum(run.losses) / len(run.losses) if run.losses else None
         run.losses.clear()
         run.curve.append((run.step, run.tokens, self.rate(), mean, bits, round(run.seconds, 1)))
