@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 import fabella
+from fabella import page
 from fabella.adapter import ALPHA, KIND, TYPE, Adapter, describe_adapter, read_adapter
 from fabella.cli import main as command
 from fabella.engine import Engine
 from fabella.errors import EngineError, FabellaError, ModelFileError
 from fabella.gguf import read_gguf, write_gguf
+from fabella.hosts import WasmtimeHost
 from fabella.modelfile import BytesSource, Config, FileSource
 from train.quantize import read_weights
 
@@ -272,6 +274,12 @@ def test_a_broken_number_is_named_and_the_model_stays_as_it_was(model: Path, tmp
     assert engine.prefill(TOKENS).to_array().tobytes() == plain
 
 
+def test_thousands_of_matrices_are_not_each_compared_with_all_others(tmp_path: Path) -> None:
+    metadata, _ = parts()
+    zeros: Tensors = {f"blk.{i}.x.lora_{part}": ("F16", (1, 1), bytes(2)) for i in range(20_000) for part in "ab"}
+    assert len(read_adapter(written(tmp_path / "a.gguf", metadata, zeros)).pairs) == 20_000  # or it takes minutes
+
+
 # --- The doors ---
 
 
@@ -292,6 +300,41 @@ def test_a_program_puts_one_on_and_off(model: Path, adapter: Path) -> None:
         with pytest.raises(EngineError, match="this one cannot go on"):
             list(story)
         assert told(plain) == with_it
+
+
+@pytest.mark.parametrize("broken", ["number", "memory"])
+def test_the_page_keeps_the_adapter_that_it_has_on_or_off(
+    model: Path, adapter: Path, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "BrowserHost", lambda _exports: WasmtimeHost())
+    monkeypatch.setattr(page, "BrowserFile", BytesSource)
+    opened = page.Page(None, model.read_bytes())
+
+    def logits() -> bytes:
+        return opened._engine.prefill(TOKENS).to_array().tobytes()
+
+    load_part = Engine._load_part
+
+    def no_room(engine: Engine, *part: Any) -> None:
+        monkeypatch.setattr(Engine, "_load_part", load_part)
+        raise EngineError("no room")
+
+    metadata, tensors = parts()
+    number = math.inf if broken == "number" else 0.0
+    tensors[f"{FIRST}.lora_b"] = ("F32", (64, 8), struct.pack("<f", number) + bytes(4 * 8 * 64 - 4))
+    worse = written(tmp_path / "worse.gguf", metadata, tensors)
+    plain = logits()
+    opened.adapt(adapter.read_bytes())
+    adapted = logits()
+    for on, expected in ((True, adapted), (False, plain)):
+        opened.use_adapter(on)
+        if broken == "memory":
+            monkeypatch.setattr(Engine, "_load_part", no_room)
+        with pytest.raises((ModelFileError, EngineError), match=r"finite|no room"):
+            opened.adapt(worse.read(0, worse.size))
+        assert logits() == expected
+    opened.use_adapter(True)
+    assert logits() == adapted
 
 
 def test_a_conversation_goes_on_in_the_other_voice(model: Path, adapter: Path) -> None:

@@ -80,6 +80,8 @@ def test_a_model_that_says_nothing_has_the_defaults(model: Path) -> None:
         ("fabella.settings", "[" * 1000, "must be a JSON object"),
         ("fabella.settings", '{"temperature": -1}', "temperature: is -1, but must be 0 or more"),
         ("fabella.settings", '{"temperature": NaN}', "must be a finite number"),
+        ("fabella.settings", '{"temperature": 1%s}' % ("0" * 400), "must be a finite number, not 1000"),
+        ("fabella.settings", '{"top_p": -1%s}' % ("0" * 400), "must be a finite number, not -1000"),
         ("fabella.settings", '{"top_k": 1.5}', "top_k: must be a whole number"),
         ("fabella.settings", '{"seed": 5}', "there is no setting 'seed'"),
         ("fabella.settings", '{"length": -1}', "length must be a whole number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import io
 import json
 import math
 import pickle
@@ -12,6 +13,7 @@ import shutil
 import struct
 import tracemalloc
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -476,6 +478,9 @@ def some_llama(config: Config = TINY) -> Llama:
     return model.eval()
 
 
+ARGS = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 64}
+
+
 def named_by_meta(model: Llama) -> dict[str, torch.Tensor]:
     names = {}
     for name, tensor in model.state_dict().items():
@@ -679,6 +684,16 @@ def folder(tmp_path: Path) -> Path:
         ({"layer_types": ["sliding_attention"] * 3}, "sliding_window does not say how long"),
         ({"quantization_config": {"bits": 4}}, "quantization_config: is {"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: must be of kind bool"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps: is too large a number"),
+        ({"rope_theta": 10**400, "rope_parameters": None}, "rope_theta: is '?1000.*…, but must be a number above 0"),
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": ["yarn"]}}, "rope_type: is "),
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "yarn", "factor": 1e-5}}, "factor: is 1e-05, but must"),
+        (
+            {"original_max_position_embeddings": 1, "rope_parameters": {"rope_theta": 1e6, "rope_type": "longrope"}},
+            "original_max_position_embeddings: is 1, but must be from 2",
+        ),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor: is 1.5, but a share is at most 1"),
+        ({"bos_token_id": "x" * 10**6, "hidden_size": "x" * 10**6}, "hidden_size: must be of kind int"),
     ],
 )
 def test_fields_that_are_not_known_or_wrong(
@@ -719,6 +734,9 @@ Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
         ),
         (lambda header: header.update({"model.layers.x.norm.weight": header.pop(Q_PROJ)}), "not part of a qwen3 model"),
         (lambda header: header.update({"lm_head.bias": header.pop("lm_head.weight")}), "lm_head|is a bias"),
+        (lambda header: header.update({"weights": header.pop(Q_PROJ)}), "not part of a qwen3 model"),
+        (lambda header: header.update({Q_PROJ.replace(".0.", ".01."): header.pop(Q_PROJ)}), "and so is another tensor"),
+        (lambda header: header.update({Q_PROJ.replace("0", "9" * 5000): header.pop(Q_PROJ)}), "not part of a qwen3"),
     ],
 )
 def test_damaged_weights(
@@ -741,7 +759,7 @@ def test_weights_that_are_cut_off_or_something_else(folder: Path, tmp_path: Path
     (folder / "pytorch_model.bin").write_bytes(b"")
     assert "save the model anew as safetensors" in refused(folder, out)
     (folder / "config.json").write_text("{")
-    assert "is no JSON" in refused(folder, out)
+    assert "is no JSON, or is damaged" in refused(folder, out)
 
 
 def test_parts_that_are_missing_or_elsewhere(tmp_path: Path) -> None:
@@ -768,6 +786,14 @@ def test_a_weight_that_is_no_number(tmp_path: Path) -> None:
     assert not (tmp_path / "model.gguf").exists()
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """Sequences of steps, one within the other."""
+    step: dict[str, Any] = {"type": "NFC"}
+    for _ in range(depth):
+        step = {"type": "Sequence", "normalizers": [step]}
+    return step
+
+
 def test_tokenizers_that_we_do_not_have(folder: Path, tmp_path: Path) -> None:
     path, out = folder / "tokenizer.json", tmp_path / "model.gguf"
     made = json.loads(path.read_text())
@@ -778,13 +804,24 @@ def test_tokenizers_that_we_do_not_have(folder: Path, tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         (with_model(type="Unigram"), "model.type: is 'Unigram'; only BPE"),
         (with_model(dropout=0.1), "model.dropout"),
-        (with_model(vocab={"a": 5, "b": 5}), "both have the id 5"),
+        (with_model(vocab={"a": 5, "b": 5}), "have the id 5"),
         (with_model(merges=["a"]), "model.merges: 'a' is no merge"),
         (with_model(merges=["▁w1 ▁w2"]), "'▁w1▁w2' is no piece"),
         (made | {"normalizer": {"type": "NFKC"}}, "normalizer: .* is not supported"),
         (made | {"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer: .* is not supported"),
         (made | {"model": 3}, "has no vocabulary"),
         (made | {"added_tokens": [{"content": "a"}]}, "has no id"),
+        (made | {"added_tokens": {"content": "a"}}, "added_tokens: must be a list, not {"),
+        (made | {"added_tokens": ["<s>"]}, "added_tokens: must be an object, not '<s>'"),
+        (made | {"normalizer": "NFC"}, "normalizers: must be an object, not 'NFC'"),
+        (made | {"normalizer": {"type": "Sequence", "normalizers": {"a": 1}}}, "normalizers: must be a list"),
+        (made | {"normalizer": nested(200)}, "more than 8 sequences are one within the other"),
+        (
+            made | {"post_processor": {"type": "TemplateProcessing", "single": [[]]}},
+            "post_processor: must be an obj",
+        ),
+        (with_model(merges=3), "model.merges: must be a list, not 3"),
+        (with_model(merges=["a b" * 10**6]), "model.merges: 'a ba .{1,60} is no merge"),
     ]
     letters = {"a": 0, "b": 1, "ab": 2, "bb": 3, "abb": 4}
     for merges, message in (
@@ -833,6 +870,16 @@ def test_sentencepiece_files_that_we_do_not_have(sentencepiece_model: Path, tmp_
         read_tokenizer_file(path, 600)
 
 
+def test_other_parts_of_a_tokenizer_that_are_something_else(folder: Path, tmp_path: Path) -> None:
+    settings, out = folder / "tokenizer_config.json", tmp_path / "model.gguf"
+    made = json.loads(settings.read_text())
+    (folder / "generation_config.json").write_text('{"eos_token_id": [[2], {}, 2]}')
+    settings.write_text(json.dumps(made | {"chat_template": [{"name": []}, 3, {"name": "default", "template": "hi"}]}))
+    assert open_gguf(convert(folder, out)).chat_template == "hi"
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    assert "chat_template.jinja: is not UTF-8 text" in refused(folder, out)
+
+
 class Evil:
     """What runs a command when it is unpickled as usual."""
 
@@ -844,7 +891,7 @@ def test_checkpoints_that_are_damaged_or_hold_code(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     path, out = tmp_path / "ckpt.pt", tmp_path / "model.gguf"
     some_tokenizer(tmp_path / "tokenizer.bin")
-    args = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 64}
+    args = ARGS
     weights = named_by_meta(some_llama())
     good: dict[str, Any] = {"model": weights, "model_args": args}
     torch.save(good, path)
@@ -868,9 +915,30 @@ def test_checkpoints_that_are_damaged_or_hold_code(tmp_path: Path, monkeypatch: 
     for change, message in cases:
         torch.save(good | change, path)
         assert message in refused(path, out)
+    # Numbers that are not all there would be made up, or take memory that nobody has.
+    few: list[torch.Tensor] = [torch.zeros(1, 1).expand(1 << 17, 64), weights["output.weight"].to_sparse()]
+    for tensor in few:
+        torch.save(good | {"model": weights | {"layers.0.feed_forward.w1.weight": tensor}}, path)
+        assert "is sparse, or has fewer numbers" in refused(path, out)
+    for names in (good | {"model": {5: weights["norm.weight"]}}, good | {"model_args": {5: 5}}, {5: 5}, [5]):
+        torch.save(names, path)
+        assert re.search("is no checkpoint of llama2.c's|holds no weights by their names", refused(path, out))
+    torch.save(good | {"model": {name: weights[name] for name in weights if name != "norm.weight"}}, path)
+    assert "norm.weight: is missing" in refused(path, out)
     torch.save(good, path)
     (tmp_path / "tokenizer.bin").unlink()
     assert "no such tokenizer; --tokenizer says where it is" in refused(path, out)
+
+
+@pytest.mark.parametrize("content", [b".", b"0.", b"\x86.", b"R.", b"J.", b"Q.", b"}(K\x01u.", b"cos\nsystem\n.", b""])
+def test_a_stream_that_makes_no_sense(content: bytes, tmp_path: Path) -> None:
+    good = io.BytesIO()
+    torch.save({"model": {}}, good)
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(tmp_path / "ckpt.pt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, content if name.endswith("data.pkl") else old.read(name))
+    message = refused(tmp_path / "ckpt.pt", tmp_path / "model.gguf")
+    assert message == f"{tmp_path / 'ckpt.pt'}: is damaged, or holds more than weights"
 
 
 def test_models_that_a_format_cannot_hold(tmp_path: Path) -> None:
@@ -902,6 +970,21 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
     assert "there is no such file" in refused(tmp_path / "nothing", tmp_path / "a.gguf")
     (tmp_path / "empty").mkdir()
     assert "holds no model: neither config.json" in refused(tmp_path / "empty", tmp_path / "a.gguf")
+    assert "has its own tokenizer" in refused(tmp_path / "in", tmp_path / "a.gguf", "--tokenizer", str(path))
+
+
+def test_what_is_there_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    some_tokenizer(tmp_path / "tokenizer.bin")
+    torch.save({"model": named_by_meta(some_llama()), "model_args": ARGS}, tmp_path / "ckpt.pt")
+    (tmp_path / "other/tokenizer.bin").write_bytes(b"of another model")
+    assert "is there already, of another model" in refused(tmp_path / "ckpt.pt", tmp_path / "other/model.bin")
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "other").iterdir()] == [
+        ("tokenizer.bin", b"of another model")
+    ]
+    (tmp_path / "folder.tmp").mkdir()
+    assert (convert(tmp_path / "ckpt.pt", tmp_path / "folder") / "config.json").is_file()
+    assert (tmp_path / "folder.tmp").is_dir()
 
 
 def test_the_command_says_what_is_wrong_in_one_line(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,9 +25,11 @@ from fabella.template import ChatTemplate
 from train import finetune as tuning
 from train import train as training
 from train.answers import Writer, make_batch, plan_round, read_conversations, read_examples, split_examples
+from train.checkpoint import Checkpoint
 from train.data import PADDING
 from train.examples import json_answers, three_words
 from train.export import main as export
+from train.files import Damaged
 from train.finetune import answer_loss
 from train.load import load_gguf
 from train.lora import LoRA, add_lora, load_lora_weights, lora_weights, merge_lora
@@ -150,6 +154,26 @@ def test_a_text_becomes_rows_in_which_each_token_is_learned_once() -> None:
     assert all(len(row.ids) <= 50 for row in rows)
     learned = [id for row in rows for id, counted in zip(row.ids, row.learned, strict=True) if counted]
     assert learned == [*ids[1:], write.tokenizer.eos_id]
+    # Where a row ends with the last token, there is no further one that learns, or measures, no text.
+    assert [len(row.ids) for row in write.text("w1 w2 w3 " * 30, len(ids))] == [len(ids)]
+
+
+def test_a_conversation_of_thousands_of_answers_is_too_long_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, encoded = writer(), list[str]()
+    assert write.scribe
+    encode = write.scribe.encoded
+
+    def counted(text: str) -> list[int]:
+        encoded.append(text)
+        return encode(text)
+
+    monkeypatch.setattr(write.scribe, "encoded", counted)
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"messages": said(*["w1 w2"] * 2000)}) + "\n")
+    assert read_examples(path, write, 100) == ([], 1)
+    assert len(encoded) == 1
 
 
 @pytest.mark.parametrize(
@@ -165,6 +189,7 @@ def test_a_text_becomes_rows_in_which_each_token_is_learned_once() -> None:
         ('{"messages": [{"role": "user", "content": "a"}]}', "the last message must be the assistant's"),
         ('{"messages": [{"role": "user"}]}', 'message 1 must be {"role": text, "content": text}'),
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "must be by 'user'"),
+        ('{"prompt": "a", "response": " "}', "the answers hold no text"),
     ],
 )
 def test_a_line_that_cannot_be_learned_is_named(line: str, complaint: str, tmp_path: Path) -> None:
@@ -317,6 +342,24 @@ def test_ctrl_c_saves_and_a_resumed_run_equals_an_uninterrupted_one(
     assert all(torch.equal(resumed.weights[name], weight) for name, weight in whole.weights.items()), "to the bit"
 
 
+def test_what_was_learned_is_kept_when_the_loss_becomes_no_number(
+    base: Path, answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = tuning.Tuner._add_gradients
+    out = tmp_path / "mine"
+
+    def spoiled(self: tuning.Tuner, batch: Any) -> float:
+        return gradients(self, batch) if self.run.step < 3 else math.nan
+
+    monkeypatch.setattr(tuning.Tuner, "_add_gradients", spoiled)
+    with pytest.raises(FloatingPointError, match=r"step 4: .* what was best until then is kept"):
+        run(base, answers, out)
+    kept = FineTuning.load(RunFolder(out))
+    assert kept.step == 3
+    assert kept.best.keys() == kept.weights.keys()
+    assert export_to(out, tmp_path / "mine.gguf") == 0
+
+
 def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
     monkeypatch.setattr("sys.argv", ["finetune", *map(str, arguments)])
     assert tuning.main() == 1
@@ -410,6 +453,29 @@ def test_an_adapter_is_written_as_llama_cpp_has_it(tuned: Path, tmp_path: Path) 
     adapter.check_fits(TINY)
     with pytest.raises(ModelFileError, match="is for another model"):
         adapter.check_fits(replace(TINY, hidden_dim=96))
+
+
+def test_the_base_is_not_overwritten(base: Path, tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = base.read_bytes()
+    for more in ([], ["--adapter"], ["--base", str(base)]):
+        assert export_to(tuned, base, *more) == 1
+        assert "is the model that was fine-tuned; write to another file" in capsys.readouterr().err
+    assert base.read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_called_so(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "tuned"
+    shutil.copytree(tuned, copy)
+    checkpoint = copy / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1] + b"?")
+    (copy / "checkpoint.old.pt").unlink(missing_ok=True)
+    for more in ([], ["--adapter"]):
+        assert export_to(copy, tmp_path / "out.gguf", *more) == 1
+        assert "damaged; its checksum does not fit" in capsys.readouterr().err
+    with pytest.raises(Damaged, match="there is none before it to go on from"):
+        FineTuning.load_to_go_on(RunFolder(copy))
+    with pytest.raises(ValueError, match="is of a fine-tuning, not of a training"):
+        Checkpoint.load(tuned)
 
 
 def test_exports_that_cannot_be_are_refused_in_words(

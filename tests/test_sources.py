@@ -73,7 +73,8 @@ def test_a_field_of_each_line(tmp_path: Path) -> None:
     ("line", "problem"),
     [
         ('{"text": "A', "line 2 is not JSON"),
-        ("[" * 100_000, "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is JSON within JSON, too deep to be read"),
+        (json.dumps({"k" * 10**6: 1, "\x1b[31mred": 1}), r"line 2 has no field 'text'; it has k{39}…, \[31mred \(name"),
         ('["A"]', "line 2 is no object"),
         ('{"text": 7}', "line 2: text is no text"),
     ],
@@ -81,6 +82,22 @@ def test_a_field_of_each_line(tmp_path: Path) -> None:
 def test_lines_that_hold_no_text_are_named(line: str, problem: str, tmp_path: Path) -> None:
     path = written(tmp_path / "rows.jsonl", '{"text": "A"}\n' + line)
     with pytest.raises(ValueError, match=rf"rows\.jsonl: {problem}"):
+        read_documents(path)
+
+
+def test_halves_of_characters_are_none(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.jsonl", r'{"text": "one \ud83d, one \ud83d\ude00"}')
+    assert read_documents(path) == ["one \ufffd, one \U0001f600"]
+
+
+def test_a_line_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "READ_AT_ONCE", 64)
+    monkeypatch.setattr(sources, "BEGINNING", 16)
+    monkeypatch.setattr(sources, "LONGEST_LINE", 1000)
+    path = written(tmp_path / "rows.jsonl", '{"text": "A"}\n' * 100)
+    assert read_documents(path) == ["A"] * 100
+    written(path, "[" + '{"text": "A"}, ' * 100)
+    with pytest.raises(ValueError, match="a line has more than 1,000 characters"):
         read_documents(path)
 
 

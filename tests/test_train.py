@@ -769,6 +769,29 @@ def test_files_of_other_programs_are_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / "curve.csv").read_text() == "mine"
 
 
+def test_a_best_model_without_a_checkpoint_is_not_lost(
+    text: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for path in folder.glob("checkpoint*.pt"):
+        path.unlink()
+    best = (folder / "best.pt").read_bytes()
+    assert "best.pt: is the best model of a training" in refusal(options(text, folder), capsys, monkeypatch)
+    assert (folder / "best.pt").read_bytes() == best
+
+
+def test_what_was_measured_is_kept_when_the_numbers_go_out_of_bounds(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, usual = tmp_path / "run", loop.learning_rate
+    monkeypatch.setattr(loop, "learning_rate", lambda peak, step, done: 1e30 if step == 5 else usual(peak, step, done))
+    said = refusal(options(text, folder, "--tokens", "9000", "--eval-every", "2"), capsys, monkeypatch)
+    assert "--resume with a lower --learning-rate goes on from step 2" in said
+    assert Checkpoint.load(folder).step == 2
+    assert Checkpoint.load_best(folder).step == 4
+
+
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
     """The next ``writes`` files with a checksum get half onto the disk."""
     left = iter(range(writes))
@@ -916,6 +939,16 @@ def test_training_goes_on_where_the_compiler_does_not_work(
     assert capsys.readouterr().err.count("Training without torch.compile") == 1
     plain = run(text, tmp_path / "plain", "--tokens", "2000", "--no-compile")
     assert all(torch.equal(compiled.model[name], plain.model[name]) for name in plain.model)
+
+
+def test_without_a_compiler_none_is_announced(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    run(text, tmp_path / "run", "--tokens", "300", "--compile")
+    said = capsys.readouterr().out
+    assert "No C++ compiler" in said
+    assert "Compiling" not in said
 
 
 def test_a_step_that_needs_too_much_memory_is_said(
@@ -1123,6 +1156,7 @@ def test_where_an_export_cannot_be_written_is_said_before_anything_is_loaded(
     assert "is a folder" in refused(tmp_path)
     assert "there is no folder" in refused(tmp_path / "none/model.gguf")
     assert "not a plain file" in refused(Path(os.devnull))
+    assert "for llama2.c's format take python -m train.convert" in refused(tmp_path / "model.bin")
     (tmp_path / "run").mkdir()
     for own in ("checkpoint.pt", "checkpoint.tmp", "training.lock"):
         assert "a file of the run itself" in refused(tmp_path / "run" / own)

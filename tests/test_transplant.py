@@ -119,3 +119,9 @@ def test_the_command_gives_a_byte_level_model_another_vocabulary(
         torch.testing.assert_close(model.token_embd.weight[id], before[made_of[id]].mean(0))
     assert "none.gguf" in run(tmp_path / "none.gguf", student, "-o", path, status=1)
     assert "there is no folder" in run(base, student, "-o", tmp_path / "none" / "x.gguf", status=1)
+    for given in (base, student):
+        content = given.read_bytes()
+        assert "is what it is made of" in run(base, student, "-o", given, status=1)
+        assert given.read_bytes() == content
+    student.write_bytes(student.read_bytes()[:-1])
+    assert "student.gguf: output_norm.weight: the file is 1 bytes too short" in run(base, student, "-o", path, status=1)

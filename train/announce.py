@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import textwrap
 from pathlib import Path
 
+from fabella.errors import short_text
 from fabella.generate import generate
 from fabella.sampler import Settings
 from fabella.tokenizer import Tokenizer
@@ -36,7 +38,7 @@ def describe(options: argparse.Namespace, run: Checkpoint, measured_on: HeldOut,
     """The plan, in words."""
     c, left = run.config, options.tokens - run.tokens
     steps = left / options.batch_tokens
-    measuring = steps / options.eval_every * measured_on.n_tokens * plan.FORWARD
+    measuring = math.ceil(steps / options.eval_every) * measured_on.n_tokens * plan.FORWARD  # at the end, too
     learned = int(run.round_tokens * run.bytes_per_token)  # bytes
     time = plan.duration((left + measuring) / speed)
     heads = f"{c.n_heads} heads, {c.n_kv_heads} of keys and values"
@@ -68,7 +70,7 @@ def tell(model: Llama, tokenizer: Tokenizer, document: str) -> str:
         beginning = beginning[:-1]
     settings = Settings(temperature=0.8, top_p=0.9, seed=1)
     steps = generate(TorchModel(model), tokenizer, beginning, settings, length)
-    return " ".join("".join(step.text for step in steps).split())
+    return short_text("".join(step.text for step in steps), longest=1000)
 
 
 def say_end(options: argparse.Namespace, run: Checkpoint, measured_on: HeldOut) -> None:
@@ -85,8 +87,8 @@ def say_end(options: argparse.Namespace, run: Checkpoint, measured_on: HeldOut) 
         )
     print(f"Done: {run.tokens:,} tokens; best: {best:.4f} bits per byte on the held-out text ({measured_on}).")
     print(f"{folder.curve_picture} shows the way there. Next, with the best model:")
-    name = f"{options.out.resolve().name}.gguf"
-    print(f"    python -m train.export {options.out} -o {name}\n    python build.py serve --model {name}")
+    folder_name, name = (shlex.quote(part) for part in (str(options.out), f"{options.out.resolve().name}.gguf"))
+    print(f"    python -m train.export {folder_name} -o {name}\n    python build.py serve --model {name}")
 
 
 if __name__ == "__main__":

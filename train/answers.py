@@ -12,6 +12,7 @@ without, as a story model, a response is how the text goes on after the prompt.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,12 @@ from fabella.template import ChatTemplate
 from fabella.tokenizer import Tokenizer
 
 from . import explain
-from .data import PADDING, padded, read_documents
+from .data import PADDING, padded
 from .progress import Progress
+from .sources import read_documents
 
 LONGEST_LINE = 1 << 20  # characters
+MOST_BEHIND = 64  # tokens that a template may write behind the last answer
 
 Messages = list[dict[str, str]]  # {"role", "content"}
 
@@ -47,6 +50,10 @@ class Example:
         return sum(self.learned)
 
 
+class TooLong(ValueError):
+    """A conversation has more tokens than a model is to read at once."""
+
+
 class Writer:
     """Writes examples down as the model will meet them: by its tokenizer and, if it has one, its chat template."""
 
@@ -59,19 +66,21 @@ class Writer:
         ids = [*self.tokenizer.encode(document), self.tokenizer.eos_id]
         for start in range(0, len(ids) - 1, longest - 1):
             row = ids[start : start + longest]
-            yield Example(row, [False] + [True] * (len(row) - 1), self._count_bytes(row[1:]))
+            if n_bytes := self._count_bytes(row[1:]):  # else the end of the text alone is left
+                yield Example(row, [False] + [True] * (len(row) - 1), n_bytes)
 
-    def conversation(self, messages: Messages) -> Example:
+    def conversation(self, messages: Messages, longest: float = math.inf) -> Example:
         """A conversation, of which the answers are learned, each with the token that ends it.
 
-        Raises ``ValueError`` or ``FabellaError``, in words, if it cannot be written down.
+        Raises ``TooLong`` if it has more than ``longest`` tokens; ``ValueError`` or ``FabellaError``, in words, if it
+        cannot be written down.
         """
         system, turns = read_messages(messages)
         if not turns or turns[-1].role != "assistant":
             raise ValueError("the last message must be the assistant's: it is what is learned")
         if not all(turn.text for turn in turns):
             raise ValueError("what somebody says is empty")
-        ids, begins = self._continued(system, turns) if self.scribe is None else self._written(system, turns)
+        ids, begins = self._continued(system, turns) if self.scribe is None else self._written(system, turns, longest)
         learned = [False] * len(ids)
         n_bytes = 0
         for begin in begins:
@@ -79,6 +88,10 @@ class Writer:
             end = next(stops, len(ids) - 1) + 1
             learned[begin:end] = [True] * (end - begin)
             n_bytes += self._count_bytes(ids[begin:end])
+        if end > longest:
+            raise TooLong
+        if not n_bytes:
+            raise ValueError("the answers hold no text")
         return Example(ids[:end], learned[:end], n_bytes)
 
     def _continued(self, system: str | None, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
@@ -91,10 +104,12 @@ class Writer:
         ids = self.tokenizer.encode(turns[0].text + turns[1].text)
         return [*ids, self.tokenizer.eos_id], [self._begin(ids, prompt)]
 
-    def _written(self, system: str | None, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
-        """The tokens of a conversation, and where its answers begin."""
+    def _written(self, system: str | None, turns: Sequence[Turn], longest: float) -> tuple[list[int], list[int]]:
+        """The tokens of a conversation, and where its answers begin. Raises ``TooLong``."""
         assert self.scribe
         ids = self.scribe.encoded(self.scribe.written(turns, system, prompted=False))
+        if len(ids) > longest + MOST_BEHIND:  # before all that is before each of its answers is encoded, too
+            raise TooLong
         answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
         begins = [
             self._begin(ids, self.scribe.encoded(self.scribe.written(turns[:number], system))) for number in answers
@@ -130,17 +145,18 @@ def read_examples(path: Path, writer: Writer, longest: int) -> tuple[list[Exampl
                 rows += writer.text(document, longest)
                 progress.update(len(document))
         return rows, 0
-    examples = []
+    examples, too_long = [], 0
     conversations = read_conversations(path)
     with Progress("encoding", len(conversations), " examples") as progress:
         for line, messages in conversations:
             try:
-                examples.append(writer.conversation(messages))
+                examples.append(writer.conversation(messages, longest))
+            except TooLong:
+                too_long += 1
             except (ValueError, FabellaError) as error:
                 raise ValueError(f"{path}: line {line}: {error}") from error
             progress.update(1)
-    fitting = [example for example in examples if len(example.ids) <= longest]
-    return fitting, len(examples) - len(fitting)
+    return examples, too_long
 
 
 def read_conversations(path: Path) -> list[tuple[int, Messages]]:

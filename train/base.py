@@ -12,7 +12,7 @@ from fabella.template import ChatTemplate
 from fabella.tokenizer import Tokenizer
 
 from . import explain
-from .load import load_gguf, load_run
+from .load import check_own, load_gguf, load_run
 from .model import Llama
 from .run import RunFolder
 from .tokenizer import as_tokenizer
@@ -54,10 +54,7 @@ def file_of(path: Path) -> Path:
     """The file that has a base's weights; ``ValueError`` if the folder is another program's."""
     if not path.is_dir():
         return path
-    if (path / "config.json").exists():
-        raise ValueError(
-            f"{path}: is a Hugging Face folder; make one file of it first: python -m train.convert {path} -o base.gguf"
-        )
+    check_own(path)
     run = RunFolder(path)
     return run.best if run.best.exists() else run.checkpoint
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-import pickle
+import warnings
+import zipfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .files import Damaged
 from .model import Llama
 from .progress import say
 from .run import ANOTHER_TOKENIZER, RunFolder
+
+OTHER_VERSION = "was written by another version of this program"
 
 
 @dataclass
@@ -87,11 +90,15 @@ class Checkpoint:
 
     @classmethod
     def _unpack(cls, content: bytes, path: Path) -> Checkpoint:
+        stored = unpack(content, path)
+        if "kind" in stored:
+            raise ValueError(
+                f"{path}: is of a fine-tuning, not of a training; use it with train.finetune --resume or train.export"
+            )
         try:
-            stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             return cls(**{**stored, "config": Config(**stored["config"])})
-        except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path}: was written by another version of this program ({error})") from error
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: {OTHER_VERSION} ({error})") from error
 
     @classmethod
     def load_to_go_on(cls, folder: Path) -> Checkpoint:
@@ -99,14 +106,7 @@ class Checkpoint:
         try:
             return cls.load(folder)
         except Damaged as error:
-            run = RunFolder(folder)
-            if not run.previous.is_file():
-                raise Damaged(f"{error}; there is none before it to go on from") from error
-            try:
-                change = run.restore_previous()
-            except Damaged:
-                problem = f"is damaged, and so is the one before it ({run.previous.name}); begin anew in another --out"
-                raise Damaged(f"{run.checkpoint}: {problem}") from error
+            change = RunFolder(folder).restore_previous(error)
             checkpoint = cls.load(folder)
             say(f"{change}, of step {checkpoint.step:,}.")
             return checkpoint
@@ -116,6 +116,30 @@ class Checkpoint:
         model = Llama(self.config)
         model.load_state_dict(self.model)
         return model.eval()
+
+
+def unpack(content: bytes | Path, path: Path) -> dict[str, Any]:
+    """What torch.save has written, by its names; nothing that is in it is run.
+
+    ``content`` are the bytes of ``path``, or ``path`` itself: its tensors then stay on the disk until they are read.
+    Raises ``OSError``, or ``ValueError`` if that is no such file, is damaged, or holds more than weights.
+    """
+    problem = f"{path}: is damaged, or holds more than weights"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PyTorch thinks of a damaged file is no help to anybody
+            if isinstance(content, bytes):
+                stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            else:
+                mapped = zipfile.is_zipfile(content)  # files of before 2020 are none
+                stored = torch.load(content, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError:
+        raise
+    except Exception as error:  # where a file is damaged, its unpickler stumbles over whatever is there
+        raise ValueError(problem) from error
+    if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
+        raise ValueError(f"{path}: holds no weights by their names")
+    return stored
 
 
 def check_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:

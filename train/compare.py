@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fabella.architectures import parameter_count
 from fabella.engine import Engine
-from fabella.errors import ModelFileError, PromptError
+from fabella.errors import FabellaError, PromptError
 from fabella.formats import FLOATS, FORMATS, QUANTISED
 from fabella.generate import Ending, Reason, generate
 from fabella.gguf import read_gguf, write_gguf
@@ -184,7 +184,7 @@ def bits_of(model: Path, texts: Sequence[str], name: str) -> NDArray[np.float64]
     """
     try:
         torch_model, tokenizer = load_model(model)
-    except ModelFileError:  # it is no plain Llama, or none at all: that the engine says
+    except FabellaError:  # it is no plain Llama, or none at all: that the engine says
         bits = _bits_by_engine(model, texts)
     else:
         bits = bits_of_documents(torch_model, hold_out(texts, tokenizer, torch_model.config.seq_len, whole=True))

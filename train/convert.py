@@ -13,6 +13,7 @@ they are unless --format asks for others. A model that would not be the same aft
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,16 +21,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fabella.console import run_command
-from fabella.errors import FabellaError, ModelFileError
+from fabella.errors import FabellaError
 from fabella.formats import FLOATS, STORED
 from fabella.gguf import describe
 from fabella.models import open_model
 
 from . import llama2c
 from .export import unstorable, writable
-from .files import check_output, replacing
+from .files import check_output, flush, replacing
 from .huggingface import CONFIG, check_writable, open_huggingface, write_huggingface
-from .load import load_run
+from .load import load_run, naming
 from .meta import PARAMS, open_checkpoint, open_meta
 from .portable import Portable, Weights, from_file, with_metadata, write_as_gguf
 from .run import RunFolder
@@ -134,17 +135,16 @@ def open_source(path: Path, tokenizer: Path | None = None) -> Iterator[Portable]
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file or folder")
-    try:
-        with _open(path, tokenizer) as model:
-            yield model
-    except ModelFileError as error:
-        raise FabellaError(f"{path}: {error}") from error
+    with naming(path), _open(path, tokenizer) as model:
+        yield model
 
 
 @contextmanager
 def _open(path: Path, tokenizer: Path | None) -> Iterator[Portable]:
     if path.is_dir():
         folder = RunFolder(path)
+        if tokenizer and not (path / PARAMS).is_file():
+            raise FabellaError(f"{path}: has its own tokenizer; leave --tokenizer out")
         if (path / CONFIG).is_file():
             reader = open_huggingface(path)
         elif (path / PARAMS).is_file():
@@ -195,18 +195,22 @@ def _write_llama2c(model: Portable, path: Path, version: int) -> None:
     llama2c.check_llama2c(model)
     tokenizer = llama2c.check_tokenizer(model.tokenizer())
     with replacing(path) as half, replacing(beside) as half_tokenizer:
-        llama2c.write_model(model, half, version)
         llama2c.write_tokenizer(tokenizer, half_tokenizer)
+        if beside.exists() and beside.read_bytes() != half_tokenizer.read_bytes():
+            raise FabellaError(f"{beside}: is there already, of another model; write into another folder")
+        llama2c.write_model(model, half, version)
     print(f"{path}: {path.stat().st_size:,} bytes; {beside}: {beside.stat().st_size:,} bytes")
 
 
 def _write_folder(model: Portable, folder: Path, format: str) -> None:
     """Write a folder that is whole or not there."""
     check_writable(model.config())
-    half = folder.with_name(f"{folder.name}.tmp")
+    half = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     half.mkdir()
     try:
         write_huggingface(model, half, format)
+        for path in half.iterdir():
+            flush(path)
         half.rename(folder)
     except BaseException:
         shutil.rmtree(half, ignore_errors=True)

@@ -30,7 +30,7 @@ from fabella.tokenizer import Tokenizer
 
 from .beginnings import own_beginnings
 from .files import check_output, replacing
-from .load import load_run
+from .load import load_run, naming
 from .lora import merge_lora
 from .model import Llama
 from .quantize import fitting, quantize
@@ -137,6 +137,8 @@ def words_of(options: argparse.Namespace) -> dict[str, Any]:
 def export(options: argparse.Namespace) -> None:
     """Export as the command's ``options`` say. Raises ``OSError``, ``ValueError`` or ``FabellaError``, in words."""
     check_output(options.output)
+    if options.output.suffix.lower() == ".bin":
+        raise ValueError(f"{options.output}: export writes GGUF; for llama2.c's format take python -m train.convert")
     words = words_of(options)
     tuned = None if options.run.is_file() else FineTuning.find(RunFolder(options.run))
     if (options.adapter or options.base) and not tuned:
@@ -155,7 +157,7 @@ def reword(options: argparse.Namespace, words: dict[str, Any]) -> None:
     """Write a GGUF file with other words."""
     if options.format:
         raise ValueError(f"{options.run}: is a GGUF file, whose matrices stay as they are; leave --format out")
-    with FileSource(options.run) as source:
+    with naming(options.run), FileSource(options.run) as source:
         read_gguf(source)
         with replacing(options.output) as half, half.open("wb") as file:
             copy_gguf(source, file, words)
@@ -165,6 +167,9 @@ def export_tuned(options: argparse.Namespace, run: FineTuning, words: dict[str, 
     """Write what a fine-tuning has learned: a model of its own, or the adapter alone."""
     if RunFolder(options.run).owns(options.output):
         raise ValueError(f"{options.output}: is a file of the run itself; write to another one")
+    for base in filter(None, (options.base, Path(run.base))):
+        if base.exists() and options.output.exists() and options.output.samefile(base):
+            raise ValueError(f"{options.output}: is the model that was fine-tuned; write to another file")
     words = {"general.name": writable(options.run.resolve().name), **words}
     if options.adapter:
         export_adapter(run, options.output, options.format or ADAPTER_FORMAT, words)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import explain
+from .measures import UNSPACED
 from .progress import Progress
 from .text import Part
 from .tokenizer import by_frequency, count_needed
@@ -30,8 +31,7 @@ NEAR_GRAM, NEAR = 8, 0.5  # words; the share of n-grams that make two texts near
 ONE_OF = 4  # n-grams of these is remembered, or else they would fill the memory
 HELD_OUT_GRAM, MOST_HELD_OUT = 13, 7  # words; n-grams shared with the held-out text
 
-# In these scripts no spaces part words: each character counts as one. Thai and its neighbours, kana, Han.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+# Where no spaces part words, each character counts as one.
 WORDS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 UNFINISHED, LENGTH, LANGUAGE = "unfinished", "too short or too long", "in other characters"

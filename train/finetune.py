@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -251,13 +252,17 @@ class Tuner:
         stop.after_this_step()
         if not run.step:
             self.measure()
-        nobody_reads: BrokenPipeError | None = None
+        ended: BrokenPipeError | FloatingPointError | None = None
         with Progress("fine-tuning", self.steps, " steps", done=run.step, brief=False) as progress:
             for batch in self.batches():
                 if stop.requested:
                     break
                 began = time.monotonic()
-                loss = self.step(batch)
+                try:
+                    loss = self.step(batch)
+                except FloatingPointError as error:  # the weights are as they were before the step
+                    ended = error
+                    break
                 run.seconds += time.monotonic() - began
                 if run.step % self.measure_every == 0 or run.step == self.steps:
                     self.measure()
@@ -267,16 +272,16 @@ class Tuner:
                 try:
                     progress.update(1, f"loss {loss:.3f}, {run.curve[-1][4]:.4f} bits/byte held out")
                 except BrokenPipeError as error:  # like Ctrl-C
-                    nobody_reads = error
+                    ended = error
                     break
         if not run.step:
-            raise KeyboardInterrupt
+            raise ended or KeyboardInterrupt
         if run.step > self.saved_step:
             if run.curve[-1][0] < run.step:  # stopped between two measurements
                 self.measure()
             self.save()
-        if nobody_reads:
-            raise nobody_reads
+        if ended:
+            raise ended
 
     def batches(self) -> Iterator[list[Example]]:
         """The batches that are left to learn from, round by round."""
@@ -297,7 +302,9 @@ class Tuner:
         if not (math.isfinite(value) and norm.isfinite()):
             raise FloatingPointError(
                 f"the loss is no number at step {self.run.step + 1:,}: begin again with a lower --learning-rate, in "
-                "another --out"
+                "another --out; what was best until then is kept in this one"
+                if self.run.step
+                else "the loss is no number from the beginning on: the model, or an example, is beyond its numbers"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
@@ -320,6 +327,10 @@ class Tuner:
                 nats += answer_loss(self.model, inputs, targets, reduction="sum").item()
         self.model.train()
         bits = nats / math.log(2) / sum(example.n_bytes for example in self.held_out)
+        if run.best_bits is None and not math.isfinite(bits):
+            raise FloatingPointError(
+                "the model's answers to the held-out examples are no numbers, before it learns any"
+            )
         mean = sum(run.losses) / len(run.losses) if run.losses else None
         run.losses.clear()
         run.curve.append((run.step, run.tokens, self.rate(), mean, bits, round(run.seconds, 1)))
@@ -371,10 +382,11 @@ def report(run: FineTuning, folder: RunFolder, options: argparse.Namespace) -> N
     print(f"{steps}. Best, and kept: {best} ({before:.4f} before{end}).")
     if not run.best_step:
         print("It has learned nothing that helps with the held-out examples: try a lower --learning-rate.")
-    export = f"python -m train.export {options.out}"
-    print(f"The whole model as one file:  {export} -o {folder.path.name}.gguf")
+    export = ["python", "-m", "train.export", str(options.out)]
+    name = folder.path.resolve().name
+    print(f"The whole model as one file:  {shlex.join([*export, '-o', f'{name}.gguf'])}")
     if not options.full:
-        print(f"The adapter alone:            {export} --adapter -o {folder.path.name}-adapter.gguf")
+        print(f"The adapter alone:            {shlex.join([*export, '--adapter', '-o', f'{name}-adapter.gguf'])}")
 
 
 if __name__ == "__main__":

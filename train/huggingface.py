@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,10 +30,11 @@ from fabella.rope import NO_SCALING
 from . import explain
 from .portable import Array, Portable, Weights
 from .quantize import quantize
-from .safetensors_folder import ONE, open_weights, read_json, write_weights
+from .safetensors_folder import ONE, open_weights, read_json, shown, write_weights
 from .tokenizer_folder import read_tokenizer, write_tokenizer
 
 CONFIG = "config.json"
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 # ---- The families ----------------------------------------------------------------------------------------------------
 
@@ -191,29 +193,25 @@ def _model_of(config: Mapping[str, Any]) -> Model:
         fixed = FIXED | kind.fixed
         if key in fixed:
             if value is not None and value != fixed[key]:
-                raise ModelFileError(key, f"is {_shown(value)}, which is not supported")
+                raise ModelFileError(key, f"is {shown(value)}, which is not supported")
         elif value is not None and key not in UNDERSTOOD | HARMLESS | NUMBERS.keys():
             raise ModelFileError(
                 key,
-                f"is {_shown(value)}, and is not known here: it may change what the model computes. If it does not, "
+                f"is {shown(value)}, and is not known here: it may change what the model computes. If it does not, "
                 f"take it out of {CONFIG}",
             )
     for key in ("hidden_act", "hidden_activation"):
         # Gemma's first files say "gelu" and mean this one; transformers takes it so.
         if config.get(key, kind.activation) not in (kind.activation, None, "gelu" if kind.activation == GELU else None):
-            raise ModelFileError(key, f"is {_shown(config[key])}, but these models have {kind.activation}")
+            raise ModelFileError(key, f"is {shown(config[key])}, but these models have {kind.activation}")
     return kind
-
-
-def _shown(value: Any) -> str:
-    return quoted(value) if isinstance(value, str) else quoted(json.dumps(value)).strip("'")
 
 
 def _numbers(config: Mapping[str, Any], kind: Model) -> tuple[dict[str, Any], dict[str, Weights], list[str]]:
     """The metadata of the model's numbers, tensors that RoPE needs, and notes."""
     family = kind.family
     for key in (*NEEDED, "rms_norm_eps", *kind.needs):
-        if key not in config and not (key in CAPS and key in kind.needs):
+        if config.get(key) is None and not (key in CAPS and key in config):
             raise ModelFileError(key, f"is missing from {CONFIG}")
     metadata = {}
     for key, number in NUMBERS.items():
@@ -300,7 +298,9 @@ def _rope(config: Mapping[str, Any], kind: Model, head: int) -> tuple[dict[str, 
     if base is None:
         raise ModelFileError("rope_theta", f"is missing from {CONFIG}")
     share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
-    size = int(head * _above_zero(share, "partial_rotary_factor"))
+    if _above_zero(share, "partial_rotary_factor") > 1:
+        raise ModelFileError("partial_rotary_factor", f"is {shown(share)}, but a share is at most 1")
+    size = int(head * share)
     if size != head and not family.halves:
         raise ModelFileError("partial_rotary_factor", f"is {share}, but these models turn the whole head")
     metadata: dict[str, Any] = {
@@ -317,12 +317,12 @@ def _rope(config: Mapping[str, Any], kind: Model, head: int) -> tuple[dict[str, 
         raise ModelFileError("rope_local_base_freq", "is there, but these models have one RoPE in all layers")
 
     type = rope.get("rope_type", rope.get("type")) or "default"
-    if type not in ROPE_TYPES:
-        raise ModelFileError("rope_type", f"is {_shown(type)}; only {', '.join(ROPE_TYPES)} are supported")
+    if not isinstance(type, str) or type not in ROPE_TYPES:
+        raise ModelFileError("rope_type", f"is {shown(type)}; only {', '.join(ROPE_TYPES)} are supported")
     for key, value in rope.items():
         known = (*ROPE_TYPES[type], "rope_theta", "rope_type", "type", "partial_rotary_factor")
         if value is not None and key not in known:
-            raise ModelFileError(key, f"is {_shown(value)}; of a RoPE of type {type} it is not known here")
+            raise ModelFileError(key, f"is {shown(value)}; of a RoPE of type {type} it is not known here")
 
     def number(key: str, default: float | None = None) -> float:
         value = rope.get(key)
@@ -332,7 +332,7 @@ def _rope(config: Mapping[str, Any], kind: Model, head: int) -> tuple[dict[str, 
 
     context = config["max_position_embeddings"]
     original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or context
-    check_whole("original_max_position_embeddings", original, 1, LARGEST["seq_len"])
+    check_whole("original_max_position_embeddings", original, 2, LARGEST["seq_len"])
     scaling = f"{prefix}scaling."
     if type == "default":
         return metadata, {}, []
@@ -348,6 +348,8 @@ def _rope(config: Mapping[str, Any], kind: Model, head: int) -> tuple[dict[str, 
     metadata |= {f"{scaling}original_context_length": original}
     if type == "yarn":
         factor = number("factor")
+        if factor < 1:
+            raise ModelFileError("factor", f"is {factor:g}, but must be 1 or more")
         metadata |= {f"{scaling}factor": factor}
         for key in ("beta_fast", "beta_slow"):
             if rope.get(key):
@@ -392,8 +394,8 @@ def _rope_parameters(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 
 
 def _above_zero(value: Any, key: str) -> float:
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise ModelFileError(key, f"is {_shown(value)}, but must be a number above 0")
+    if type(value) not in (int, float) or not 0 < value <= LARGEST_FLOAT:
+        raise ModelFileError(key, f"is {shown(value)}, but must be a number above 0, at most {LARGEST_FLOAT:.1e}")
     return float(value)
 
 
@@ -426,19 +428,22 @@ def _tensors(stored: Mapping[str, Weights], config: Mapping[str, Any], kind: Mod
     for name, weights in stored.items():
         if name.endswith(COMPUTED):
             continue
-        *module, suffix = name.removeprefix("model.").split(".")
-        layer = int(module[1]) if module[0] == "layers" and len(module) > 2 and module[1].isdecimal() else None
-        part = names.get(".".join(module if layer is None else module[2:]))
-        if part is None or suffix not in ("weight", "bias"):
+        known = re.fullmatch(r"(?:layers\.([0-9]{1,6})\.)?(.+)\.(weight|bias)", name.removeprefix("model."))
+        part = names.get(known[2]) if known else None
+        if not known or part is None:
             raise ModelFileError(name, f"this tensor is not part of a {config['model_type']} model as it is known here")
         if part == ABSENT_IF_TIED and tied:
             continue
+        layer, suffix = int(known[1]) if known[1] else None, known[3]
         flag = "mlp_bias" if "ffn" in part else "attention_bias"
         if suffix == "bias" and not config.get(flag) and f"{part}_bias" not in FAMILIES[kind.family].has:
             raise ModelFileError(name, f"is a bias, but {CONFIG} does not say that the model has any ({flag})")
         full = f"{part}.{suffix}" if layer is None else f"blk.{layer}.{part}.{suffix}"
         place = (-1 if part == "token_embd" else len(stored) if layer is None else layer, order.index(part))
-        found[(*place, suffix == "bias")] = full, _changed(weights, part, kind.family, config)
+        key = (*place, suffix == "bias")
+        if key in found:
+            raise ModelFileError(name, f"is {full} in GGUF's words, and so is another tensor")
+        found[key] = full, _changed(weights, part, kind.family, config)
     if not tied and "lm_head.weight" not in stored:
         raise ModelFileError("lm_head.weight", f"this tensor is missing, and {CONFIG} does not tie it to the embedding")
     return {name: weights for _, (name, weights) in sorted(found.items(), key=lambda item: item[0])}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,7 +12,7 @@ from sentencepiece import SentencePieceProcessor
 
 from fabella.architectures import expected_shapes
 from fabella.config import Config
-from fabella.errors import ModelFileError
+from fabella.errors import FabellaError, ModelFileError
 from fabella.formats import STORED
 from fabella.gguf import read_gguf
 from fabella.modelfile import ModelFile
@@ -36,15 +39,24 @@ def load_model(path: Path) -> tuple[Llama, Tokenizer]:
 def load_gguf(path: Path) -> tuple[Llama, ModelFile]:
     """Build the model from a GGUF file, its weights dequantised, and return it with what the file says.
 
-    Raises ``FabellaError`` (a ``ModelFileError`` that names the field) if the file is not a usable model.
+    Raises ``OSError``, or ``FabellaError``, which names the file and the field, if it is not a usable model.
     """
-    with FileSource(path) as source:
+    with naming(path), FileSource(path) as source:
         file = read_gguf(source)
         check_plain(file)
         weights = {name: torch.from_numpy(read_weights(source, tensor)) for name, tensor in file.tensors.items()}
     model = Llama(file.config)
     model.load_state_dict(weights)
     return model.eval(), file
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have what is wrong with a model's file say which file it is: a ``ModelFileError`` becomes a ``FabellaError``."""
+    try:
+        yield
+    except ModelFileError as error:
+        raise FabellaError(f"{path}: {error}") from error
 
 
 def check_plain(file: ModelFile) -> None:
@@ -75,8 +87,16 @@ def check_plain(file: ModelFile) -> None:
             )
 
 
+def check_own(folder: Path) -> None:
+    """Raise ``ValueError`` if a folder is another program's."""
+    if (folder / "config.json").exists():
+        command = f"python -m train.convert {shlex.quote(str(folder))} -o base.gguf"
+        raise ValueError(f"{folder}: is a Hugging Face folder; make one file of it first: {command}")
+
+
 def load_run(folder: Path) -> tuple[Checkpoint, SentencePieceProcessor]:
     """The best model in a run's folder and its tokenizer; ``ValueError`` if these two do not belong together."""
+    check_own(folder)
     checkpoint = Checkpoint.load_best(folder)
     check_tokenizer(checkpoint, folder)
     return checkpoint, load_tokenizer(RunFolder(folder).tokenizer)

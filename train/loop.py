@@ -220,6 +220,8 @@ class Loop:
 
     def save_best(self) -> None:
         """Keep the model as the best one so far. If that fails, say so."""
+        if not self.saved_step:  # a folder with a model has a checkpoint, too: there is a run to go on with
+            self.save_or_go_on()
         self.run.model = self.model.state_dict()
         try:
             self.run.save_best(self.folder.path)

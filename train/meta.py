@@ -8,7 +8,6 @@ and checks that every tensor is within its file.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +19,13 @@ import torch
 
 from fabella.architectures import DIVISORS
 from fabella.config import LARGEST, Config, check_whole
-from fabella.errors import FabellaError, ModelFileError
+from fabella.errors import FabellaError, ModelFileError, short_text
 from fabella.filetype import BEGINNING, what_is
 from fabella.gguf import describe
 from fabella.metadata import get
 
 from . import explain
+from .checkpoint import unpack
 from .huggingface import llama3_divisors
 from .portable import Portable, Weights
 from .safetensors_folder import read_json
@@ -91,8 +91,10 @@ def open_meta(folder: Path, tokenizer: Path | None) -> Iterator[Portable]:
 def open_checkpoint(path: Path, tokenizer: Path | None) -> Iterator[Portable]:
     """Open a checkpoint of llama2.c's train.py, which is used like `open_meta`."""
     checkpoint = _load(path)
-    params, weights = checkpoint.get("model_args"), checkpoint.get("model")
-    if not isinstance(params, dict) or not isinstance(weights, dict):
+    params, weights = (checkpoint.get(name) for name in ("model_args", "model"))
+    if not (isinstance(params, dict) and isinstance(weights, dict)) or not all(
+        isinstance(name, str) for name in (*params, *weights)
+    ):
         raise FabellaError(f"{path}: is no checkpoint of llama2.c's: model and model_args are not in it")
     found = [tokenizer] if tokenizer else [path.parent / name for name in ("tokenizer.model", "tokenizer.bin")]
     yield _model([weights], params, found, path.stem)
@@ -101,17 +103,13 @@ def open_checkpoint(path: Path, tokenizer: Path | None) -> Iterator[Portable]:
 def _load(path: Path) -> dict[str, Any]:
     """What torch.save has written, with tensors that stay on the disk until they are read."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        return unpack(path, path)
+    except ValueError as error:
         with path.open("rb") as file:
             other = what_is(file.read(BEGINNING), path.stat().st_size)
         if other and "zip archive" not in other:
             raise FabellaError(f"{path}: is {other}") from None
-        first_line = str(error).strip().split("\n")[0]
-        raise FabellaError(f"{path}: is damaged, or holds more than weights ({first_line})") from None
-    if not isinstance(content, dict):
-        raise FabellaError(f"{path}: holds no weights by their names")
-    return content
+        raise FabellaError(str(error)) from None
 
 
 def _model(parts: list[dict[str, Any]], params: Mapping[str, Any], tokenizers: list[Path], name: str) -> Portable:
@@ -119,8 +117,8 @@ def _model(parts: list[dict[str, Any]], params: Mapping[str, Any], tokenizers: l
         if key not in PARAMETERS:
             raise ModelFileError(
                 key,
-                f"is {value!r}, and is not known here: it may change what the model computes. If it does not, take it "
-                f"out of {PARAMS}",
+                f"is {short_text(repr(value), 40)}, and is not known here: it may change what the model computes. If "
+                f"it does not, take it out of {PARAMS}",
             )
     tensors = _tensors(parts)
     for needed in ("token_embd.weight", "blk.0.ffn_gate.weight"):
@@ -198,6 +196,9 @@ def _plain(name: str) -> str:
 def _tensors(parts: list[dict[str, Any]]) -> dict[str, Weights]:
     """The tensors as GGUF has them."""
     tensors: dict[str, Weights] = {}
+    norm = next((tensor for name, tensor in parts[0].items() if _plain(name) == "norm.weight"), None)
+    if not isinstance(norm, torch.Tensor) or norm.ndim != 1:
+        raise ModelFileError("norm.weight", "is missing from the file, or no vector")
     for name in parts[0]:
         plain = _plain(name)
         if plain in COMPUTED:
@@ -206,12 +207,15 @@ def _tensors(parts: list[dict[str, Any]]) -> dict[str, Weights]:
         part = NAMES.get(found[2]) if found else None
         if not found or part is None:
             raise ModelFileError(plain, "this tensor is not part of a Llama")
-        tensors[f"blk.{found[1]}.{part}.weight" if found[1] else f"{part}.weight"] = _joined(parts, name, part)
+        full = f"blk.{found[1]}.{part}.weight" if found[1] else f"{part}.weight"
+        if full in tensors:
+            raise ModelFileError(name, f"is {full} in GGUF's words, and so is another tensor")
+        tensors[full] = _joined(parts, name, part, len(norm))
     return tensors
 
 
-def _joined(parts: list[dict[str, Any]], name: str, part: str) -> Weights:
-    """A tensor out of its parts in the files."""
+def _joined(parts: list[dict[str, Any]], name: str, part: str, width: int) -> Weights:
+    """A tensor of a model so wide, out of its parts in the files."""
     if not all(isinstance(of.get(name), torch.Tensor) for of in parts):
         raise ModelFileError(name, "is not in every one of the files, or no tensor")
     tensors: list[torch.Tensor] = [of[name] for of in parts]
@@ -224,16 +228,24 @@ def _joined(parts: list[dict[str, Any]], name: str, part: str) -> Weights:
         )
     if any(tensor.shape != first.shape or tensor.dtype != first.dtype for tensor in tensors):
         raise ModelFileError(name, "has parts of different shapes in the files")
+    if not all(map(_is_whole, tensors)):
+        raise ModelFileError(name, "is sparse, or has fewer numbers in the file than its shape says")
     if first.ndim == 1:  # a norm, which each computer had
         return Weights(TYPES[first.dtype], tuple(first.shape), lambda: first.float().numpy())
     # Llama 2 has its embedding in columns, Llama 3 in rows: a part that is as wide as the model has whole rows.
-    width = next(t.shape[0] for key, t in parts[0].items() if _plain(key) == "norm.weight")
     by_columns = part in BY_COLUMNS or (part == "token_embd" and first.shape[1] != width)
     rows, columns = first.shape
     shape = (rows, columns * len(parts)) if by_columns else (rows * len(parts), columns)
     return Weights(
         TYPES[first.dtype], shape, lambda: torch.cat(tensors, dim=1 if by_columns else 0).float().contiguous().numpy()
     )
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether each number of a tensor has a place of its own in its file."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.itemsize
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class RunFolder:
     def held(self, resume: bool) -> Iterator[None]:
         """Hold the folder for training: made if it is not there, locked, cleared of half files.
 
-        A new run that saved no checkpoint leaves nothing behind. Raises ``OSError``, in words: there is no checkpoint
+        A new run that saved no model leaves nothing behind. Raises ``OSError``, in words: there is no checkpoint
         to ``resume``, or one that a new run would overwrite; somebody else's files would be; another training works
         here; the folder cannot be written in.
         """
@@ -92,7 +92,7 @@ class RunFolder:
             try:
                 yield
             finally:
-                if not resume and not self.checkpoint.exists() and not self.previous.exists():
+                if not resume and not any(path.exists() for path in (self.checkpoint, self.previous, self.best)):
                     with suppress(OSError):
                         for path in (*self.files, *self.events, self.lock):
                             path.unlink(missing_ok=True)
@@ -108,6 +108,11 @@ class RunFolder:
             raise FileNotFoundError(f"{self.checkpoint}: no such checkpoint; train first, without --resume")
         if not resume and there:
             raise FileExistsError(f"{self.path}: has a checkpoint; go on with --resume, or choose another --out")
+        if not resume and self.best.exists() and self.lock.exists():
+            raise FileExistsError(
+                f"{self.best}: is the best model of a training that has no checkpoint any more; choose another --out, "
+                "or export it and delete it"
+            )
         if not resume and not self.lock.exists():
             for path in (*self.files, *self.halves, *self.events):
                 if path.exists():
@@ -202,8 +207,7 @@ class RunFolder:
         except Damaged as error:
             if self._has_whole_previous():
                 raise Damaged(
-                    f"{error}; the one before it is there ({self.previous.name}), and train.train --resume goes on "
-                    "from that"
+                    f"{error}; the one before it is there ({self.previous.name}), and --resume goes on from that"
                 ) from error
             raise
 
@@ -214,12 +218,20 @@ class RunFolder:
             return False
         return True
 
-    def restore_previous(self) -> str:
+    def restore_previous(self, why: Damaged) -> str:
         """Put the checkpoint before in the place of a missing or damaged one, which is set aside; say so in words.
 
-        Raises ``Damaged`` or ``OSError`` if there is none, or that is damaged, too; then nothing was changed.
+        ``why`` says what is wrong with that one. Raises ``Damaged`` if there is none before it, or that is damaged,
+        too; then nothing was changed.
         """
-        read_sealed(self.previous, "checkpoint")
+        if not self.previous.is_file():
+            best = f", but {self.best.name} can be exported" if self.best.is_file() else ""
+            raise Damaged(f"{why}; there is none before it to go on from{best}") from why
+        try:
+            check_sealed(self.previous, "checkpoint")
+        except Damaged:
+            problem = f"is damaged, and so is the one before it ({self.previous.name}); begin anew in another --out"
+            raise Damaged(f"{self.checkpoint}: {problem}") from why
         if not self.checkpoint.exists():
             self.previous.replace(self.checkpoint)
             return f"{self.checkpoint} was missing; going on from the one before it ({self.previous.name})"

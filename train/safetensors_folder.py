@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from fabella.errors import FabellaError, ModelFileError
 from fabella.filetype import BEGINNING, what_is
+from fabella.metadata import quoted
 
 from . import explain
 from .portable import Weights
@@ -105,11 +106,32 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        other = what_is(path.read_bytes()[:BEGINNING], path.stat().st_size)
-        raise FabellaError(f"{path}: is no JSON ({other or error})") from None
+        with path.open("rb") as file:
+            other = what_is(file.read(BEGINNING), path.stat().st_size) or ""
+        reason = other if other and "JSON" not in other else f"{error}"
+        raise FabellaError(f"{path}: is no JSON, or is damaged ({reason})") from None
     if not isinstance(value, dict):
         raise FabellaError(f"{path}: must hold a JSON object")
     return value
+
+
+def as_object(value: Any, name: str) -> dict[str, Any]:
+    """A part of a JSON file that must be an object; ``ModelFileError``, by its ``name``, if it is none."""
+    if not isinstance(value, dict):
+        raise ModelFileError(name, f"must be an object, not {shown(value)}")
+    return value
+
+
+def as_list(value: Any, name: str) -> list[Any]:
+    """The same of a list."""
+    if not isinstance(value, list):
+        raise ModelFileError(name, f"must be a list, not {shown(value)}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A part of a JSON file for a message: short, whatever it is."""
+    return quoted(value) if isinstance(value, str) else quoted(json.dumps(value, ensure_ascii=False)).strip("'")
 
 
 def write_weights(

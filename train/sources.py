@@ -17,12 +17,17 @@ import lzma
 from collections.abc import Iterator
 from pathlib import Path
 
+from fabella.errors import short_text
+from fabella.metadata import quoted
+from fabella.tokenizer import well_formed
+
 from . import explain
 from .progress import Progress, say
 
 END_OF_TEXT = "<|endoftext|>"
 FIELD = "text"  # where .jsonl and .parquet files usually have it
 LONGEST_DOCUMENT = 20_000_000  # characters
+LONGEST_LINE = 10 * LONGEST_DOCUMENT  # of .jsonl: escaped, a character may take six
 READ_AT_ONCE = 1 << 20  # bytes
 BEGINNING = 1024  # bytes that tell what kind of file it is
 
@@ -223,27 +228,39 @@ def _unpack(part: bytes, parts: Iterator[bytes], path: Path) -> Iterator[bytes]:
 
 def _fields(text: Iterator[str], path: Path, field: str) -> Iterator[str]:
     """A field of each line's object."""
-    for number, line in enumerate(_lines(text), 1):
+    for number, line in enumerate(_lines(text, path), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line.lstrip("\ufeff"))
-        except (ValueError, RecursionError) as error:
+        except RecursionError as error:
+            raise ValueError(f"{path}: line {number} is JSON within JSON, too deep to be read") from error
+        except ValueError as error:
             raise ValueError(f"{path}: line {number} is not JSON ({error}), as each line of .jsonl is") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}: line {number} is no object, as {{{json.dumps(field)}: ...}}")
         _check_field(field, list(row), f"{path}: line {number}")
         if not isinstance(row[field], str):
             raise ValueError(f"{path}: line {number}: {field} is no text")
-        yield row[field].replace("\r\n", "\n").replace("\r", "\n")
+        # JSON can write halves of characters, which no text has.
+        yield well_formed(row[field]).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _lines(text: Iterator[str]) -> Iterator[str]:
-    rest = ""
+def _lines(text: Iterator[str], path: Path) -> Iterator[str]:
+    """The lines of a text that comes in parts."""
+    rest: list[str] = []  # of a line, the parts so far
+    n_characters = 0
     for part in text:
-        *lines, rest = (rest + part).split("\n")
-        yield from lines
-    yield rest
+        first, *lines = part.split("\n")
+        rest.append(first)
+        n_characters += len(first)
+        if n_characters > LONGEST_LINE:
+            raise ValueError(f"{path}: a line has more than {LONGEST_LINE:,} characters; each document has its own")
+        if lines:
+            yield "".join(rest)
+            yield from lines[:-1]
+            rest, n_characters = lines[-1:], len(lines[-1])
+    yield "".join(rest)
 
 
 def _rows(path: Path, field: str) -> Iterator[str]:
@@ -268,8 +285,8 @@ def _rows(path: Path, field: str) -> Iterator[str]:
 
 def _check_field(field: str, names: list[str], where: str) -> None:
     if field not in names:
-        there = ", ".join(map(str, names[:20])) or "none"
-        raise ValueError(f"{where} has no field {field!r}; it has {there} (name one: --field)")
+        there = ", ".join(short_text(name, longest=40) for name in names[:20]) or "none"
+        raise ValueError(f"{where} has no field {quoted(field)}; it has {there} (name one: --field)")
 
 
 if __name__ == "__main__":

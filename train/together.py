@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -19,6 +20,9 @@ from . import explain
 from .progress import STREAM
 
 T = TypeVar("T")
+# While the first process reads the text, encodes it and has a teacher label it, the others wait. Where one is lost,
+# torchrun ends all, however patient they are.
+PATIENCE = timedelta(days=2)
 
 
 def rank() -> int:
@@ -39,7 +43,7 @@ def together() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     if rank():
         STREAM.silent = True
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process

@@ -9,7 +9,7 @@ from the order of the merges.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from fabella.sentencepiece import SPACE, SentencePiece
 from fabella.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Tokenizer
 
 from . import explain
-from .safetensors_folder import read_json
+from .safetensors_folder import as_list, as_object, read_json, shown
 from .sentencepiece_file import sentencepiece_of
 
 JSON, MODEL, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"
@@ -64,14 +64,20 @@ SPLIT_NAMES = {
 PREPEND = {"type": "Prepend", "prepend": SPACE}
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 MEANINGLESS = ("trim_offsets", "cache_capacity")
+DEEPEST = 8  # sequences of steps one within the other
 
 
-def _steps(step: Step | None, parts: str) -> list[Step]:
-    """A chain as a list of its steps, without what changes nothing."""
+def _steps(step: Any, parts: str, depth: int = 0) -> list[Step]:
+    """A chain as a list of its steps, without what changes nothing; a sequence of them has them in ``parts``."""
     if not step:
         return []
+    name = f"tokenizer {parts}"
+    step = as_object(step, name)
     if step.get("type") == "Sequence":
-        return [part for inner in step.get(parts) or [] for part in _steps(inner, parts)]
+        if depth == DEEPEST:
+            raise ModelFileError(name, f"more than {DEEPEST} sequences are one within the other")
+        inside = as_list(step.get(parts) or [], name)
+        return [part for inner in inside for part in _steps(inner, parts, depth + 1)]
     return [{key: value for key, value in step.items() if key not in MEANINGLESS}]
 
 
@@ -119,10 +125,10 @@ def _from_json(
         raise ModelFileError("tokenizer model.type", f"is {quoted(str(kind))}; only BPE can be used")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise ModelFileError(f"tokenizer model.{key}", f"is {model[key]!r}, which is not supported")
+            raise ModelFileError(f"tokenizer model.{key}", f"is {shown(model[key])}, which is not supported")
     pieces = _pieces(model["vocab"])
     added = _added(chain.get("added_tokens") or [], notes)
-    merges = [_pair(merge) for merge in model.get("merges") or []]
+    merges = [_pair(merge) for merge in as_list(model.get("merges") or [], "tokenizer model.merges")]
     before, normal = _steps(chain.get("pre_tokenizer"), "pretokenizers"), _steps(chain.get("normalizer"), "normalizers")
     tokenizer: Tokenizer
     if any(step.get("type") == "ByteLevel" for step in before):
@@ -167,7 +173,7 @@ def _pieces(vocab: Any) -> list[str]:
     pieces = [""] * size
     for piece, id in vocab.items():
         if pieces[id]:
-            raise ModelFileError("tokenizer model.vocab", f"{pieces[id]!r} and {piece!r} both have the id {id}")
+            raise ModelFileError("tokenizer model.vocab", f"{quoted(pieces[id])} and {quoted(piece)} have the id {id}")
         pieces[id] = piece
     return pieces
 
@@ -176,17 +182,18 @@ def _pair(merge: Any) -> str:
     """A merge as "left right": files have it as such, or as a list of the two."""
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and " " not in p for p in parts):
-        raise ModelFileError("tokenizer model.merges", f"{merge!r} is no merge of two pieces")
+        raise ModelFileError("tokenizer model.merges", f"{shown(merge)} is no merge of two pieces")
     return " ".join(parts)
 
 
-def _added(tokens: Iterable[Any], notes: list[str]) -> dict[int, tuple[str, int]]:
+def _added(tokens: Any, notes: list[str]) -> dict[int, tuple[str, int]]:
     """The tokens that were added, by their ids: piece and type."""
     found, swallow = {}, []
-    for token in tokens:
+    for token in as_list(tokens, "tokenizer added_tokens"):
+        token = as_object(token, "tokenizer added_tokens")
         id, piece = token.get("id"), token.get("content")
         if type(id) is not int or id < 0 or not isinstance(piece, str):
-            raise ModelFileError("tokenizer added_tokens", f"{token!r} has no id, or no text")
+            raise ModelFileError("tokenizer added_tokens", f"{shown(token)} has no id, or no text")
         found[id] = piece, CONTROL if token.get("special") else USER_DEFINED
         if token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
             swallow.append(piece)
@@ -200,8 +207,9 @@ def _added(tokens: Iterable[Any], notes: list[str]) -> dict[int, tuple[str, int]
 
 def _listed(folder: Path, settings: Mapping[str, Any]) -> dict[int, tuple[str, int]]:
     """The tokens that were added to a tokenizer.model: the files beside it list them."""
-    decoder = settings.get("added_tokens_decoder") or {}
-    tokens = [{**token, "id": int(id)} for id, token in decoder.items() if id.isdecimal()]
+    name = "added_tokens_decoder"
+    decoder = as_object(settings.get(name) or {}, name)
+    tokens = [{**as_object(token, name), "id": int(id)} for id, token in decoder.items() if id.isdecimal()]
     if not tokens and (folder / "added_tokens.json").is_file():
         listed = read_json(folder / "added_tokens.json")
         tokens = [{"id": id, "content": piece, "special": piece[:1] == "<"} for piece, id in listed.items()]
@@ -233,7 +241,7 @@ def _split_name(before: list[Step], normal: list[Step], whole_words: bool) -> st
     """What GGUF calls a way to split text, which must be one of ours."""
     composed = normal == [{"type": "NFC"}]
     if normal and not composed:
-        raise ModelFileError("tokenizer normalizer", f"{_shown(normal)} is not supported, only NFC is")
+        raise ModelFileError("tokenizer normalizer", f"{shown(normal)} is not supported, only NFC is")
     for pattern, chain in CHAINS.items():
         # "use_regex" is a later addition: without it, it is so.
         if [{"use_regex": True, **step} if step.get("type") == "ByteLevel" else step for step in before] == chain:
@@ -243,7 +251,7 @@ def _split_name(before: list[Step], normal: list[Step], whole_words: bool) -> st
                     "tokenizer model.ignore_merges", f"is {whole_words} with a text's way to be split, as in no model"
                 )
             return name
-    raise ModelFileError("tokenizer pre_tokenizer", f"splits text in a way that is not supported: {_shown(before)}")
+    raise ModelFileError("tokenizer pre_tokenizer", f"splits text in a way that is not supported: {shown(before)}")
 
 
 def _space_prefix(before: list[Step], normal: list[Step]) -> bool:
@@ -253,21 +261,17 @@ def _space_prefix(before: list[Step], normal: list[Step]) -> bool:
     elif normal in ([REPLACE], []):
         prefix = False
     else:
-        raise ModelFileError("tokenizer normalizer", f"{_shown(normal)} is not supported")
+        raise ModelFileError("tokenizer normalizer", f"{shown(normal)} is not supported")
     for step in before:
         if step.get("type") == "Metaspace" and step.get("replacement") == SPACE:
             scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
             prefix = prefix or scheme != "never"
         elif not (step.get("type") == "Split" and step.get("pattern") == {"String": " "} and normal):
             # A split at spaces finds none where they have been replaced.
-            raise ModelFileError("tokenizer pre_tokenizer", f"{_shown([step])} is not supported")
+            raise ModelFileError("tokenizer pre_tokenizer", f"{shown([step])} is not supported")
     if not normal and not before:
         raise ModelFileError("tokenizer", "is neither byte-level BPE nor SentencePiece's")
     return prefix
-
-
-def _shown(steps: list[Step]) -> str:
-    return quoted(json.dumps(steps, ensure_ascii=False)).strip("'")
 
 
 def _scored(
@@ -307,11 +311,11 @@ def _scores(pieces: Sequence[str], types: Sequence[int], merges: Sequence[str]) 
         left, right = merge.split(" ")
         union = left + right
         if union not in known:
-            raise ModelFileError("tokenizer model.merges", f"{union!r} is no piece")
+            raise ModelFileError("tokenizer model.merges", f"{quoted(union)} is no piece")
         if not {left, right, union} <= normal:
             continue
         if union != last and union in ranks:
-            raise ModelFileError("tokenizer model.merges", f"those of {union!r} do not follow each other")
+            raise ModelFileError("tokenizer model.merges", f"those of {quoted(union)} do not follow each other")
         ranks.setdefault(union, len(ranks))
         last = union
         pairs.add(merge)
@@ -352,9 +356,13 @@ def _adds_bos(chain: Mapping[str, Any], settings: Mapping[str, Any], bos: str) -
     if settings.get("add_bos_token") is not None:
         return bool(settings["add_bos_token"])
     for step in _steps(chain.get("post_processor"), "processors"):
-        first = (step.get("single") or [{}])[0]
-        if step.get("type") == "TemplateProcessing" and first.get("SpecialToken", {}).get("id") == bos:
-            return True
+        if step.get("type") != "TemplateProcessing":
+            continue
+        name = "tokenizer post_processor"
+        for first in as_list(step.get("single") or [], name)[:1]:
+            special = as_object(as_object(first, name).get("SpecialToken") or {}, name)
+            if special.get("id") == bos:
+                return True
     return False
 
 
@@ -370,9 +378,8 @@ def _ends(
         ids += given if isinstance(given, list) else [given]
     more = [
         id
-        for id in dict.fromkeys(ids)
-        if type(id) is int
-        and 0 <= id < len(tokenizer)
+        for id in dict.fromkeys(id for id in ids if type(id) is int)
+        if 0 <= id < len(tokenizer)
         and id != tokenizer.eos_id
         and not (tokenizer.pieces[id] in vocabulary.ENDS and tokenizer.types[id] == CONTROL)
     ]
@@ -385,11 +392,14 @@ def _ends(
 def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """The chat template; of several the default one."""
     if (folder / TEMPLATE).is_file():
-        return (folder / TEMPLATE).read_text(encoding="utf-8")
+        try:
+            return (folder / TEMPLATE).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise FabellaError(f"{folder / TEMPLATE}: is not UTF-8 text") from None
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {part.get("name"): part.get("template") for part in template if isinstance(part, dict)}
-        template = named.get("default")
+        named = (part for part in template if isinstance(part, dict) and part.get("name") == "default")
+        template = next((part.get("template") for part in named), None)
     return template if isinstance(template, str) else None
 
 

@@ -276,7 +276,7 @@ def learn(
     model = Llama(run.config, options.dropout).to(device)
     loss = lesson.loss(model, options.compile)
     loss_of = averaging(loss)
-    if options.compile:
+    if loss.compiled:
         print("Compiling, which takes about half a minute...", flush=True)
 
     def stream(step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

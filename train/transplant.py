@@ -32,7 +32,7 @@ from fabella.tokenizer import BYTE, CONTROL, UNKNOWN, Tokenizer, find
 
 from .export import DEFAULT_FORMAT, save_gguf, unstorable
 from .files import check_output
-from .load import load_model
+from .load import load_model, naming
 from .model import Llama
 
 MATRICES = ("token_embd.weight", "output.weight")  # those with a row for each token
@@ -127,7 +127,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Write the model that ``options`` ask for. Raises ``OSError``, ``ValueError`` or ``FabellaError``, in words."""
+    inputs = options.model, options.vocabulary
     check_output(options.output)
+    if any(path.exists() and options.output.exists() and path.samefile(options.output) for path in inputs):
+        raise ValueError(f"{options.output}: is what it is made of; write to another file")
     model, old = load_model(options.model)
     new = load_vocabulary(options.vocabulary)
     if reason := unstorable(model.config, options.format):
@@ -145,7 +148,7 @@ def load_vocabulary(path: Path) -> Tokenizer:
     """The tokenizer of a run folder or of a GGUF file, whatever model is in it."""
     if path.is_dir():
         return load_model(path)[1]
-    with FileSource(path) as source:
+    with naming(path), FileSource(path) as source:
         return read_gguf(source).tokenizer
 
 

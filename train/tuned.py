@@ -6,7 +6,6 @@ It lies in a folder like that of a training (run.py), with the same care for wha
 from __future__ import annotations
 
 import io
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from . import explain
 from .base import Base, load_base
+from .checkpoint import OTHER_VERSION, unpack
 from .files import Damaged
 from .lora import add_lora, load_lora_weights, lora_weights
 from .model import Llama
@@ -23,7 +23,6 @@ from .progress import say
 from .run import RunFolder
 
 KIND = "fine-tuning"
-OTHER_VERSION = "was written by another version of this program"
 
 
 @dataclass
@@ -59,16 +58,20 @@ class FineTuning:
     @classmethod
     def load(cls, folder: RunFolder) -> FineTuning:
         """What was saved last. Raises ``OSError``, or ``ValueError`` if it is damaged or no fine-tuning's."""
-        stored = _stored(folder)
+        stored = unpack(folder.read_checkpoint(), folder.checkpoint)
         if stored.get("kind") != KIND:
             raise ValueError(f"{folder.checkpoint}: is of a training (train.train), not of a fine-tuning")
         return cls._of(stored, folder)
 
     @classmethod
     def find(cls, folder: RunFolder) -> FineTuning | None:
-        """Like `load`, but None if nothing can be read there, or something else's checkpoint."""
+        """Like `load`, but None if nothing can be read there but a best model, or something else's checkpoint."""
         try:
-            stored = _stored(folder)
+            stored = unpack(folder.read_checkpoint(), folder.checkpoint)
+        except Damaged:
+            if folder.best.exists():  # a training's, which can be exported
+                return None
+            raise
         except (OSError, ValueError):
             return None
         return cls._of(stored, folder) if stored.get("kind") == KIND else None
@@ -85,8 +88,8 @@ class FineTuning:
         """Like `load`; in place of a damaged or missing checkpoint it takes the one before it, and says so."""
         try:
             return cls.load(folder)
-        except Damaged:
-            change = folder.restore_previous()
+        except Damaged as error:
+            change = folder.restore_previous(error)
             run = cls.load(folder)
             say(f"{change}, of step {run.step:,}.")
             return run
@@ -116,15 +119,6 @@ class FineTuning:
             model.load_state_dict(weights)
         else:
             load_lora_weights(model, weights)
-
-
-def _stored(folder: RunFolder) -> dict[str, Any]:
-    content = folder.read_checkpoint()
-    try:
-        stored: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{folder.checkpoint}: {OTHER_VERSION} ({error})") from error
-    return stored
 
 
 if __name__ == "__main__":

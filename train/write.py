@@ -71,8 +71,12 @@ class State:
     def load(cls, path: Path) -> State:
         """What `save` has written. Raises ``OSError``, or ``ValueError`` if it is something else."""
         try:
-            return cls(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
+            state = cls(**json.loads(path.read_text()))
+            counts = [state.batches, state.size, state.kept, *state.reasons.values()]
+            if not all(type(count) is int and count >= 0 for count in counts):
+                raise ValueError("a count is none")
+            return state
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: does not say how far the writing has come, as it should") from error
 
 
@@ -81,8 +85,9 @@ class Writing:
 
     def __init__(self, path: Path, key: str, resume: bool) -> None:
         """Begin ``path``, or go on with it. Raises ``OSError`` or ``ValueError``, in words, if that cannot be."""
-        check_output(path)
         self.path, self.state_path = path, path.with_name(path.name + ".state")
+        check_output(path)
+        check_output(self.state_path)
         if not resume:
             if path.exists():
                 raise FileExistsError(f"{path}: is there already; go on with --resume, or choose another -o")

@@ -102,9 +102,10 @@ def read_adapter(source: ByteSource) -> Adapter:
     alpha = get(metadata, ALPHA, float)
     if not 0 <= alpha <= LARGEST_ALPHA:
         raise ModelFileError(ALPHA, f"is {alpha:g}, but must be from 0 to {LARGEST_ALPHA:g}")
-    pairs = {}
-    for name in dict.fromkeys(tensor.rpartition(".")[0] for tensor in tensors):
-        pairs[name] = _pair(name, tensors)
+    for name in tensors:
+        if not name.endswith((".lora_a", ".lora_b")):
+            raise ModelFileError(name, "this tensor is no part of a lora adapter, which has .lora_a and .lora_b")
+    pairs = {name: _pair(name, tensors) for name in dict.fromkeys(name.rpartition(".")[0] for name in tensors)}
     if not pairs:
         raise ModelFileError("tensor count", "the adapter is empty")
     return Adapter(
@@ -123,9 +124,6 @@ def summary(adapter: Adapter) -> dict[str, str]:
 
 def _pair(name: str, tensors: Mapping[str, Tensor]) -> Pair:
     """The two matrices for the model's matrix `name`."""
-    for other in tensors:
-        if other.rpartition(".")[0] == name and other not in (f"{name}.lora_a", f"{name}.lora_b"):
-            raise ModelFileError(other, "this tensor is no part of a lora adapter, which has .lora_a and .lora_b")
     a, b = (tensors.get(f"{name}.lora_{part}") for part in "ab")
     if a is None or b is None:
         raise ModelFileError(f"{name}.lora_{'b' if b is None else 'a'}", "this tensor is missing from the file")

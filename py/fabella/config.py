@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
-from fabella.errors import ModelFileError
+from fabella.errors import ModelFileError, short_text
 from fabella.rope import NO_SCALING, Scaling
 
 # Far above any Llama that could run in a page, and low enough that no product of two overflows 64 bits.
@@ -119,8 +120,9 @@ class Config:
             )
         for field, (low, high) in RANGES.items():
             value = getattr(self, field)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-                raise ModelFileError(field, f"must be a finite number, not {value!r}")
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not abs(value) <= sys.float_info.max:  # a whole number may be larger
+                raise ModelFileError(field, f"must be a finite number, not {short_text(repr(value), longest=40)}")
             if not low <= value <= high:
                 raise ModelFileError(field, f"is {value:g}, but must be from {low:g} to {high:g}")
         for field in ("ropes", "windows"):
@@ -133,7 +135,7 @@ class Config:
 def check_whole(field: str, value: object, smallest: int, largest: int) -> None:
     """Raise ModelFileError unless this is a whole number from `smallest` to `largest`."""
     if type(value) is not int:
-        raise ModelFileError(field, f"must be a whole number, not {value!r}")
+        raise ModelFileError(field, f"must be a whole number, not {short_text(repr(value), longest=40)}")
     if not smallest <= value <= largest:
         raise ModelFileError(field, f"is {value}, but must be from {smallest} to {largest}")
 

@@ -17,7 +17,10 @@ def get(metadata: Mapping[str, Any], key: str, kind: type, default: Any = None) 
     value = metadata[key]
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise ModelFileError(key, f"must be of kind {kind.__name__}, not {type(value).__name__}")
-    return float(metadata[key]) if kind is float else value
+    try:
+        return float(metadata[key]) if kind is float else value
+    except OverflowError:  # a whole number of hundreds of digits
+        raise ModelFileError(key, "is too large a number") from None
 
 
 def for_all_layers(metadata: Mapping[str, Any], key: str, n_layers: int, default: int | None = None) -> int:

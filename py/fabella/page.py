@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from fabella.engine import Engine
-from fabella.errors import ModelFileError, PromptError, SettingsError, TemplateError
+from fabella.errors import EngineError, ModelFileError, PromptError, SettingsError, TemplateError
 from fabella.generate import Ending, Step, generate
 from fabella.gguf import MAGIC, read_gguf
 from fabella.hosts import BrowserFile, BrowserHost
@@ -89,6 +89,7 @@ class Page:
         self._engine = Engine(BrowserHost(exports), self._model, file)
         self._session = Session(self._engine)
         self._adapted: tuple[Adapter, BytesSource] | None = None  # what the model has beside it
+        self._is_adapted = False  # whether that is switched on
         self._conversation: Conversation | None = None
         self._counted: Conversation | None = None  # another: this one only counts
         self._steps: Iterator[Step] | None = None
@@ -281,12 +282,15 @@ class Page:
         adapter = read_adapter(source)
         adapter.check_fits(self._model.config)
         self.stop()
+        before, self._adapted = self._adapted, None
         try:
             self._engine.adapt(adapter, source)
-            self._adapted = adapter, source
-        except ModelFileError:  # a number in it is none
-            if self._adapted:
-                self._engine.adapt(*self._adapted)
+            self._adapted, self._is_adapted = (adapter, source), True
+        except (ModelFileError, EngineError):  # a number in it is none, or memory ran out
+            if before:
+                self._engine.adapt(*before)
+                self._engine.use_adapter(self._is_adapted)
+                self._adapted = before
             raise
         finally:
             self._session.forget()
@@ -296,6 +300,7 @@ class Page:
         """Switches the adapter off, or on again; the story going on is forgotten."""
         self.stop()
         self._engine.use_adapter(on)
+        self._is_adapted = on
         self._session.forget()
 
     def stop(self) -> None:

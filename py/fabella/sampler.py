@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,7 +30,7 @@ from functools import partial
 from itertools import islice
 from typing import Protocol
 
-from fabella.errors import ConstraintError, EngineError, SettingsError
+from fabella.errors import ConstraintError, EngineError, SettingsError, short_text
 
 SMALLEST_TEMPERATURE = 1e-6  # above 0; below it, logits divided by it would overflow float32
 SHORTLIST = 16  # candidates asked for at first: enough for most tokens of a story
@@ -76,16 +77,17 @@ class Settings:
     def __post_init__(self) -> None:
         for name, (least, most) in REALS.items():
             value = getattr(self, name)
-            if not _is_real(value) or not math.isfinite(value):
-                raise SettingsError(name, f"must be a finite number, not {value!r}")
+            if not _is_real(value) or not abs(value) <= sys.float_info.max:  # a whole number may be larger
+                raise SettingsError(name, f"must be a finite number, not {short_text(repr(value), longest=40)}")
             if not least <= value <= most:
                 raise SettingsError(name, f"is {value:g}, but must be {_range(least, most)}")
         for name, (least, most) in WHOLES.items():
             value = getattr(self, name)
             if type(value) is not int:
-                raise SettingsError(name, f"must be a whole number, not {value!r}")
+                raise SettingsError(name, f"must be a whole number, not {short_text(repr(value), longest=40)}")
             if not least <= value <= most:
-                raise SettingsError(name, f"is {value}, but must be {_range(least, most)}")
+                shown = short_text(str(value), longest=40)
+                raise SettingsError(name, f"is {shown}, but must be {_range(least, most)}")
         if 0 < self.temperature < SMALLEST_TEMPERATURE:
             raise SettingsError("temperature", f"is {self.temperature:g}, but must be 0 or at least 0.000001")
         if not isinstance(self.logit_bias, Mapping):
