@@ -15,6 +15,7 @@ import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import tokenizers
 import torch
 import transformers as hf
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fabella.bytelevel import CHARACTERS
 from fabella.config import Config
@@ -43,6 +45,7 @@ from fabella.sources import FileSource
 from fabella.tokenizer import Tokenizer
 from train import convert as command
 from train import train as training
+from train.huggingface import open_huggingface
 from train.load import load_gguf, load_model
 from train.model import Llama
 from train.portable import Portable, Weights, write_as_gguf
@@ -701,6 +704,43 @@ def test_fields_that_are_not_known_or_wrong(
 ) -> None:
     rewrite(folder / "config.json", **changes)
     assert re.search(message, refused(folder, tmp_path / "model.gguf"))
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """All places in JSON where a value stands: what holds it, and its key there."""
+    keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+    return [place for key in keys for place in [(value, key), *places(value[key])]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Models of which one file after the other is changed, and put back."""
+    names = ("qwen3", "gemma3", "phi3", "llama")
+    return [save(families.make(name), tmp_path_factory.mktemp(name) / "model") for name in names]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_value_at_any_place_is_taken_or_refused_in_words(folders: list[Path], data: st.DataObject) -> None:
+    folder = data.draw(st.sampled_from(folders))
+    path = data.draw(st.sampled_from(sorted(folder.glob("*.json"))))
+    before = path.read_bytes()
+    content = [json.loads(before)]
+    holder, key = data.draw(st.sampled_from(places(content)))
+    holder[key] = data.draw(ANYTHING)
+    try:
+        path.write_text(json.dumps(content[0]))
+        with suppress(FabellaError), open_huggingface(folder) as model:
+            assert model.config().dim > 0
+    finally:
+        path.write_bytes(before)
 
 
 def test_a_bias_that_is_not_announced(tmp_path: Path) -> None:
