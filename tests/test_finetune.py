@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import fabella
 from fabella.adapter import read_adapter
 from fabella.errors import ModelFileError, TemplateError
 from fabella.gguf import read_gguf
@@ -27,7 +29,7 @@ from train import train as training
 from train.answers import Writer, make_batch, plan_round, read_conversations, read_examples, split_examples
 from train.checkpoint import Checkpoint
 from train.data import PADDING
-from train.examples import json_answers, three_words
+from train.examples import json_answers, storyteller, three_words
 from train.export import main as export
 from train.files import Damaged
 from train.finetune import answer_loss
@@ -35,6 +37,7 @@ from train.load import load_gguf
 from train.lora import LoRA, add_lora, load_lora_weights, lora_weights, merge_lora
 from train.model import Llama
 from train.run import RunFolder
+from train.sources import read_documents
 from train.tuned import FineTuning
 
 from . import families
@@ -517,16 +520,51 @@ def test_the_examples_people_are_those_of_the_data_and_others_are_measured(tmp_p
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "people.jsonl").read_bytes()
 
 
-def test_the_story_models_examples_are_its_own_stories(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def stories(tmp_path: Path) -> Path:
+    """Some short stories, each with words that others have as well."""
+    told = [f"The {who} saw a {what}. It was {how}, said the {who}." for who, what, how in product(*STORY_WORDS)]
+    path = tmp_path / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(told))
+    return path
+
+
+STORY_WORDS = (("fox", "hen", "mouse"), ("river", "ladder", "kite"), ("quiet", "golden", "lonely"))
+
+
+def test_a_story_stands_behind_three_of_its_words(
+    stories: Path,
+    shipped_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, value in {"STORIES": 12, "COMMON": 10, "RARE": 2, "LENGTH": 80, "PROMPTS": 3}.items():
+    for name, value in {"STORIES": 20, "COMMON": 4, "RARE": 2, "PROMPTS": 3}.items():
         monkeypatch.setattr(three_words, name, value)
-    three_words.make(tmp_path / "words.jsonl")
-    for line in map(json.loads, (tmp_path / "words.jsonl").read_text().splitlines()):
+    three_words.make(tmp_path / "words.jsonl", stories)
+    lines = [json.loads(line) for line in (tmp_path / "words.jsonl").read_text().splitlines()]
+    assert len(lines) == 20
+    for line in lines:
         words = line["prompt"].removeprefix("Words: ").removesuffix(". Story:").split(", ")
         assert len(words) == 3
         assert set(words) <= three_words.words_in(line["response"])
-        assert line["response"].startswith(" Once upon a time")
-    three_words.measure(three_words.BASE, None)
+    three_words.measure(shipped_model, None)
     assert "of the given words are in the stories" in capsys.readouterr().out
+
+
+def test_a_storyteller_is_measured_on_stories_it_has_not_learned_from(
+    stories: Path,
+    shipped_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(storyteller, "MEASURED", 2)
+    storyteller.make(tmp_path / "learned.txt", stories)
+    everything = read_documents(stories)
+    assert read_documents(tmp_path / "learned.txt") == everything[:-2]
+    with fabella.load(shipped_model) as model:
+        bits = sum(model.perplexity(story) * len(story) for story in everything[-2:])
+    storyteller.measure(shipped_model, None, stories)
+    mean = bits / sum(map(len, everything[-2:]))
+    assert f"{mean:.3f} bits per byte on 2 stories" in capsys.readouterr().out

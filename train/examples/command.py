@@ -13,7 +13,7 @@ from .. import explain
 
 
 def run_example(
-    name: str, what: str, make: Callable[..., None], measure: Callable[..., None], of_text: bool = False
+    name: str, what: str, make: Callable[..., None], measure: Callable[..., None], of_text: tuple[str, ...] = ()
 ) -> int:
     """Run ``python -m train.examples.NAME make FILE`` or ``... measure MODEL [--adapter FILE]``.
 
@@ -26,7 +26,7 @@ def run_example(
     measure
         Prints how well a model does, with or without an adapter: their paths.
     of_text
-        Whether both also take the path of a text, --text, or None.
+        The commands that also take the path of a text, --text, or None.
 
     Returns the exit status.
     """
@@ -37,13 +37,12 @@ def run_example(
     measuring = commands.add_parser("measure", help="measure a model, with or without an adapter")
     measuring.add_argument("model", type=Path)
     measuring.add_argument("--adapter", type=Path)
-    if of_text:
-        for command in (making, measuring):
-            command.add_argument("--text", type=Path, help="a text of documents in the place of TinyStories")
+    for command in of_text:
+        commands.choices[command].add_argument("--text", type=Path, help="of documents, in the place of TinyStories")
 
     def body() -> None:
         options = parser.parse_args()
-        text = (options.text,) if of_text else ()
+        text = (options.text,) if options.command in of_text else ()
         if options.command == "make":
             make(options.file, *text)
         else:

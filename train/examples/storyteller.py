@@ -52,7 +52,7 @@ def measure(path: Path, adapter: Path | None, text: Path | None) -> None:
 
 def main() -> int:
     """The command line. Returns the exit status."""
-    return run_example("storyteller", WHAT, make, measure, of_text=True)
+    return run_example("storyteller", WHAT, make, measure, of_text=("make", "measure"))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """The story model learns to obey: it is given three words, and tells a story with them in it.
 
     python -m train.examples.three_words make out/words.jsonl
-    python -m train.finetune web/models/stories.gguf out/words.jsonl --out out/words --rank 16 --rounds 4
+    python -m train.finetune web/models/stories.gguf out/words.jsonl --out out/words --rank 32 --rounds 1
     python -m train.export out/words --adapter -o out/words.gguf
     python -m train.examples.three_words measure web/models/stories.gguf --adapter out/words.gguf
 
-The stories to learn from are the model's own: of each, three words that are rare among all of them become the prompt.
-So it keeps its voice, and learns nothing but to have heard the words before. What is measured is how many of the given
-words are in its stories, for sets of three that no story to learn from had.
+The stories to learn from are TinyStories (train/tinystories.py), of which 22 MB are downloaded, or any text of
+documents (--text): of each, three words that are rare among all of them become the prompt. What is measured is how many
+of the given words are in the model's stories, for sets of three that are put together at random.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ import random
 import re
 import sys
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import fabella
 
+from .. import tinystories
 from ..progress import Progress
+from ..sources import documents_of
 from .command import run_example
 
 WHAT = "Make stories behind three of their words, or measure whether a model obeys such words."
-STORIES = 1200
-LENGTH = 160  # tokens of a story at most
-COMMON = 150  # so many of the most frequent words are given to nobody
-RARE = 4  # nor are words of fewer stories than this
+STORIES = 8000
+LENGTH = 220  # tokens of prompt and story at most
+COMMON = 300  # so many of the most frequent words are given to nobody
+RARE = 8  # nor are words of fewer stories than this
 PROMPTS = 100  # to measure on
-BASE = Path(__file__).parents[2] / "web/models/stories.gguf"
 
 
 def prompt_of(words: list[str]) -> str:
@@ -43,14 +45,9 @@ def words_in(text: str) -> set[str]:
     return set(re.findall(r"[a-z]{3,}", text.lower()))
 
 
-def make(path: Path) -> None:
-    """Have the model tell stories, and write each down behind three words of its own."""
-    stories = []
-    with fabella.load(BASE) as model, Progress("telling", STORIES, " stories") as progress:
-        for seed in range(1, STORIES + 1):
-            told = "".join(model.tell("Once upon a time", temperature=0.9, top_p=0.95, seed=seed, length=LENGTH))
-            stories.append(told[: told.rfind(".") + 1] or told)  # up to its last whole sentence
-            progress.update(1)
+def make(path: Path, text: Path | None) -> None:
+    """Write each of a text's first stories down behind three words of its own."""
+    stories = list(islice(documents_of(text or tinystories.fetch(tinystories.VALID)), STORIES))
     counts = Counter(word for story in stories for word in words_in(story))
     common = {word for word, _ in counts.most_common(COMMON)}
     rng = random.Random(1)
@@ -77,7 +74,7 @@ def measure(path: Path, adapter: Path | None) -> None:
     with fabella.load(path, adapter=adapter) as model, Progress("measuring", PROMPTS, " stories") as progress:
         for seed, words in enumerate(held_out_words(), 1):
             prompt = prompt_of(words)
-            told = "".join(model.tell(prompt, temperature=0.7, seed=seed, length=LENGTH + 40, loops=True))
+            told = "".join(model.tell(prompt, temperature=0.7, seed=seed, length=LENGTH, loops=True))
             said = words_in(told.removeprefix(prompt))
             there = sum(any(word.startswith(given) for word in said) for given in words)
             found += there
@@ -88,7 +85,7 @@ def measure(path: Path, adapter: Path | None) -> None:
 
 def main() -> int:
     """The command line. Returns the exit status."""
-    return run_example("three_words", WHAT, make, measure)
+    return run_example("three_words", WHAT, make, measure, of_text=("make",))
 
 
 if __name__ == "__main__":
