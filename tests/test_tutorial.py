@@ -48,7 +48,8 @@ def test_the_commands_of_the_tutorial(tmp_path: Path) -> None:
     own_files = {name: str(tmp_path / name) for name in FILES}
     own_files |= {"/shared/my-text.txt": own_files["my-text.txt"], "/shared/run": str(tmp_path / "shared")}
     smollm2 = write_random_model(tmp_path / "smollm2.gguf", LIKE_SMOLLM2, type="Q4_1", template=TEMPLATE)
-    own_files |= {SMOLLM2: str(smollm2), "smollm2": str(smollm2)}
+    teller = write_random_adapter(tmp_path / "teller.gguf", LIKE_SMOLLM2, ranks=(2,))
+    own_files |= {SMOLLM2: str(smollm2), "smollm2": str(smollm2), "web/models/storyteller.gguf": str(teller)}
     with FileSource(ROOT / "web/models/stories.gguf") as source:
         write_random_adapter(tmp_path / "yours.gguf", read_gguf(source).config, ranks=(2,))
     dist = f" --out {tmp_path / 'dist'}"
