@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import pytest
+from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from builder.install import find_browser
@@ -25,6 +26,9 @@ from .patience import PATIENCE
 from .random_models import write_as_f32, write_random_model
 
 expect.set_options(timeout=1000 * PATIENCE)
+# How long an example takes is the machine's affair.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # A suite that runs in the background or under nohup ignores these, and so would every program that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
@@ -72,7 +72,7 @@ def ours(kind: str) -> ByteLevel:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(text=hostile_text())
 @example(text="it's It'S it'ſ I'LL we'Ve 'd'")
 @example(text="1234567 ²³ ½ Ⅷ ௰ ١٢٣ 一二三")
@@ -139,7 +139,6 @@ def test_user_defined_pieces_are_always_found_the_longest_first() -> None:
     assert tokenizer.decode([two, tool]) == "two  words<tool>"
 
 
-@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 850), max_size=30))
 def test_any_tokens_have_a_text(ids: list[int]) -> None:
     """Whatever bytes they are: as Python's own decoder has it, given all at once."""
@@ -148,7 +147,6 @@ def test_any_tokens_have_a_text(ids: list[int]) -> None:
     assert tokenizer.decode(ids) == data.decode("utf-8", "replace")
 
 
-@settings(deadline=None)
 @given(text=st.text(), parts=st.integers(1, 7))
 def test_streaming_never_gives_half_a_character(text: str, parts: int) -> None:
     tokenizer = ours("llama-bpe")
@@ -158,7 +156,6 @@ def test_streaming_never_gives_half_a_character(text: str, parts: int) -> None:
     assert "�" not in "".join(pushed).replace("�", "" if "�" in text else "�")
 
 
-@settings(deadline=None)
 @given(text=hostile_text())
 def test_no_text_has_fewer_tokens_than_is_said(text: str) -> None:
     for kind in KINDS:
@@ -264,7 +261,7 @@ def test_a_piece_with_a_zero_byte(source: type[BytesSource]) -> None:
 
 
 @pytest.mark.parametrize("source", [BytesSource, AtOnce])
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_bytes_changed_are_refused_in_words_or_harmless(source: type[BytesSource], data: st.DataObject) -> None:
     file = bytearray(model_file("llama-bpe"))

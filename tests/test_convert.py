@@ -421,7 +421,7 @@ def test_any_text_has_the_same_tokens_in_a_folder(sentencepiece_model: Path, tmp
     write_tokenizer(ours, tmp_path, 256, None)
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
 
-    @settings(deadline=None, max_examples=150)
+    @settings(max_examples=150)
     @given(text=hostile_text())
     def agree(text: str) -> None:
         assert ours.encode(text) == theirs.encode(text).ids
@@ -726,7 +726,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [save(families.make(name), tmp_path_factory.mktemp(name) / "model") for name in names]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_value_at_any_place_is_taken_or_refused_in_words(folders: list[Path], data: st.DataObject) -> None:
     folder = data.draw(st.sampled_from(folders))

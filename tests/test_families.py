@@ -299,7 +299,7 @@ def test_gemma_2_has_its_window_whatever_the_file_says(tmp_path: Path) -> None:
     assert read_gguf(BytesSource(data)).config.windows == (4096, 0, 4096, 0)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_bytes_changed_are_refused_in_words_or_harmless(files: dict[str, Path], data: st.DataObject) -> None:
     """In the header of any family's file: no other error than ours, and what is accepted computes a token."""

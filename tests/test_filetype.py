@@ -189,7 +189,7 @@ def test_a_folder_and_a_device(tmp_path: Path) -> None:
         FileSource("/dev/null")
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(data=st.binary(max_size=700), start=st.sampled_from([b"", *(data[:12] for data, _ in OTHERS.values())]))
 def test_any_bytes_at_all(data: bytes, start: bytes) -> None:
     """Nothing but words comes of them."""

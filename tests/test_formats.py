@@ -36,7 +36,7 @@ class Stored:
 
 
 @pytest.mark.parametrize("type", BLOCKS)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_weights_are_those_of_the_library_to_the_bit(run: Run, type: str, data: st.DataObject) -> None:
     """And the products are theirs with the activations as the kernels round them, but for the roundings of sums."""

@@ -299,7 +299,6 @@ plain_values = (
 )
 
 
-@settings(deadline=None)
 @given(extra=st.dictionaries(st.text(min_size=1, max_size=10).map("x.{}".format), plain_values, max_size=5))
 def test_metadata_round_trip(extra: dict[str, Any]) -> None:
     assert read(gguf(extra)).metadata == METADATA | extra
@@ -753,7 +752,7 @@ def test_any_byte_changed() -> None:
         data[position] = right
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(garbage=st.binary(max_size=300), start=st.sampled_from([b"", b"GGUF\3\0\0\0", gguf()[:24], gguf()[:600]]))
 def test_garbage(garbage: bytes, start: bytes) -> None:
     assert isinstance(refused(start + garbage), FabellaError)

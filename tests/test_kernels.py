@@ -166,7 +166,7 @@ def compare(run: Run, matrix: Matrix, x: Floats) -> None:
 
 
 @pytest.mark.parametrize("type", OURS)
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_every_format_and_size(run: Run, type: str, data: st.DataObject) -> None:
     """Rows around the panels' 4, 16 and 32, tokens around the kernels' 2 and 4."""

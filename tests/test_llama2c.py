@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -409,7 +409,6 @@ def test_any_byte_changed(model: bytes) -> None:
             data[position] = right
 
 
-@settings(deadline=None)
 @given(garbage=st.binary(max_size=300))
 def test_garbage(garbage: bytes) -> None:
     refused(garbage)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fabella.errors import ModelFileError
@@ -125,7 +125,7 @@ fragments = st.sampled_from(
 texts = st.text() | st.lists(fragments | st.text(max_size=3), max_size=30).map("".join)
 texts |= st.lists(fragments, max_size=30).map(" ".join)
 
-many = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=400)
 
 
 class Pair:

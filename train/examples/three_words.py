@@ -28,7 +28,7 @@ from ..sources import documents_of
 from .command import run_example
 
 WHAT = "Make stories behind three of their words, or measure whether a model obeys such words."
-STORIES = 8000
+STORIES = 5000
 LENGTH = 220  # tokens of prompt and story at most
 COMMON = 300  # so many of the most frequent words are given to nobody
 RARE = 8  # nor are words of fewer stories than this
