@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from fabella.adapter import read_adapter
+from fabella.config import Config
 from fabella.gguf import read_gguf
-from fabella.sources import BytesSource
+from fabella.sources import BytesSource, FileSource
 from train.load import load_gguf
 
 from .random_models import load
@@ -79,3 +81,15 @@ def test_its_weights_are_those_that_were_measured() -> None:
     data = MODEL.read_bytes()
     first = min(tensor.offset for tensor in read_gguf(BytesSource(data)).tensors.values())
     assert hashlib.sha256(data[first:]).hexdigest() == WEIGHTS
+
+
+def test_the_storyteller_is_an_adapter_for_smollm2() -> None:
+    smollm2 = Config(dim=576, hidden_dim=1536, n_layers=30, n_heads=9, n_kv_heads=3, vocab_size=49152, seq_len=8192)
+    path = MODEL.with_name("storyteller.gguf")
+    with FileSource(path) as source:
+        adapter = read_adapter(source)
+    adapter.check_fits(smollm2)
+    assert len(adapter.pairs) == 7 * 30
+    card = (MODEL.parent / "README.md").read_text()
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in card
+    assert path.stat().st_size <= 5_000_000
