@@ -243,7 +243,7 @@ class Visit:
     def awake(self) -> Visit:
         """Waits until the model is there."""
         self.page.wait_for_function("() => ['ready', 'failed'].includes(document.body.dataset.state)")
-        expect(self.alert).to_be_empty()
+        assert not self.alert.text_content(), (self.alert.text_content(), self.complaints)
         expect(self.status).to_have_text(re.compile("^The (storyteller|model) is ready.$"))
         return self
 
