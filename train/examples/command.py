@@ -9,7 +9,7 @@ from pathlib import Path
 from fabella.console import run_command
 from fabella.errors import FabellaError
 
-from .. import explain
+from .. import explain, tinystories
 
 
 def run_example(
@@ -26,7 +26,7 @@ def run_example(
     measure
         Prints how well a model does, with or without an adapter: their paths.
     of_text
-        The commands that also take the path of a text, --text, or None.
+        The commands that also take the path of a text: --text, or TinyStories (22 MB, downloaded once).
 
     Returns the exit status.
     """
@@ -42,7 +42,7 @@ def run_example(
 
     def body() -> None:
         options = parser.parse_args()
-        text = (options.text,) if options.command in of_text else ()
+        text = (options.text or tinystories.fetch(tinystories.VALID),) if options.command in of_text else ()
         if options.command == "make":
             make(options.file, *text)
         else:

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import fabella
 
-from .. import tinystories
 from ..progress import Progress
-from ..sources import END_OF_TEXT, documents_of
+from ..sources import END_OF_TEXT, read_documents
 from .command import run_example
 
 WHAT = "Write stories to learn from, or measure how well a model foretells others."
@@ -27,21 +26,16 @@ STORIES = 2600
 MEASURED = 40  # the last of the text
 
 
-def stories_of(text: Path | None) -> list[str]:
-    """All stories of a text, or of TinyStories."""
-    return list(documents_of(text or tinystories.fetch(tinystories.VALID)))
-
-
-def make(path: Path, text: Path | None) -> None:
+def make(path: Path, text: Path) -> None:
     """Write the first stories of a text."""
     with open(path, "w", encoding="utf-8") as file:
-        for story in stories_of(text)[:-MEASURED][:STORIES]:
+        for story in read_documents(text)[:-MEASURED][:STORIES]:
             file.write(f"{story}\n{END_OF_TEXT}\n")
 
 
-def measure(path: Path, adapter: Path | None, text: Path | None) -> None:
+def measure(path: Path, adapter: Path | None, text: Path) -> None:
     """Print the bits per byte of a model on the last stories of a text."""
-    stories = stories_of(text)[-MEASURED:]
+    stories = read_documents(text)[-MEASURED:]
     bits = 0.0
     with fabella.load(path, adapter=adapter) as model, Progress("measuring", len(stories), " stories") as progress:
         for story in stories:

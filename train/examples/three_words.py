@@ -22,7 +22,6 @@ from pathlib import Path
 
 import fabella
 
-from .. import tinystories
 from ..progress import Progress
 from ..sources import documents_of
 from .command import run_example
@@ -45,9 +44,9 @@ def words_in(text: str) -> set[str]:
     return set(re.findall(r"[a-z]{3,}", text.lower()))
 
 
-def make(path: Path, text: Path | None) -> None:
+def make(path: Path, text: Path) -> None:
     """Write each of a text's first stories down behind three words of its own."""
-    stories = list(islice(documents_of(text or tinystories.fetch(tinystories.VALID)), STORIES))
+    stories = list(islice(documents_of(text), STORIES))
     counts = Counter(word for story in stories for word in words_in(story))
     common = {word for word, _ in counts.most_common(COMMON)}
     rng = random.Random(1)
