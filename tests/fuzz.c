@@ -169,7 +169,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         shortlist(model_logits(m), next(&bytes));
         probabilities(model_logits(m), next(&bytes) / 64.0);
         draw(model_logits(m), next(&bytes) / 64.0, next(&bytes) / 256.0);
-        draw_begin(model_logits(m), next(&bytes) / 64.0, next(&bytes) / 256.0);
         mean_logit(model_logits(m), next(&bytes) / 64.0);
         entropy(model_logits(m));
         log_probability(model_logits(m), next(&bytes) - 1);

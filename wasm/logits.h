@@ -23,6 +23,7 @@ typedef struct {
     int vocab_size;
     Candidate *candidates; /* (vocab_size), the result of shortlist */
     int n_candidates;      /* how many of them are valid */
+    double begin, end;     /* between which running sums the token drawn last lies */
 } Logits;
 
 /* True if a ranks after b: a smaller logit, or the same and a larger id. */
@@ -169,24 +170,26 @@ EXPORT int probabilities(Logits *logits, double temperature) {
     return OK;
 }
 
-/* Of the block from `begin` on, the first token up to which the weights add up to more than *weight, which becomes what
- * is left of it there; or its last. */
-static int token_at(const Logits *logits, const Softmax *softmax, int begin, double *weight) {
+/* Of the block from `begin` on, the first token up to which the weights add up to more than `weight`; or its last. */
+static int token_at(Logits *logits, const Softmax *softmax, int begin, double weight, double coin) {
     int last = begin;
     for (int id = begin; id < block_end(logits, begin); id += 4) {
         f32x4 four = four_weights(logits, softmax, id);
         for (int lane = 0; lane < 4; lane++) {
             if (four[lane] == 0) continue;
             last = id + lane;
-            if (*weight < four[lane]) return last;
-            *weight -= four[lane];
+            logits->begin = coin - weight / softmax->sum;
+            logits->end = logits->begin + four[lane] / softmax->sum;
+            if (weight < four[lane]) return last;
+            weight -= four[lane];
         }
     }
     return last;
 }
 
-/* As draw; *rest is how far the coin lies behind the beginning of the token's share. */
-static int draw_at(const Logits *logits, double temperature, double coin, double *rest) {
+/* The first token, in the order of ids, up to which the probabilities add up to more than `coin` (0 <= coin < 1);
+ * E_LOGITS without any. */
+EXPORT int draw(Logits *logits, double temperature, double coin) {
     Softmax softmax = softmax_of(logits, largest_logit(logits), temperature);
     double remaining = coin * softmax.sum;
     int found = 0;
@@ -198,23 +201,13 @@ static int draw_at(const Logits *logits, double temperature, double coin, double
         if (remaining < block) break;
         remaining -= block;
     }
-    const int token = token_at(logits, &softmax, found, &remaining);
-    *rest = remaining / softmax.sum;
-    return token;
+    return token_at(logits, &softmax, found, remaining, coin);
 }
 
-/* The first token, in the order of ids, up to which the probabilities add up to more than `coin` (0 <= coin < 1);
- * E_LOGITS without any. */
-EXPORT int draw(const Logits *logits, double temperature, double coin) {
-    double rest;
-    return draw_at(logits, temperature, coin, &rest);
-}
+/* The probabilities of all tokens before the one drawn last, added up; and the same with its own. */
+EXPORT double drawn_begin(const Logits *logits) { return logits->begin; }
 
-/* Where that token's share begins: the probabilities of all tokens before it, added up. NaN without any. */
-EXPORT double draw_begin(const Logits *logits, double temperature, double coin) {
-    double rest;
-    return draw_at(logits, temperature, coin, &rest) < 0 ? __builtin_nan("") : coin - rest;
-}
+EXPORT double drawn_end(const Logits *logits) { return logits->end; }
 
 /* The mean of the logits, less the largest, each with its token's probability; NaN without any finite logit. */
 static double mean_below(const Logits *logits, Softmax softmax) {

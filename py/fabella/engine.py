@@ -67,7 +67,7 @@ class Inside(NamedTuple):
         model's own last norm and output matrix. Those of the last layer are the model's.
     """
 
-    attention: memoryview
+    attention: memoryview[float]
     lens: list[list[Candidate]]
 
 
@@ -397,7 +397,7 @@ class Logits:
         self._log_probability = host.function("log_probability")
         self._entropy = host.function("entropy")
         self._probability = host.function("probability")
-        self._draw_begin = host.function("draw_begin")
+        self._drawn_begin, self._drawn_end = host.function("drawn_begin"), host.function("drawn_end")
         self._candidates = host.function("logits_candidates")(pointer) & 0xFFFFFFFF
         self._read_ready = host.reader(self._candidates, CANDIDATE.size * min(READY, vocab_size))
         self._read_logits = host.function("read_logits")
@@ -441,9 +441,9 @@ class Logits:
         _check(self._read_logits(self._pointer, self._some.ids, self._some.values, 1), "looking at a token")
         return token, self._some.get(1)[0], float(self._probability(self._pointer, token, float(temperature)))
 
-    def draw_begin(self, temperature: float, coin: float) -> float:
-        """Where the token that `draw` finds begins: the sum of the probabilities of all before it, in order of ids."""
-        return float(self._draw_begin(self._pointer, float(temperature), float(coin)))
+    def drawn(self) -> tuple[float, float]:
+        """Between which running sums of probabilities, in the order of ids, the token lies that `draw` found last."""
+        return float(self._drawn_begin(self._pointer)), float(self._drawn_end(self._pointer))
 
     @contextmanager
     def changed(self, tokens: Sequence[int], change: Change) -> Iterator[Logits]:
