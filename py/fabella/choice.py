@@ -190,12 +190,12 @@ def look(
         steps.append(Left(name, shown, logits.vocab_size if name in KEEP_ALL else len(kept)))
     if trace.coin is not None:
         name, kept = trace.steps[-1]
-        place = logits.drawn() if name in KEEP_ALL else _place(picked, kept)
+        place = logits.drawn() if name in KEEP_ALL else place_of(picked, kept)
     return Choice(len(said), token, picked, entropy, candidates, steps, trace.coin, *place)
 
 
-def _place(token: int, candidates: Iterable[Candidate]) -> tuple[float, float]:
-    """The running sums of probabilities before and after a token's, as `fabella.sampler.draw` adds them."""
+def place_of(token: int, candidates: Iterable[Candidate]) -> tuple[float, float]:
+    """Return the running sums of probabilities before and after a token's, as `fabella.sampler.draw` adds them."""
     reached = 0.0
     for id, _, probability in candidates:
         before, reached = reached, reached + probability

@@ -92,6 +92,8 @@ class Engine:
         How many it can hold.
     logits : Logits
         Those after the last token.
+    exp, log
+        C's own functions, which give the same bits on every machine, as Python's do not.
 
     Raises
     ------
@@ -106,6 +108,7 @@ class Engine:
         self.config = model.config
         self.context = model.config.seq_len
         self.position = 0
+        self.exp, self.log = host.function("exponential"), host.function("logarithm")
         self._forward = host.function("forward")
         self._forward_token = host.function("forward_token")
 
@@ -148,8 +151,7 @@ class Engine:
         is_local = field == "local_rope_base"
         scaling = NO_SCALING if is_local else self.config.rope_scaling
         base, key = getattr(self.config, field), key_of(self.config, field)
-        exp, log = self.host.function("exponential"), self.host.function("logarithm")
-        table = table_of(float(base), self.config.rope_size, scaling, divisors, key, exp, log)
+        table = table_of(float(base), self.config.rope_size, scaling, divisors, key, self.exp, self.log)
         angles = self.host.put(struct.pack(f"<{len(table.angles)}d", *table.angles))
         try:
             code = self.host.function("set_rope")(self._model, int(is_local), angles, table.magnitude)

@@ -13,7 +13,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fabella.errors import ModelFileError
 
@@ -28,6 +28,27 @@ TYPES = (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE)
 
 REMEMBERED = 10_000  # words that a tokenizer need not merge again
 LONGEST_PIECE = 1024  # bytes; real vocabularies stay below 200
+
+
+class Token(NamedTuple):
+    """A token, and how to show it.
+
+    Attributes
+    ----------
+    id
+        Its number.
+    text
+        What it says; of a control its name, of a part of a character its bytes, as "⟨E2 80⟩".
+    data
+        The bytes that it adds to a text, in UTF-8.
+    kind
+        "text"; "control", which adds nothing to a text; "bytes", which are no whole characters; "unknown".
+    """
+
+    id: int
+    text: str
+    data: bytes
+    kind: Literal["text", "control", "bytes", "unknown"]
 
 
 class Word(NamedTuple):
@@ -170,6 +191,16 @@ class Tokenizer(ABC):
         if not 0 <= id < len(self.pieces):
             raise IndexError(f"token {id} is outside the vocabulary of {len(self.pieces)}")
         return b"" if self.types[id] == CONTROL else self._spelled(self.pieces[id], self.types[id])
+
+    def token(self, id: int) -> Token:
+        """Return a token as people can read it. Raises IndexError if the vocabulary has no such token."""
+        data, type = self.spelled(id), self.types[id]
+        if type in (CONTROL, UNKNOWN):
+            return Token(id, self.pieces[id], data, "control" if type == CONTROL else "unknown")
+        try:
+            return Token(id, data.decode(), data, "text")
+        except UnicodeDecodeError:
+            return Token(id, f"⟨{data.hex(' ').upper()}⟩", data, "bytes")
 
     @abstractmethod
     def _spelled(self, piece: str, type: int) -> bytes: ...
