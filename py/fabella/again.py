@@ -146,7 +146,7 @@ def _others_weight(
     (_, first, probability), (_, last, _) = kept[0], kept[-1]
     rest = 1 - sum(probability for _, _, probability in kept)
     sums = [max(rest + error, 1e-12) / probability for error in (-EXACT / 4, EXACT / 4)]
-    equal = [exp(_within((1 - power) * log(others) + power * log(sum))) for sum in sums]
+    equal = [exp(_within((1 - power) * log(float(others)) + power * log(sum))) for sum in sums]
     few = [sum * exp(_within((last - first) * (power - 1))) for sum in sums]
     return (equal[0], few[1]) if power >= 1 else (few[0], equal[1])
 

@@ -208,7 +208,8 @@ class Conversation:
         settings, ending
             As for `say`.
         told
-            Another way: after these tokens of an answer, in the place of all that was said. May be empty.
+            Another way: after these tokens of an answer, in the place of all that was said. May be empty. The length is
+            then that of the whole answer.
         forced
             Tokens to take in the place of the next ones sampled. Each uses up its random number.
         """
@@ -219,6 +220,8 @@ class Conversation:
             if not self._tokenizer.stop_ids.isdisjoint(check_forced(told, self._tokenizer)):
                 raise PromptError("nothing can be said after the token that ends the answer")
             answer = Turn("assistant", self._tokenizer.decode(told), tokens=tuple(told))
+            if ending and ending.length:
+                ending = replace(ending, length=max(1, ending.length - len(told)))
         if answer.end == "end":
             raise ConversationError("the answer has come to its end: there is nothing to go on with")
         if answer.end == "stop":

@@ -149,7 +149,10 @@ class Page:
         typed = asked.get("typed", "")
         if not isinstance(typed, str):
             raise PromptError("what was typed must be a text")
-        return _tokens(asked, "forced") + self._model.tokenizer.encode_on(typed)
+        tokenizer, context = self._model.tokenizer, self._session.model.context
+        if (fewest := tokenizer.fewest_tokens(typed)) > context:  # a novel is refused before it is encoded
+            raise PromptError(f"what was typed is at least {fewest} tokens long, but the context is {context}")
+        return _tokens(asked, "forced") + tokenizer.encode_on(typed)
 
     def say(self, request: str) -> None:
         """Starts an answer, in the place of what may still be going on.
