@@ -142,7 +142,7 @@ def test_an_adapter_has_the_bits_of_the_wasm(
 def assert_inside(line: str, engine: Engine, token: int) -> None:
     """The native build has found the same in the last token."""
     inside = engine.probe(token, engine.position - 1)
-    weights = np.frombuffer(inside.attention, np.uint32).ravel()
+    weights = np.frombuffer(inside.attention.tobytes(), np.uint32)
     best = [candidate for layer in inside.lens for candidate in layer]
     code, *words = line.removeprefix("inside ").split()
     assert (code, words[: len(weights)]) == ("0", [f"{bits:08x}" for bits in weights])

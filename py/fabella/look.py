@@ -126,7 +126,7 @@ class View:
 
     def _repr_html_(self) -> str:
         """For each layer what it would say if it were the last, and the token that each head looks at most."""
-        weights = self.attention.tolist()
+        weights: list[list[list[float]]] = self.attention.tolist()  # type: ignore[assignment] # it has three dimensions
         head = "".join(f"<th {CELL}>head {number}</th>" for number in range(1, len(weights[0]) + 1))
         rows = [
             f"<tr><th>{layer}</th>{self._lens(best)}{''.join(map(self._head, heads))}</tr>"
