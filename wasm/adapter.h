@@ -37,11 +37,10 @@ static void attach(Adapted *one) { one->matrix->lora = one->lora.a.data && one->
 /* Has all matrices, or none, add what they have. */
 static void adapter_switch(Adapter *adapter, bool off) {
     adapter->off = off;
-    for (Adapted *one = adapter->adapted; one < adapter->adapted + adapter->count; one++)
-        if (off)
-            one->matrix->lora = NULL;
-        else
-            attach(one);
+    for (int i = 0; i < adapter->count; i++) {
+        attach(&adapter->adapted[i]);
+        if (off) adapter->adapted[i].matrix->lora = NULL;
+    }
 }
 
 static bool has(const Adapter *adapter, const Matrix *w) {
