@@ -426,6 +426,9 @@ def test_the_page_moves_sliders(page: Page) -> None:
         assert [left["name"] for left in roughly["steps"]] == [left["name"] for left in exactly["steps"]]
     seen = json.loads(page.look("choice", json.dumps({"choice": kept, "settings": ASKED, "exactly": True})))
     assert {key: seen[key] for key in seen["again"]} == seen["again"], "with its own settings it is the same"
+    tell(page, prompt="w7")
+    with pytest.raises(PromptError, match="another text"):
+        page.look("choice", json.dumps({"choice": kept, "settings": ASKED, "exactly": True}))
 
 
 def test_the_page_takes_another_way(page: Page) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from fabella.errors import FabellaError
@@ -114,10 +115,9 @@ class Choice(NamedTuple):
         coin = -1.0 if self.coin is None else self.coin
         numbers = (self.position, self.token, self.picked, len(self.candidates), len(self.steps))
         parts = [HEAD.pack(*numbers, self.entropy, coin, self.begin, self.end)]
-        parts += [CANDIDATE.pack(*candidate) for candidate in self.candidates]
+        parts.append(_packed(self.candidates))
         for name, kept, total in self.steps:
-            parts.append(STEP.pack(NAMES.index(name), len(kept), total))
-            parts += [CANDIDATE.pack(*candidate) for candidate in kept]
+            parts += [STEP.pack(NAMES.index(name), len(kept), total), _packed(kept)]
         return b"".join(parts)
 
     @classmethod
@@ -135,6 +135,10 @@ class Choice(NamedTuple):
         except (struct.error, IndexError):
             raise FabellaError("this is not what was kept of a token") from None
         return cls(position, token, picked, entropy, truth, left, None if coin < 0 else coin, begin, end)
+
+
+def _packed(candidates: Sequence[Candidate]) -> bytes:
+    return struct.pack("<" + "ifd" * len(candidates), *chain.from_iterable(candidates))
 
 
 def _candidates(data: bytes, at: int, count: int) -> tuple[list[Candidate], int]:

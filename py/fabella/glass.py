@@ -16,7 +16,7 @@ from fabella.again import Again, again, again_from
 from fabella.choice import Choice, Visible, rest_of
 from fabella.engine import Engine
 from fabella.errors import PromptError
-from fabella.sampler import Candidate, Settings
+from fabella.sampler import SHORTLIST, Candidate, Settings
 from fabella.session import Session
 from fabella.tokenizer import Tokenizer
 
@@ -71,7 +71,10 @@ class Glass:
         settings.check(len(self._tokenizer))
         logits = cast(Visible, self._session.visit(choice.position - 1))
         said = self._session.tokens[: choice.position]
-        return again(logits, settings, choice.coin, said, spared=self._tokenizer.stop_ids)
+        made = again(logits, settings, choice.coin, said, spared=self._tokenizer.stop_ids)
+        if made.choice.candidates[:SHORTLIST] != choice.candidates[:SHORTLIST]:
+            raise PromptError("the model has computed another text meanwhile: tell this one again")
+        return made
 
     def inside(self, asked: dict[str, Any]) -> dict[str, Any]:
         """What a token is like inside the model.
