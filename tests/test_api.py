@@ -160,13 +160,13 @@ def test_stops_constraints_and_going_on_beyond_the_context(model: fabella.Model)
     ends = {1: -100.0, 2: -100.0}
     assert model.tokenize("".join(model.tell("w1", seed=2, shift=True, length=300, logit_bias=ends)))
     with pytest.raises(TypeError, match="temprature"):
-        model.tell("w1", temprature=1.0)  # type: ignore[call-overload]
+        model.tell("w1", temprature=1.0)  # type: ignore[call-arg]
     with pytest.raises(SettingsError, match="top_p"):
         model.tell("w1", top_p=2)
     with pytest.raises(PromptError, match="shorten it"):
         model.tell("w1 " * 200)
     with pytest.raises(SettingsError, match="stop"):
-        model.tell("w1", stop=7)  # type: ignore[call-overload]
+        model.tell("w1", stop=7)  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="there is no token 400"):
         model.tell("w1", logit_bias={400: 1.0})
     for use in (model.tell, model.tokenize, model.logits, model.perplexity):

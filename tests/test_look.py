@@ -559,9 +559,7 @@ def test_a_notebook_shows_a_story(shipped_model: Path) -> None:
         assert "top-p" in seen
         assert "The coin" in seen
         assert "given by the prompt" in Checked(story[0]._repr_html_()).text
-        (greedy,) = [piece for piece in model.tell("Once", seed=3, length=3, temperature=0, look=True) if piece.choice][
-            :1
-        ]
+        *_, greedy = Story(model.tell("Once", seed=3, length=3, temperature=0, look=True))
         assert "likeliest is taken" in Checked(greedy._repr_html_()).text
         view = model.inside("Once upon a time there was")
         assert view.attention.shape == (8, 8, len(view.tokens))
@@ -570,6 +568,8 @@ def test_a_notebook_shows_a_story(shipped_model: Path) -> None:
         with pytest.raises(PromptError):
             model.inside("word " * 2000)
         assert len(story._repr_html_()) < 500 * len(story)
+        with pytest.raises(SettingsError, match="look"):
+            Story(model.tell("Once", seed=3, length=4))
 
 
 def test_what_a_model_says_is_no_html(random_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,12 @@ Everything shown is what was computed. What is drawn is HTML without scripts and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from fabella.choice import Choice, probability_of
 from fabella.engine import Inside
+from fabella.errors import SettingsError
 from fabella.generate import Step
 from fabella.sampler import Candidate
 from fabella.tokenizer import Token, Tokenizer
@@ -85,7 +86,24 @@ class Piece(str):
 
 
 class Story(list[Piece]):
-    """The pieces of a text; in a notebook each token is tinted by its probability."""
+    """The pieces of a text; in a notebook each token is tinted by its probability.
+
+    Parameters
+    ----------
+    pieces
+        What ``model.tell(..., look=True)`` yields.
+
+    Raises
+    ------
+    SettingsError
+        If it was told without ``look=True``.
+    """
+
+    def __init__(self, pieces: Iterable[str]) -> None:
+        for piece in pieces:
+            if not isinstance(piece, Piece):
+                raise SettingsError("look", "must be true, or else nothing is known of how the tokens were chosen")
+            self.append(piece)
 
     def __str__(self) -> str:
         return "".join(self)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from fabella.engine import Engine
 from fabella.errors import PromptError
@@ -30,7 +30,7 @@ from fabella.tokenizer import Tokenizer, well_formed
 
 if TYPE_CHECKING:
     from fabella.chat import Conversation, Turn
-    from fabella.look import Piece, View
+    from fabella.look import View
 
 
 class Options(TypedDict, total=False):
@@ -118,19 +118,9 @@ class Model(Closing):
     def __repr__(self) -> str:
         return f"<fabella.Model {self.name!r}, {len(self.tokenizer)} tokens, context {self.context}>"
 
-    @overload
-    def tell(
-        self, prompt: str = "", *, shift: bool = False, look: Literal[False] = False, **options: Unpack[Options]
-    ) -> Iterator[str]: ...
-
-    @overload
-    def tell(
-        self, prompt: str = "", *, shift: bool = False, look: Literal[True], **options: Unpack[Options]
-    ) -> Iterator[Piece]: ...
-
     def tell(
         self, prompt: str = "", *, shift: bool = False, look: bool = False, **options: Unpack[Options]
-    ) -> Iterator[str] | Iterator[Piece]:
+    ) -> Iterator[str]:
         """Tell a story; yield its text piece by piece, the prompt's first.
 
         Parameters
