@@ -132,6 +132,8 @@ class Choice(NamedTuple):
                 name, kept, total = STEP.unpack_from(data, at)
                 found, at = _candidates(data, at + STEP.size, kept)
                 left.append(Left(NAMES[name], found, total))
+            if not truth or at != len(data):
+                raise IndexError
         except (struct.error, IndexError):
             raise FabellaError("this is not what was kept of a token") from None
         return cls(position, token, picked, entropy, truth, left, None if coin < 0 else coin, begin, end)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import json
+import math
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, cast
@@ -57,12 +58,24 @@ class Glass:
         others, ``"tokens"`` has all that are named. With settings, ``"again"`` has the same once more, but for
         ``"tokens"``; its token is -1 where it is not certain.
         """
-        choice = _choice_of(asked)
+        choice = self._choice_of(asked)
         said = _described(Again(choice, [True] * len(choice.steps)))
         if "settings" in asked:
             said["again"] = _described(self._again(choice, self._settings_of(asked["settings"]), asked))
         named = {id for part in (said, said.get("again", said)) for id in _named(part)}
         return said | {"tokens": {str(id): self._token(id) for id in sorted(named) if id >= 0}}
+
+    def _choice_of(self, asked: dict[str, Any]) -> Choice:
+        try:
+            choice = Choice.from_bytes(binascii.a2b_base64(asked["choice"]))
+        except (KeyError, TypeError, ValueError):
+            raise PromptError("there is no choice to look at") from None
+        kept = [*choice.candidates, *(candidate for step in choice.steps for candidate in step.kept)]
+        ids = [choice.token, choice.picked, *(id for id, _, _ in kept)]
+        numbers = [choice.entropy, choice.coin or 0.0, choice.begin, choice.end, *(x for one in kept for x in one[1:])]
+        if not all(0 <= id < len(self._tokenizer) for id in ids) or not all(map(math.isfinite, numbers)):
+            raise PromptError("this choice is none of this model's")
+        return choice
 
     def _again(self, choice: Choice, settings: Settings, asked: dict[str, Any]) -> Again:
         engine = cast(Engine, self._session.model)
@@ -156,13 +169,6 @@ class Glass:
 def base64(data: bytes) -> str:
     """Return bytes as text."""
     return binascii.b2a_base64(data, newline=False).decode()
-
-
-def _choice_of(asked: dict[str, Any]) -> Choice:
-    try:
-        return Choice.from_bytes(binascii.a2b_base64(asked["choice"]))
-    except (KeyError, TypeError, ValueError):
-        raise PromptError("there is no choice to look at") from None
 
 
 def _described(made: Again) -> dict[str, Any]:
