@@ -11,7 +11,8 @@ An example::
 The parts, in the order in which a token meets them: a model file is read by :mod:`fabella.gguf` (or
 :mod:`fabella.llama2c`), text becomes tokens in :mod:`fabella.tokenizer`, :mod:`fabella.engine` has C compute the
 logits inside ``run.wasm``, :mod:`fabella.sampler` picks the next token, and :mod:`fabella.generate` goes round;
-:mod:`fabella.chat` makes conversations of it. :mod:`fabella.model` is the door to all this.
+:mod:`fabella.chat` makes conversations of it. :mod:`fabella.model` is the door to all this, and :mod:`fabella.look`
+shows it at work: why this token, and what goes on inside.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from fabella.tokenizer import Tokenizer, well_formed
 
 if TYPE_CHECKING:
     from fabella.chat import Conversation, Turn
+    from fabella.look import View
 
 
 class Options(TypedDict, total=False):
@@ -117,7 +118,9 @@ class Model(Closing):
     def __repr__(self) -> str:
         return f"<fabella.Model {self.name!r}, {len(self.tokenizer)} tokens, context {self.context}>"
 
-    def tell(self, prompt: str = "", *, shift: bool = False, **options: Unpack[Options]) -> Iterator[str]:
+    def tell(
+        self, prompt: str = "", *, shift: bool = False, look: bool = False, **options: Unpack[Options]
+    ) -> Iterator[str]:
         """Tell a story; yield its text piece by piece, the prompt's first.
 
         Parameters
@@ -127,6 +130,9 @@ class Model(Closing):
         shift
             Whether to go on when the context is full, and forget the oldest half of it; without a length until the
             model ends the story.
+        look
+            Whether each piece is a single token's, and knows how that was chosen (:class:`fabella.look.Piece`); it may
+            then be empty, where a token is but a part of a character.
         **options
             See `Options`; the length is that of the whole story.
 
@@ -137,8 +143,35 @@ class Model(Closing):
         EngineError, ConstraintError
             On the way, if memory runs out, another story was begun, or the constraint lets nothing come.
         """
-        settings, ending = _parts(options, shift)
-        return _pieces(generate(self._session, self.tokenizer, prompt, settings, ending=ending))
+        settings, ending = _parts(options, shift, look)
+        steps = generate(self._session, self.tokenizer, prompt, settings, ending=ending)
+        if not look:
+            return _pieces(steps)
+        from fabella.look import Piece
+
+        return (Piece(step, self.tokenizer) for step in steps if step.choice or step.text)
+
+    def inside(self, text: str, top: int = 3) -> View:
+        """Return what a text's last token is like inside the model.
+
+        Parameters
+        ----------
+        text
+            The text; the token that may have to stand before it comes of itself.
+        top
+            How many tokens are told of what each layer would say.
+
+        Raises
+        ------
+        PromptError
+            If it is too long, or no text.
+        EngineError
+            If memory runs out.
+        """
+        from fabella.look import View
+
+        tokens = self._read_text(text)
+        return View(tokens, self._session.inside(len(tokens) - 1, top), self.tokenizer)
 
     def chat(self, system: str | None = None) -> Chat:
         """Begin a conversation, with this system prompt or with what the model's template says.
@@ -180,11 +213,16 @@ class Model(Closing):
 
     def logits(self, text: str) -> array[float]:
         """Return the logits after a text, (vocab_size), float32. Raises PromptError if it is too long."""
+        self._read_text(text)
+        return self._engine.logits.to_array()
+
+    def _read_text(self, text: str) -> list[int]:
+        """Make a text's tokens the session's; return them."""
         tokens = self.tokenize(text) or [self.tokenizer.bos_id]
         if len(tokens) > self.context:
             raise PromptError(f"the text is {len(tokens)} tokens long, but the model's context is {self.context}")
         self._read(tokens)
-        return self._engine.logits.to_array()
+        return tokens
 
     def tokenize(self, text: str) -> list[int]:
         """Return a text's tokens, with the one before it that the model wants. Raises PromptError if it is no text."""
@@ -276,11 +314,11 @@ class Chat:
         self._conversation.load(messages)
 
 
-def _parts(options: Options, shift: bool = False) -> tuple[Settings, Ending]:
+def _parts(options: Options, shift: bool = False, look: bool = False) -> tuple[Settings, Ending]:
     sampling: dict[str, Any] = dict(options)
     length, constraint, stop = (sampling.pop(name, None) for name in ("length", "constraint", "stop"))
     stops = (stop,) if isinstance(stop, str) else () if stop is None else stop
-    ending = Ending(length, stops, constraint, shift, sampling.pop("loops", False))
+    ending = Ending(length, stops, constraint, shift, sampling.pop("loops", False), look)
     return Settings(**sampling | {"seed": sampling.get("seed") or random_seed()}), ending
 
 

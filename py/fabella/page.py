@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from binascii import b2a_base64
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from fabella.summary import summary
 if TYPE_CHECKING:
     from fabella.adapter import Adapter
     from fabella.chat import Conversation
+    from fabella.glass import Glass
 
 
 def describe(blocks: Any, tokenizer: Any = None) -> str:
@@ -93,6 +95,7 @@ class Page:
         self._conversation: Conversation | None = None
         self._counted: Conversation | None = None  # another: this one only counts
         self._steps: Iterator[Step] | None = None
+        self._glass: Glass | None = None
         self._sampled = 0
         self._seconds = 0.0
 
@@ -121,11 +124,15 @@ class Page:
         ----------
         request
             JSON: ``{"prompt", "settings": {"temperature", "top_p", "top_k", "seed", "length"}}``; the settings may have
-            others of Settings, too, ``"stop"``, a list of texts, and ``"loops"``, whether to stop when the story has
-            begun to loop. The seed is a string of decimal digits, because JavaScript's numbers cannot hold so many.
+            others of Settings, too, ``"stop"``, a list of texts, ``"loops"``, whether to stop when the story has begun
+            to loop, and ``"look"``, whether each step says how its token was chosen. The seed is a string of decimal
+            digits, because JavaScript's numbers cannot hold so many.
 
             With ``"told"``, the list of all tokens that were sampled so far after this prompt and with these settings,
             the story goes on as it would have; neither the prompt nor they are told again.
+
+            Another way: ``"told"`` up to some place, and ``"forced"``, the tokens to take there in the place of those
+            sampled, or ``"typed"``, a text to go on with. These are told.
 
         Raises
         ------
@@ -133,12 +140,20 @@ class Page:
             If a setting is out of range, the prompt is too long, or the story cannot go on.
         """
         asked = json.loads(request)
-        prompt = _prompt(asked)
-        told = asked.get("told", [])
-        if not isinstance(told, list):
-            raise PromptError("what was told must be a list of tokens")
+        prompt, told, forced = _prompt(asked), _tokens(asked, "told"), self._forced(asked)
         settings, ending = _settings(asked.get("settings", {}))
-        self._begin(generate(self._session, self._model.tokenizer, prompt, settings, ending=ending, told=told))
+        tokenizer = self._model.tokenizer
+        self._begin(generate(self._session, tokenizer, prompt, settings, ending=ending, told=told, forced=forced))
+
+    def _forced(self, asked: dict[str, Any]) -> list[int]:
+        """The tokens that a request wants to be taken in the place of those sampled."""
+        typed = asked.get("typed", "")
+        if not isinstance(typed, str):
+            raise PromptError("what was typed must be a text")
+        tokenizer, context = self._model.tokenizer, self._session.model.context
+        if (fewest := tokenizer.fewest_tokens(typed)) > context:  # a novel is refused before it is encoded
+            raise PromptError(f"what was typed is at least {fewest} tokens long, but the context is {context}")
+        return _tokens(asked, "forced") + tokenizer.encode_on(typed)
 
     def say(self, request: str) -> None:
         """Starts an answer, in the place of what may still be going on.
@@ -148,7 +163,8 @@ class Page:
         request
             JSON: ``{"messages": [{"role", "content"}, …], "settings"}``: the whole conversation and, last, what is to
             be answered; or an answer, which is gone on with. Settings as those of a story, but that the length is the
-            answer's.
+            answer's. Another way from a place of an answer: ``"told"``, its tokens up to there, with ``"forced"`` or
+            ``"typed"`` as of a story.
 
         Raises
         ------
@@ -171,7 +187,8 @@ class Page:
         if conversation.messages != before:  # or else it goes on where it is
             conversation.load(before)
         if is_answer:
-            self._begin(conversation.go_on(settings, ending))
+            told = _tokens(asked, "told") if "told" in asked else None
+            self._begin(conversation.go_on(settings, ending, told, self._forced(asked)))
         else:
             self._begin(conversation.say(last["content"], settings, ending))
 
@@ -227,7 +244,9 @@ class Page:
         -------
         JSON ``{"steps": [{"token", "text", "from_prompt"}, …], "end": null or the reason, "tokens", "seconds",
         "tokens_per_second"}``, where the last three are of the sampled tokens of the story so far. Time counts from
-        the first of them, so that the rate is 0 until there are two. A step has ``"dropped"`` if it is not 0.
+        the first of them, so that the rate is 0 until there are two. A step has ``"dropped"`` if it is not 0, and if
+        one looks, ``"choice"``, base64 of what is kept of how its token was chosen (some 850 characters), and
+        ``"probability"``, the token's own before the sampler.
         """
         assert self._steps is not None, "advance() without tell()"
         story, self._steps = self._steps, None
@@ -303,6 +322,32 @@ class Page:
         self._is_adapted = on
         self._session.forget()
 
+    def look(self, what: str, request: str) -> str:
+        """Look into the model; a story or an answer that is going on is not disturbed.
+
+        Parameters
+        ----------
+        what
+            "choice", "inside", "tokens" or "merges": see the methods of :class:`fabella.glass.Glass`, which say what is
+            asked and answered.
+        request
+            JSON.
+
+        Returns
+        -------
+        JSON.
+
+        Raises
+        ------
+        FabellaError
+            If there is nothing of the kind to be seen.
+        """
+        from fabella.glass import Glass, answer
+
+        if not self._glass:
+            self._glass = Glass(self._session, self._model.tokenizer, lambda asked: _settings(asked)[0])
+        return answer(self._glass, what, request)
+
     def stop(self) -> None:
         """Forgets the story that is going on."""
         self._steps = None
@@ -316,11 +361,22 @@ def _prompt(asked: dict[str, Any]) -> str:
 
 
 def _told(step: Step) -> dict[str, Any]:
-    told = {"token": step.token, "text": step.text, "from_prompt": step.from_prompt}
+    told: dict[str, Any] = {"token": step.token, "text": step.text, "from_prompt": step.from_prompt}
+    if step.choice:
+        kept = b2a_base64(step.choice.to_bytes(), newline=False).decode()
+        told |= {"choice": kept, "probability": step.choice.probability}
     return told | {"dropped": step.dropped} if step.dropped else told
 
 
+def _tokens(asked: dict[str, Any], name: str) -> list[int]:
+    tokens = asked.get(name, [])
+    if not isinstance(tokens, list):
+        raise PromptError(f"what was {name} must be a list of tokens")
+    return tokens
+
+
 NEEDED = ("temperature", "top_p", "top_k", "seed", "length")
+ENDING = ("stop", "loops", "look")
 FURTHER = tuple(field.name for field in fields(Settings) if field.name not in (*NEEDED, "logit_bias"))
 
 
@@ -329,7 +385,7 @@ def _settings(asked: dict[str, Any]) -> tuple[Settings, Ending]:
     for name in NEEDED:
         if name not in asked:
             raise SettingsError(name, "is missing")
-    known = (*NEEDED, *FURTHER, "stop", "loops")
+    known = (*NEEDED, *FURTHER, *ENDING)
     for name in asked:
         if name not in known:
             raise SettingsError(name, f"there is no such setting, only {', '.join(known)}")
@@ -338,6 +394,6 @@ def _settings(asked: dict[str, Any]) -> tuple[Settings, Ending]:
         raise SettingsError("seed", f"must be a whole number from 1 to {LARGEST_SEED}")
     if type(length) is not int:
         raise SettingsError("length", f"must be a whole number, not {length!r}")
-    values = {name: asked[name] for name in asked if name not in ("seed", "length", "stop", "loops")}
-    ending = Ending(length, asked.get("stop", ()), loops=asked.get("loops", False))
+    values = {name: asked[name] for name in asked if name not in ("seed", "length", *ENDING)}
+    ending = Ending(length, asked.get("stop", ()), loops=asked.get("loops", False), look=asked.get("look", False))
     return Settings(**values, seed=int(seed)), ending
