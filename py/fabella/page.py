@@ -100,6 +100,11 @@ class Page:
         """What `describe` says of the model's file, as JSON."""
         return json.dumps(self._summary, allow_nan=False)
 
+    def lend(self) -> tuple[Session, ModelFile]:
+        """The session and its model, with no story going on: for what else wants them (selftest.py)."""
+        self.stop()
+        return self._session, self._model
+
     def forward_time(self, milliseconds: float) -> float:
         """Computes tokens for about this long, one at least, and returns a token's time in seconds.
 
