@@ -86,6 +86,18 @@ static void adapt(Model *m, Bytes *bytes) {
     }
 }
 
+/* Looks inside a token, at any position, or at what is none. */
+static void look(Model *m, int32_t token, Bytes *bytes) {
+    const Config *c = &m->config;
+    const int flags = next(bytes), position = flags < 250 ? next(bytes) : -1, k = flags % 5 - 1;
+    const size_t runs = (size_t)c->n_layers * c->repeats, n = position < 0 ? 0 : (size_t)position + 1;
+    float *attention = flags & 8 ? calloc(runs * c->n_heads * n + 1, sizeof(float)) : NULL;
+    Candidate *lens = flags & 16 ? calloc(runs * (k < 0 ? 0 : k) + 1, sizeof(Candidate)) : NULL;
+    probe(m, token, position, attention, lens, k);
+    free(attention);
+    free(lens);
+}
+
 enum { LONG = 250 }; /* tokens: two of these, and the caches grow */
 
 static Config some_config(Bytes *bytes) {
@@ -158,7 +170,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         probabilities(model_logits(m), next(&bytes) / 64.0);
         draw(model_logits(m), next(&bytes) / 64.0, next(&bytes) / 256.0);
         mean_logit(model_logits(m), next(&bytes) / 64.0);
+        entropy(model_logits(m));
         log_probability(model_logits(m), next(&bytes) - 1);
+        probability(model_logits(m), next(&bytes) - 1, next(&bytes) / 64.0);
+        if (next(&bytes) % 4 == 0) look(m, tokens[0], &bytes);
         const int some = next(&bytes) % 8;
         float values[8] = {0};
         if (read_logits(model_logits(m), tokens, values, some) == OK && some)

@@ -11,6 +11,7 @@
  * A record whose tensor is ADAPTER is of an adapter: {ADAPTER, tensor, layer, type, rank, bytes of A, bytes of B, the
  * bits of the scale}, A and B; what is refused is printed as `adapter CODE`. With one, the first batch is computed once
  * more at the end without it.
+ * Behind the draws the last token is looked into: `inside`, the bits of its attention, then its lens.
  * ALLOCATIONS: how many succeed before one fails; what it was for is printed with its code and then tried again. -1:
  * all.
  */
@@ -122,6 +123,25 @@ static void print_logits(Model *model) {
     }
 }
 
+/* A probe of a token, with blocks of their own for what it notes. */
+static void print_inside(Model *model, int32_t token, int position) {
+    const Config *c = &model->config;
+    const size_t runs = (size_t)c->n_layers * c->repeats, weights = runs * c->n_heads * (position + 1);
+    float *attention;
+    Candidate *lens;
+    if (!(attention = malloc(weights * sizeof *attention)) || !(lens = malloc(runs * 3 * sizeof *lens))) exit(2);
+    printf("inside %d", probe(model, token, position, attention, lens, 3));
+    for (size_t i = 0; i < weights; i++) {
+        uint32_t bits;
+        memcpy(&bits, &attention[i], sizeof bits);
+        printf(" %08x", bits);
+    }
+    for (size_t i = 0; i < runs * 3; i++) printf(" %d %a", lens[i].id, lens[i].probability);
+    printf("\n");
+    free(attention);
+    free(lens);
+}
+
 int main(int argc, char **argv) {
     size_t model_size, tokens_size;
     if (argc != 6) return 2;
@@ -189,6 +209,7 @@ int main(int argc, char **argv) {
             for (int i = 0; i < count; i++) printf(" %a", logits_candidates(model_logits(model))[i].probability);
             printf("\ndraw %d %d %d\n", draw(model_logits(model), 0.7, 0), draw(model_logits(model), 0.7, 0.5),
                    draw(model_logits(model), 0.7, 0.99999));
+            if (n) print_inside(model, ((const int32_t *)(void *)tokens)[n - 1], n - 1);
         }
         if (!code && model->adapter.count) {
             adapter_use(model, 0);

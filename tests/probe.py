@@ -14,7 +14,7 @@ from fabella.engine import Engine, Logits
 from fabella.gguf import read_gguf
 from fabella.hosts import Host
 from fabella.modelfile import ModelFile
-from fabella.sampler import Sampler, Settings
+from fabella.sampler import Sampler, Settings, Trace
 from fabella.sources import BytesSource
 
 PROMPT = 40  # tokens computed at once
@@ -96,9 +96,9 @@ def sampler_hash(host: Host, file: bytes, sets: int) -> str:
         host.write(logits.values, array("f", [number / (1 << 28) for number in bits]).tobytes())  # from -8 to 8
         logits.ready = 0
         sampler = samplers[number % len(samplers)]
-        sampler.trace = []
+        sampler.trace = Trace()
         hash.update(b"%d" % sampler.sample(logits))
-        for _, kept in sampler.trace:
+        for _, kept in sampler.trace.steps:
             hash.update(array("d", [number for candidate in kept for number in candidate]))
     engine.close()
     return hash.hexdigest()

@@ -27,7 +27,7 @@ said = [chance.choice((chance.randrange(VOCABULARY), values.index(max(values))))
 
 host = new_host()
 pointers = host.put(struct.pack(f"<{VOCABULARY}f", *values)), host.allocate(16 * VOCABULARY)
-logits = Logits(host, host.put(struct.pack("<IiIi", pointers[0], VOCABULARY, pointers[1], 0)), VOCABULARY)
+logits = Logits(host, host.put(struct.pack("<IiIi2d", pointers[0], VOCABULARY, pointers[1], 0, 0, 0)), VOCABULARY)
 
 PAGE: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9}
 STEPS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ import pytest
 
 from fabella.adapter import read_adapter
 from fabella.architectures import tensor_place
-from fabella.engine import Logits
+from fabella.engine import Engine, Logits
 from fabella.formats import FORMATS
 from fabella.modelfile import Config, FileSource
 
@@ -96,6 +96,7 @@ def test_the_native_build_computes_the_bits_of_the_wasm(
         assert [float.fromhex(p) for p in probabilities] == [p for _, _, p in logits.candidates(5, 0.7)], "to the bit"
         draws = [logits.draw(0.7, coin) for coin in (0, 0.5, 0.99999)]
         assert lines.pop(0).split()[1:] == [str(token) for token in draws]
+        assert_inside(lines.pop(0), engine, tokens[-1])
 
 
 @pytest.mark.parametrize(("config", "type"), [(CONFIG, "F32"), (CONFIG, "Q8_0"), (CONFIG, "Q4_1"), (ODD, "F32")])
@@ -136,6 +137,17 @@ def test_an_adapter_has_the_bits_of_the_wasm(
             assert lines.pop(0) == bits_of(engine.prefill(tokens[start : start + batch]))
         if batch == 7:
             assert lines[-1] == plain, "as if it had never been there"
+
+
+def assert_inside(line: str, engine: Engine, token: int) -> None:
+    """The native build has found the same in the last token."""
+    inside = engine.probe(token, engine.position - 1)
+    weights = np.frombuffer(inside.attention, np.uint32).ravel()
+    best = [candidate for layer in inside.lens for candidate in layer]
+    code, *words = line.removeprefix("inside ").split()
+    assert (code, words[: len(weights)]) == ("0", [f"{bits:08x}" for bits in weights])
+    assert list(map(int, words[len(weights) :: 2])) == [token for token, _, _ in best]
+    assert list(map(float.fromhex, words[len(weights) + 1 :: 2])) == [p for _, _, p in best], "to the bit"
 
 
 def bits_of(logits: Logits) -> str:
@@ -289,4 +301,4 @@ def test_valgrind_finds_nothing_that_is_read_before_it_is_written(watched: Run, 
     records = tensor_records(write_random_model(tmp_path / "model.gguf", CONFIG, type=type))
     adapter = adapter_records(write_random_adapter(tmp_path / "adapter.gguf", CONFIG, ranks=(3,)))
     lines = watched(joined(config_bytes(CONFIG), records + adapter), list(range(40)), 33)
-    assert lines[-2].startswith("draw")
+    assert lines[-3].startswith("draw")

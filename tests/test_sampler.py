@@ -17,7 +17,19 @@ from numpy.typing import NDArray
 
 from builder.tools import ROOT
 from fabella.errors import ConstraintError, EngineError, FabellaError, SettingsError
-from fabella.sampler import REALS, SHORTLIST, WHOLES, Candidate, Change, Sampler, Settings, Xorshift, draw, random_seed
+from fabella.sampler import (
+    REALS,
+    SHORTLIST,
+    WHOLES,
+    Candidate,
+    Change,
+    Sampler,
+    Settings,
+    Trace,
+    Xorshift,
+    draw,
+    random_seed,
+)
 
 NAN, INF = math.nan, math.inf
 
@@ -253,14 +265,17 @@ def test_a_trace_tells_what_each_step_keeps_and_changes_nothing() -> None:
     settings = Settings(temperature=0.8, top_k=6, top_p=0.7, seed=3)
     traced, plain = Sampler(settings), Sampler(settings)
     for _ in range(50):
-        traced.trace = []
+        traced.trace = Trace()
         token = traced.sample(ListLogits(LOGITS))
         assert token == plain.sample(ListLogits(LOGITS))
-        names, kept = zip(*traced.trace, strict=True)
-        assert names == ("top-k", "top-p")
-        for candidates, distribution in zip(
-            kept, (expected(LOGITS, 0.8, top_k=6), expected(LOGITS, 0.8, top_k=6, top_p=0.7)), strict=True
-        ):
+        names, kept = zip(*traced.trace.steps, strict=True)
+        assert names == ("temperature", "top-k", "top-p")
+        distributions = (
+            expected(LOGITS, 0.8),
+            expected(LOGITS, 0.8, top_k=6),
+            expected(LOGITS, 0.8, top_k=6, top_p=0.7),
+        )
+        for candidates, distribution in zip(kept, distributions, strict=True):
             probabilities = {token: probability for token, _, probability in candidates}
             assert probabilities == pytest.approx(distribution)
             assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
@@ -393,12 +408,23 @@ def test_never_what_is_forbidden(data: st.DataObject) -> None:
 
 def test_a_trace_tells_of_every_step() -> None:
     sampler = Sampler(Settings(top_k=8, top_p=0.9, min_p=0.01, typical_p=0.99, repetition_penalty=1.2, seed=3))
-    sampler.trace = []
+    sampler.trace = Trace()
     token = sampler.sample(ListLogits(LOGITS), [1], allowed=lambda token: token != 4)
-    names, kept = zip(*sampler.trace, strict=True)
-    assert names == ("penalties", "typical", "top-k", "top-p", "min-p", "constraint")
+    names, kept = zip(*sampler.trace.steps, strict=True)
+    assert names == ("penalties", "temperature", "typical", "top-k", "top-p", "min-p", "constraint")
     assert [len(candidates) for candidates in kept] == sorted(map(len, kept), reverse=True)
     assert token in [candidate[0] for candidate in kept[-1]]
+    assert sampler.trace.coin == Xorshift(3).coin()
+
+
+@pytest.mark.parametrize(("temperature", "names"), [(0.0, []), (0.8, ["temperature"])])
+def test_a_trace_of_a_draw_from_all_tokens(temperature: float, names: list[str]) -> None:
+    traced, plain = (Sampler(Settings(temperature, top_p=1, seed=4)) for _ in range(2))
+    for _ in range(20):
+        traced.trace = Trace()
+        assert traced.sample(ListLogits(LOGITS)) == plain.sample(ListLogits(LOGITS))
+        assert [name for name, _ in traced.trace.steps] == names
+        assert (traced.trace.coin is None) == (temperature == 0)
 
 
 def test_draw() -> None:

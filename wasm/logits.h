@@ -23,6 +23,7 @@ typedef struct {
     int vocab_size;
     Candidate *candidates; /* (vocab_size), the result of shortlist */
     int n_candidates;      /* how many of them are valid */
+    double begin, end;     /* between which running sums the token drawn last lies */
 } Logits;
 
 /* True if a ranks after b: a smaller logit, or the same and a larger id. */
@@ -144,28 +145,41 @@ static Softmax softmax_of(const Logits *logits, float largest, double temperatur
     return softmax;
 }
 
+static double share(const Softmax *softmax, float logit, double temperature) {
+    double exponent = ((double)logit - softmax->largest) / temperature;
+    return exponent < -700 ? 0 : exp_double(exponent) / softmax->sum;
+}
+
+/* The softmax of which the candidates, if there are any, have the largest logit. */
+static Softmax candidates_softmax(const Logits *logits, double temperature) {
+    float largest = logits->n_candidates ? logits->candidates[0].logit : largest_logit(logits);
+    return softmax_of(logits, largest, temperature);
+}
+
+static void set_probabilities(Logits *logits, const Softmax *softmax, double temperature) {
+    for (int i = 0; i < logits->n_candidates; i++)
+        logits->candidates[i].probability = share(softmax, logits->candidates[i].logit, temperature);
+}
+
 /* Gives the candidates their probabilities, softmax(logits / temperature) over the whole vocabulary, so that the host
  * needs no exp of its own, which is not the same on all machines. E_LOGITS without any finite logit. */
 EXPORT int probabilities(Logits *logits, double temperature) {
-    float largest = logits->n_candidates ? logits->candidates[0].logit : largest_logit(logits);
-    Softmax softmax = softmax_of(logits, largest, temperature);
+    Softmax softmax = candidates_softmax(logits, temperature);
     if (softmax.sum == 0) return E_LOGITS;
-    for (int i = 0; i < logits->n_candidates; i++) {
-        Candidate *candidate = &logits->candidates[i];
-        double exponent = ((double)candidate->logit - softmax.largest) / temperature;
-        candidate->probability = exponent < -700 ? 0 : exp_double(exponent) / softmax.sum;
-    }
+    set_probabilities(logits, &softmax, temperature);
     return OK;
 }
 
 /* Of the block from `begin` on, the first token up to which the weights add up to more than `weight`; or its last. */
-static int token_at(const Logits *logits, const Softmax *softmax, int begin, double weight) {
+static int token_at(Logits *logits, const Softmax *softmax, int begin, double weight, double coin) {
     int last = begin;
     for (int id = begin; id < block_end(logits, begin); id += 4) {
         f32x4 four = four_weights(logits, softmax, id);
         for (int lane = 0; lane < 4; lane++) {
             if (four[lane] == 0) continue;
             last = id + lane;
+            logits->begin = coin - weight / softmax->sum;
+            logits->end = logits->begin + four[lane] / softmax->sum;
             if (weight < four[lane]) return last;
             weight -= four[lane];
         }
@@ -175,7 +189,7 @@ static int token_at(const Logits *logits, const Softmax *softmax, int begin, dou
 
 /* The first token, in the order of ids, up to which the probabilities add up to more than `coin` (0 <= coin < 1);
  * E_LOGITS without any. */
-EXPORT int draw(const Logits *logits, double temperature, double coin) {
+EXPORT int draw(Logits *logits, double temperature, double coin) {
     Softmax softmax = softmax_of(logits, largest_logit(logits), temperature);
     double remaining = coin * softmax.sum;
     int found = 0;
@@ -187,12 +201,16 @@ EXPORT int draw(const Logits *logits, double temperature, double coin) {
         if (remaining < block) break;
         remaining -= block;
     }
-    return token_at(logits, &softmax, found, remaining);
+    return token_at(logits, &softmax, found, remaining, coin);
 }
 
-/* The mean of the logits, each with its token's probability; NaN without any finite logit. */
-EXPORT double mean_logit(const Logits *logits, double temperature) {
-    Softmax softmax = softmax_of(logits, largest_logit(logits), temperature);
+/* The probabilities of all tokens before the one drawn last, added up; and the same with its own. */
+EXPORT double drawn_begin(const Logits *logits) { return logits->begin; }
+
+EXPORT double drawn_end(const Logits *logits) { return logits->end; }
+
+/* The mean of the logits, less the largest, each with its token's probability; NaN without any finite logit. */
+static double mean_below(const Logits *logits, Softmax softmax) {
     double sum = 0;
     for (int begin = 0; begin < logits->vocab_size; begin += BLOCK) {
         f32x4 part = {0};
@@ -204,7 +222,27 @@ EXPORT double mean_logit(const Logits *logits, double temperature) {
         }
         sum += f32x4_sum(part);
     }
-    return softmax.largest + sum / softmax.sum;
+    return sum / softmax.sum;
+}
+
+/* The mean of the logits, each with its token's probability; NaN without any finite logit. */
+EXPORT double mean_logit(const Logits *logits, double temperature) {
+    const Softmax softmax = softmax_of(logits, largest_logit(logits), temperature);
+    return softmax.largest + mean_below(logits, softmax);
+}
+
+/* The entropy of softmax(logits) in nats; NaN without any finite logit. The candidates get their probabilities in it. */
+EXPORT double entropy(Logits *logits) {
+    const Softmax softmax = candidates_softmax(logits, 1);
+    set_probabilities(logits, &softmax, 1);
+    return log_double(softmax.sum) - mean_below(logits, softmax);
+}
+
+/* A token's probability in softmax(logits / temperature); 0 for what is none, and where no logit is finite. */
+EXPORT double probability(const Logits *logits, int id, double temperature) {
+    if (id < 0 || id >= logits->vocab_size || !is_finite(logits->values[id])) return 0;
+    const Softmax softmax = softmax_of(logits, largest_logit(logits), temperature);
+    return softmax.sum == 0 ? 0 : share(&softmax, logits->values[id], temperature);
 }
 
 /* The natural logarithm of a token's probability at temperature 1: finite, or -inf, or NaN without any finite logit. */

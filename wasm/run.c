@@ -25,7 +25,7 @@
  * The host (py/fabella/engine.py) calls, in this order: model_new, set_rope (or later, if the angles depend on a tensor)
  * and set_layer; for every tensor of the file tensor_begin and then tensor_rows until it has all rows; forward for the prompt and for each further token, and after
  * each forward shortlist and probabilities, or draw (logits.h). A loaded model may get an adapter: adapter_new, and for
- * each of its matrices adapter_begin and twice adapter_part.
+ * each of its matrices adapter_begin and twice adapter_part. Whoever wants to see what happens inside calls probe.
  *
  * There is no stdio and no exit: what can fail returns a negative error code. Arithmetic is the same, operation by
  * operation, for a token alone and for a token in a batch, and in every build of this file: the same bits everywhere,
@@ -593,33 +593,37 @@ typedef struct {
     int position, n; /* the batch: its first position, how many tokens */
 } AttentionJob;
 
-/* The blocks first .. end - 1 of attention: m->q in, m->xb out. */
-static void attention(void *context, int first, int end, int thread) {
-    const AttentionJob *job = context;
+/* A block by its number, for a thread: m->q in, m->xb out. */
+static Block block_of(const AttentionJob *job, int block, int thread) {
     const Model *m = job->m;
     const int size = m->config.head_size, n_kv_heads = m->config.n_kv_heads;
     const View q = {m->q, pad4(m->q_dim)}, out = {m->xb, pad4(m->q_dim)};
     const View scores = {m->scores, m->capacity}, result = {m->heads, pad4(size)};
+    const int kv_head = block % n_kv_heads, token = block / n_kv_heads * m->tokens_at_once;
+    const int n = job->n - token < m->tokens_at_once ? job->n - token : m->tokens_at_once;
+    const int position = job->position + token, column = kv_head * m->kv_mul * size;
+    return (Block){
+        .config = &m->config,
+        .cache = job->cache,
+        .kv_head = kv_head,
+        .size = size,
+        .n_heads = m->kv_mul,
+        .n = n,
+        .position = position,
+        .begin = first_seen(position, job->layer->window) / TILE * TILE,
+        .end = position + n,
+        .window = job->layer->window,
+        .q = view_from(q, token, column),
+        .out = view_from(out, token, column),
+        .scores = view_from(scores, thread * m->queries_at_once, 0),
+        .result = view_from(result, thread * m->queries_at_once, 0),
+    };
+}
+
+/* The blocks first .. end - 1 of attention. */
+static void attention(void *context, int first, int end, int thread) {
     for (int block = first; block < end; block++) {
-        const int kv_head = block % n_kv_heads, token = block / n_kv_heads * m->tokens_at_once;
-        const int n = job->n - token < m->tokens_at_once ? job->n - token : m->tokens_at_once;
-        const int position = job->position + token, column = kv_head * m->kv_mul * size;
-        const Block b = {
-            .config = &m->config,
-            .cache = job->cache,
-            .kv_head = kv_head,
-            .size = size,
-            .n_heads = m->kv_mul,
-            .n = n,
-            .position = position,
-            .begin = first_seen(position, job->layer->window) / TILE * TILE,
-            .end = position + n,
-            .window = job->layer->window,
-            .q = view_from(q, token, column),
-            .out = view_from(out, token, column),
-            .scores = view_from(scores, thread * m->queries_at_once, 0),
-            .result = view_from(result, thread * m->queries_at_once, 0),
-        };
+        const Block b = block_of(context, block, thread);
         score_positions(&b);
         weigh_positions(&b);
         mix_values(&b);
@@ -715,14 +719,30 @@ static void forward_layer(Model *m, const Layer *layer, Cache *cache, int n, int
     add_to_stream(m, layer->post_ffw_norm, n);
 }
 
+/* Begins the stream of n tokens: x = embedding[token] */
+static void embed(Model *m, const int32_t *tokens, int n) {
+    const int dim = pad4(m->config.dim);
+    for (int t = 0; t < n; t++) matrix_row(&m->token_embd, tokens[t], m->x + (size_t)t * dim);
+    rescale(m->x, m->config.embedding_scale, 1, 0, n * dim);
+}
+
 /* Up to BATCH tokens through all layers: fills the caches, leaves the stream in x. */
 static void forward_batch(Model *m, const int32_t *tokens, int n, int position) {
     const Config *c = &m->config;
-    const int dim = pad4(c->dim);
-    for (int t = 0; t < n; t++) matrix_row(&m->token_embd, tokens[t], m->x + (size_t)t * dim);
-    rescale(m->x, c->embedding_scale, 1, 0, n * dim);
+    embed(m, tokens, n);
     for (int run = 0; run < c->n_layers * c->repeats; run++)
         forward_layer(m, &m->layers[run / c->repeats], &m->caches[run], n, position);
+}
+
+/* logits = output * (norm(stream)), of one token */
+static void compute_logits(Model *m, const float *stream) {
+    const Config *c = &m->config;
+    m->logits.n_candidates = 0; /* those of other logits */
+    rmsnorm(m->xb, stream, m->output_norm, c->dim, c->norm_eps, 1);
+    Activations in = activations(m, m->xb, c->dim, 1);
+    matmul(&(Product){&m->output, m->logits.values, NULL}, 1, &in, 1);
+    rescale(m->logits.values, 1, c->logit_scale, c->logit_cap, pad4(c->vocab_size));
+    for (int id = c->vocab_size; id < pad4(c->vocab_size); id++) m->logits.values[id] = -__builtin_inff();
 }
 
 /* Computes tokens[n] at positions position .. position + n - 1 and the logits after the last of them. The positions
@@ -737,18 +757,12 @@ EXPORT int forward(Model *m, const int32_t *tokens, int n, int position) {
     int error = reserve(m, position + n);
     if (error) return error;
     m->filled = position;
-    m->logits.n_candidates = 0; /* those of other logits */
     for (int done = 0, batch; done < n; done += batch) {
         batch = n - done < BATCH ? n - done : BATCH;
         forward_batch(m, tokens + done, batch, position + done);
         m->filled += batch;
     }
-    const float *last = m->x + (size_t)((n - 1) % BATCH) * pad4(c->dim);
-    rmsnorm(m->xb, last, m->output_norm, c->dim, c->norm_eps, 1);
-    Activations in = activations(m, m->xb, c->dim, 1);
-    matmul(&(Product){&m->output, m->logits.values, NULL}, 1, &in, 1);
-    rescale(m->logits.values, 1, c->logit_scale, c->logit_cap, pad4(c->vocab_size));
-    for (int id = c->vocab_size; id < pad4(c->vocab_size); id++) m->logits.values[id] = -__builtin_inff();
+    compute_logits(m, m->x + (size_t)((n - 1) % BATCH) * pad4(c->dim));
     return OK;
 }
 
@@ -762,4 +776,54 @@ EXPORT int forward_token(Model *m, int32_t token, int position, int k) {
     if (error) return error;
     int count = shortlist(&m->logits, k);
     return count == E_LOGITS ? 0 : count;
+}
+
+/* ---- probe ------------------------------------------------------------------------------------------------------ */
+
+/* weights (n_heads, position + 1): how much each head of the layer that has just computed a token looked at each
+ * position. Its query and all keys are still there. */
+static void note_attention(const AttentionJob *job, float *weights) {
+    for (int kv_head = 0; kv_head < job->m->config.n_kv_heads; kv_head++) {
+        const Block b = block_of(job, kv_head, 0);
+        score_positions(&b);
+        weigh_positions(&b);
+        for (int h = 0; h < b.n_heads; h++, weights += b.end) {
+            memset(weights, 0, (size_t)b.begin * sizeof(float)); /* what the layer does not see */
+            memcpy(weights + b.begin, row_of(b.scores, h) + b.begin, (size_t)(b.end - b.begin) * sizeof(float));
+        }
+    }
+}
+
+/* best[k]: the likeliest tokens, if a token's stream as it is now were that behind the last layer; id -1 where there
+ * are no more. */
+static void note_lens(Model *m, Candidate *best, int k) {
+    compute_logits(m, m->x);
+    int count = shortlist(&m->logits, k);
+    if (count < 0) count = 0;
+    probabilities(&m->logits, 1);
+    for (int i = 0; i < k; i++) best[i] = i < count ? m->logits.candidates[i] : (Candidate){.id = -1};
+}
+
+/* Computes a token once more, at the position where it was computed already, and notes what it is like inside. For each
+ * layer, and each time that it is run:
+ *
+ *   attention (n_layers * repeats, n_heads, position + 1)    how much each head looks at each position so far
+ *   lens      (n_layers * repeats, k)                        what the stream behind the layer would say
+ *
+ * of which either may be NULL. All positions stay computed, and as they were to the bit, but the logits are now those
+ * after this token. Errors: E_INCOMPLETE, E_POSITION, E_TOKEN. */
+EXPORT int probe(Model *m, int32_t token, int position, float *attention, Candidate *lens, int k) {
+    const Config *c = &m->config;
+    if (m->missing) return E_INCOMPLETE;
+    if (position < 0 || position >= m->filled) return E_POSITION;
+    if (token < 0 || token >= c->vocab_size) return E_TOKEN;
+    embed(m, &token, 1);
+    for (int run = 0; run < c->n_layers * c->repeats; run++) {
+        const AttentionJob job = {m, &m->layers[run / c->repeats], &m->caches[run], position, 1};
+        forward_layer(m, job.layer, &m->caches[run], 1, position);
+        if (attention) note_attention(&job, attention + (size_t)run * c->n_heads * (position + 1));
+        if (lens && k > 0) note_lens(m, lens + (size_t)run * k, k);
+    }
+    compute_logits(m, m->x);
+    return OK;
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property, lru_cache
 
 from fabella.errors import ModelFileError
@@ -23,6 +23,7 @@ from fabella.tokenizer import (
     Decoder,
     Pieces,
     Tokenizer,
+    Word,
     merge,
     well_formed,
 )
@@ -192,26 +193,44 @@ class ByteLevel(Tokenizer):
 
     # --- Text to tokens ---
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, begins: bool = True) -> list[int]:
         ids: list[int] = []
-        if self.add_space_prefix:
+        for part, is_piece in self._parts(text, begins):
+            if is_piece:
+                ids.append(self._ids[part])
+            else:
+                ids += self._word_ids(part)
+        return ids
+
+    def _parts(self, text: str, begins: bool) -> Iterator[tuple[str, bool]]:
+        """The words of a text and the user-defined pieces in it, and whether each is such a piece."""
+        if self.add_space_prefix and begins:
             text = " " + text
         for part, is_piece in self._own.cut(text):
             if is_piece:
-                ids.append(self._ids[part])
+                yield part, True
                 continue
             if self._composed:
                 part = unicodedata.normalize("NFC", part)
-            for word in self._find(part):
-                ids += self._word_ids(word)
-        return ids
+            yield from ((word, False) for word in self._find(part))
 
-    def _encode_word(self, word: str) -> list[int]:
-        written = word.encode().decode("latin-1").translate(CHARACTERS)
+    def _words(self, text: str) -> Iterator[Word]:
+        for part, is_piece in self._parts(text, begins=True):
+            if is_piece:
+                yield self._whole_word(self._ids[part])
+                continue
+            steps: list[list[str]] = []
+            ids = self._encode_word(part, steps)
+            yield Word(_written(part), ids, steps)
+
+    def _encode_word(self, word: str, steps: list[list[str]] | None = None) -> list[int]:
+        written = _written(word)
         if self._whole_words and written in self._ids:
+            if steps is not None:
+                steps.append([written])
             return [self._ids[written]]
         symbols, ranks = list(written), self._ranks
-        merged = merge(symbols, lambda left, right: ranks.get(f"{symbols[left]} {symbols[right]}"))
+        merged = merge(symbols, lambda left, right: ranks.get(f"{symbols[left]} {symbols[right]}"), steps)
         # A byte that is no piece is left out, as in the library tokenizers; few vocabularies lack any that texts have.
         return [self._ids[symbol] for symbol in merged if symbol in self._ids]
 
@@ -230,6 +249,11 @@ class ByteLevel(Tokenizer):
 
     # --- Tokens to text ---
 
+    def _spelled(self, piece: str, type: int) -> bytes:
+        if type == UNKNOWN:
+            return b""
+        return piece.encode() if type == USER_DEFINED else bytes_of(piece)
+
     def decoder(self) -> Decoder:
         """Return a decoder for one sequence of tokens that arrive one by one."""
         return _Decoder(self)
@@ -241,6 +265,11 @@ class _Decoder(Decoder):
             text = self.flush() if self._unfinished else ""  # no character continues across another kind of token
             return text + (piece if type == USER_DEFINED else "")
         return self._bytes(bytes_of(piece))
+
+
+def _written(word: str) -> str:
+    """A word's bytes as the characters that stand for them."""
+    return word.encode().decode("latin-1").translate(CHARACTERS)
 
 
 def bytes_of(piece: str) -> bytes:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from fabella.errors import ConversationError, PromptError, SettingsError, TemplateError
-from fabella.generate import Ending, Reason, Step, go_on
+from fabella.generate import Ending, Reason, Step, check_forced, go_on
 from fabella.modelfile import ModelFile
 from fabella.sampler import Sampler, Settings
 from fabella.session import Session
@@ -192,19 +192,38 @@ class Conversation:
             raise PromptError("what is said must be a text")
         return self._answered([*self.turns[:number], Turn("user", text)], settings, ending)
 
-    def go_on(self, settings: Settings, ending: Ending | None = None) -> Iterator[Step]:
+    def go_on(
+        self,
+        settings: Settings,
+        ending: Ending | None = None,
+        told: Sequence[int] | None = None,
+        forced: Sequence[int] = (),
+    ) -> Iterator[Step]:
         """Go on with the last answer, as if it had not been cut. Yields and raises as `say`.
 
         With the settings with which it was begun it becomes what it would have been.
+
+        Parameters
+        ----------
+        settings, ending
+            As for `say`.
+        told
+            Another way: after these tokens of an answer, in the place of all that was said. May be empty.
+        forced
+            Tokens to take in the place of the next ones sampled. Each uses up its random number.
         """
         if not self.turns or self.turns[-1].role == "user":
             raise ConversationError("there is no answer to go on with")
         answer = replace(self.turns[-1])
+        if told is not None:
+            if not self._tokenizer.stop_ids.isdisjoint(check_forced(told, self._tokenizer)):
+                raise PromptError("nothing can be said after the token that ends the answer")
+            answer = Turn("assistant", self._tokenizer.decode(told), tokens=tuple(told))
         if answer.end == "end":
             raise ConversationError("the answer has come to its end: there is nothing to go on with")
         if answer.end == "stop":
             answer.tokens = ()  # they say more than its text
-        return self._answered(self.turns[:-1], settings, ending, answer)
+        return self._answered(self.turns[:-1], settings, ending, answer, forced)
 
     def undo(self) -> str:
         """Take the last turn of the user back, and its answer; return what it said."""
@@ -217,9 +236,15 @@ class Conversation:
         return text
 
     def _answered(
-        self, turns: list[Turn], settings: Settings, ending: Ending | None, answer: Turn | None = None
+        self,
+        turns: list[Turn],
+        settings: Settings,
+        ending: Ending | None,
+        answer: Turn | None = None,
+        forced: Sequence[int] = (),
     ) -> Iterator[Step]:
         """The steps of an answer to these turns, which become the conversation's."""
+        check_forced(forced, self._tokenizer)
         answer = answer or Turn("assistant", "")
         ending = ending or Ending()
         if ending.shift:
@@ -231,7 +256,7 @@ class Conversation:
         limit = len(tokens) + ending.length - 1 if ending.length else None  # the last one is told, but not computed
         sampler = Sampler(settings, self._tokenizer.stop_ids)
         sampler.skip(len(answer.tokens))
-        return self._steps(tokens, turns, answer, sampler, replace(ending, length=limit), dropped)
+        return self._steps(tokens, turns, answer, sampler, replace(ending, length=limit), dropped, forced)
 
     def _steps(
         self,
@@ -241,6 +266,7 @@ class Conversation:
         sampler: Sampler,
         ending: Ending,
         dropped: int,
+        forced: Sequence[int],
     ) -> Iterator[Step]:
         news = dropped if dropped > self._dropped_of(turns) else 0
         for part in self._session.read(tokens):
@@ -252,7 +278,8 @@ class Conversation:
             answer.text = "".join(texts[-len(answer.tokens) :])  # but for half a character at its end
         answer.end = None
         turns = [*turns, answer]
-        for step in go_on(self._session, self._tokenizer, sampler, ending, begun=answer.text, told=answer.tokens):
+        told = answer.tokens
+        for step in go_on(self._session, self._tokenizer, sampler, ending, forced, begun=answer.text, told=told):
             self.turns, self.dropped = turns, dropped
             answer.text += step.text
             answer.end = step.end

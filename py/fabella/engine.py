@@ -14,7 +14,7 @@ import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fabella import abi
 from fabella.abi import E_CONFIG, E_NOT_FINITE, E_RANGE, E_TOKEN, ERRORS, struct_of
@@ -25,7 +25,7 @@ from fabella.hosts import Host, read_all
 from fabella.memory import cache_size
 from fabella.modelfile import ModelFile, Tensor
 from fabella.rope import NO_SCALING, table_of
-from fabella.sampler import Change
+from fabella.sampler import Candidate, Change
 from fabella.sources import ByteSource
 
 if TYPE_CHECKING:
@@ -51,6 +51,24 @@ def _portion(tensor: Tensor) -> int:
     """How many bytes of a tensor are loaded at a time: whole rows, at least one."""
     row = tensor.size // tensor.rows
     return min(tensor.size, max(row, LOADED_AT_ONCE // row * row))
+
+
+class Inside(NamedTuple):
+    """What a token is like inside the model. A layer that is run several times counts as so many.
+
+    Attributes
+    ----------
+    attention
+        How much each head of each layer looks at each position so far, its own included: (layers, heads, positions),
+        float32, as a memoryview that numbers index and NumPy reads. Each head's add up to 1; a position that the layer
+        does not see has 0.
+    lens
+        For each layer what its stream would say if it were the last: the likeliest tokens, likeliest first, by the
+        model's own last norm and output matrix. Those of the last layer are the model's.
+    """
+
+    attention: memoryview[float]
+    lens: list[list[Candidate]]
 
 
 class Engine:
@@ -289,6 +307,52 @@ class Engine:
             raise EngineError(f"cannot rewind to {position}: there are {self.position} positions")
         self.position = position
 
+    def revisit(self, token: int, position: int) -> Logits:
+        """Computes a token once more where it was computed, and returns the logits after it. As `probe`."""
+        self._check_computed(token, position)
+        _check(self._call("probe", token, position, 0, 0, 0), f"looking into position {position}")
+        self.logits.ready = 0
+        return self.logits
+
+    def _check_computed(self, token: int, position: int) -> None:
+        if not 0 <= position < self.position:
+            raise EngineError(f"position {position} cannot be looked into: {self.position} are computed")
+        if not 0 <= token < self.config.vocab_size:
+            raise EngineError(f"looking into position {position}: {ERRORS[E_TOKEN]}")
+
+    def probe(self, token: int, position: int, top: int = 3) -> Inside:
+        """Computes a token once more and returns what it is like inside (wasm/run.c says how).
+
+        All positions stay computed; but `logits` are now those after this token.
+
+        Parameters
+        ----------
+        token, position
+            The token, and where it was computed: another one would be wrong there for all after it.
+        top
+            How many tokens of each layer's lens.
+
+        Raises
+        ------
+        EngineError
+            If nothing is computed at this position, the token is outside the vocabulary, or memory runs out.
+        """
+        config = self.config
+        layers, top = config.n_layers * config.repeats, min(max(top, 1), config.vocab_size)
+        self._check_computed(token, position)
+        weights, best = 4 * layers * config.n_heads * (position + 1), CANDIDATE.size * layers * top
+        lens = self.host.allocate(best + weights)
+        try:
+            code = self._call("probe", token, position, lens + best, lens, top)
+            _check(code, f"looking into position {position}")
+            found = list(CANDIDATE.iter_unpack(self.host.read(lens, best)))
+            attention = memoryview(self.host.read(lens + best, weights))
+        finally:
+            self.host.release(lens)
+            self.logits.ready = 0
+        per_layer = [[one for one in found[at : at + top] if one[0] >= 0] for at in range(0, len(found), top)]
+        return Inside(attention.cast("f", (layers, config.n_heads, position + 1)), per_layer)
+
     def close(self) -> None:
         """Gives the model's memory back. The engine computes nothing any more afterwards."""
         self._forward = self._forward_token = _closed
@@ -331,6 +395,9 @@ class Logits:
         self._draw = host.function("draw")
         self._mean = host.function("mean_logit")
         self._log_probability = host.function("log_probability")
+        self._entropy = host.function("entropy")
+        self._probability = host.function("probability")
+        self._drawn_begin, self._drawn_end = host.function("drawn_begin"), host.function("drawn_end")
         self._candidates = host.function("logits_candidates")(pointer) & 0xFFFFFFFF
         self._read_ready = host.reader(self._candidates, CANDIDATE.size * min(READY, vocab_size))
         self._read_logits = host.function("read_logits")
@@ -358,6 +425,25 @@ class Logits:
     def log_probability(self, token: int) -> float:
         """The natural logarithm of a token's probability at temperature 1; -inf of what is no token."""
         return float(self._log_probability(self._pointer, token))
+
+    def truth(self) -> tuple[list[Candidate], float]:
+        """What lies ready, the best candidates with their probabilities at temperature 1, and the entropy there.
+
+        The entropy says in nats how uncertain the next token is. Raises EngineError if no logit is finite.
+        """
+        count = self._find(READY)
+        entropy = float(self._entropy(self._pointer))
+        return list(self._read(count)), entropy
+
+    def candidate(self, token: int, temperature: float) -> Candidate:
+        """Any one token as (token, logit, probability). Raises EngineError if the vocabulary has not got it."""
+        self._some.put((token,))
+        _check(self._read_logits(self._pointer, self._some.ids, self._some.values, 1), "looking at a token")
+        return token, self._some.get(1)[0], float(self._probability(self._pointer, token, float(temperature)))
+
+    def drawn(self) -> tuple[float, float]:
+        """Between which running sums of probabilities, in the order of ids, the token lies that `draw` found last."""
+        return float(self._drawn_begin(self._pointer)), float(self._drawn_end(self._pointer))
 
     @contextmanager
     def changed(self, tokens: Sequence[int], change: Change) -> Iterator[Logits]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from fabella.errors import PromptError, SettingsError
 from fabella.loops import Loops
@@ -12,6 +12,9 @@ from fabella.sampler import Allowed, Sampler, Settings
 from fabella.session import Model, Session, newest_half
 from fabella.stops import Stops
 from fabella.tokenizer import Decoder, Tokenizer
+
+if TYPE_CHECKING:
+    from fabella.choice import Choice, Visible
 
 Reason = Literal["end", "length", "context", "stop", "loop"]
 
@@ -36,6 +39,8 @@ class Step(NamedTuple):
     dropped
         How much the model no longer sees, the context being full, if that has become more before this token: of a story
         its oldest tokens, of a conversation its oldest turns, in all.
+    choice
+        How the token was chosen, if it was not given by the prompt and somebody wants to look (`Ending.look`).
     """
 
     token: int
@@ -43,11 +48,12 @@ class Step(NamedTuple):
     from_prompt: bool
     end: Reason | None = None
     dropped: int = 0
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)
 class Ending:
-    """When a text ends, besides when the model says so, and what may be in it.
+    """When a text ends, besides when the model says so, what may be in it, and whether one looks at how it comes about.
 
     Raises
     ------
@@ -60,6 +66,7 @@ class Ending:
     constraint: Constraint | None = None  # what may be in it
     shift: bool = False  # whether, the context full, the oldest half of it is forgotten instead of ending
     loops: bool = False  # whether it ends when it has begun to loop (loops.py)
+    look: bool = False  # whether each step says how its token was chosen (choice.py); the model must be an engine
 
     def __post_init__(self) -> None:
         if self.length is not None and (type(self.length) is not int or self.length < 0):
@@ -69,8 +76,9 @@ class Ending:
             raise SettingsError("stop", "must be a list of texts, none of them empty")
         if self.constraint is not None and not callable(self.constraint):
             raise SettingsError("constraint", "must be a function of the text so far and of what would come next")
-        if type(self.loops) is not bool:
-            raise SettingsError("loops", f"must be true or false, not {self.loops!r}")
+        for name in ("loops", "look"):
+            if type(getattr(self, name)) is not bool:
+                raise SettingsError(name, f"must be true or false, not {getattr(self, name)!r}")
 
 
 def generate(
@@ -81,6 +89,7 @@ def generate(
     length: int | None = None,
     ending: Ending | None = None,
     told: Sequence[int] = (),
+    forced: Sequence[int] = (),
 ) -> Iterator[Step]:
     """Tells a story: yields the prompt's tokens, then the sampled ones.
 
@@ -104,6 +113,9 @@ def generate(
         To go on with a story: its tokens that were sampled after this prompt and with these settings, all of them. What
         follows is what would have, had it not ended there. They are not told again, nor is the prompt: each part of
         them that is computed yields a step without a text.
+    forced
+        Tokens to take in the place of the next ones sampled, as in `go_on`: after the tokens told up to some place,
+        another way from there. Whether they were told then or drawn, what follows is the same.
 
     Raises
     ------
@@ -132,14 +144,24 @@ def generate(
     if len(tokens) > limit:
         raise PromptError(f"the prompt is {len(tokens)} tokens long, but {limited_by} is {limit}: shorten it")
     sampler = Sampler(settings, tokenizer.stop_ids)
+    forced = check_forced(forced, tokenizer)
     if not told:
-        return _tell(session, tokenizer, tokens, sampler, ending)
+        return _tell(session, tokenizer, tokens, sampler, ending, forced)
     _check_told(told, tokenizer)
     if len(tokens) + len(told) > limit:
         raise PromptError(
             f"the story is {len(tokens) + len(told)} tokens long, but {limited_by} is {limit}: it cannot go on"
         )
-    return _go_on(session, tokenizer, tokens, told, sampler, ending)
+    return _go_on(session, tokenizer, tokens, told, sampler, ending, forced)
+
+
+def check_forced(forced: Sequence[int], tokenizer: Tokenizer) -> Sequence[int]:
+    """Return tokens that are to be taken; PromptError unless the vocabulary has them, and only the last ends a text."""
+    if not all(type(token) is int and 0 <= token < len(tokenizer) for token in forced):
+        raise PromptError(f"what is to be taken must be tokens of the model's, from 0 to {len(tokenizer) - 1}")
+    if not tokenizer.stop_ids.isdisjoint(forced[:-1]):
+        raise PromptError("nothing can be taken after the token that ends the text")
+    return forced
 
 
 def _check_told(told: Sequence[int], tokenizer: Tokenizer) -> None:
@@ -151,7 +173,12 @@ def _check_told(told: Sequence[int], tokenizer: Tokenizer) -> None:
 
 
 def _tell(
-    session: Session, tokenizer: Tokenizer, tokens: list[int], sampler: Sampler, ending: Ending
+    session: Session,
+    tokenizer: Tokenizer,
+    tokens: list[int],
+    sampler: Sampler,
+    ending: Ending,
+    forced: Sequence[int],
 ) -> Iterator[Step]:
     decoder = tokenizer.decoder()
     for part in session.read(tokens):
@@ -159,7 +186,7 @@ def _tell(
             text = decoder.push(token)
             if token != tokenizer.bos_id:
                 yield Step(token, text, from_prompt=True)
-    yield from _Text(session, tokenizer, decoder, sampler, ending).go_on(())
+    yield from _Text(session, tokenizer, decoder, sampler, ending).go_on(forced)
 
 
 def _go_on(
@@ -169,6 +196,7 @@ def _go_on(
     told: Sequence[int],
     sampler: Sampler,
     ending: Ending,
+    forced: Sequence[int],
 ) -> Iterator[Step]:
     sampler.skip(len(told))
     for part in session.read([*tokens, *told]):
@@ -177,7 +205,7 @@ def _go_on(
     for token in tokens:
         decoder.push(token)
     begun = "".join([decoder.push(token) for token in told])
-    yield from _Text(session, tokenizer, decoder, sampler, ending, begun, told).go_on(())
+    yield from _Text(session, tokenizer, decoder, sampler, ending, begun, told).go_on(forced)
 
 
 def go_on(
@@ -237,7 +265,7 @@ class _Text:
         loops = Loops(self.told) if self.ending.loops else None
         allowed: Allowed | None = self._allowed if self.ending.constraint else None
         while True:
-            token = next(wanted, self.sampler.sample(session.logits, session.tokens, allowed))
+            token, choice = self._next(next(wanted, None), allowed)
             text = "" if token in stop_ids else decoder.push(token)
             end: Reason | None = "end" if token in stop_ids else self._reason()
             if loops and not end and loops.push(token):
@@ -250,14 +278,25 @@ class _Text:
             if stops.found:
                 end = "stop"
             if end:
-                yield Step(token, text + stops.flush(), from_prompt=False, end=end)
+                yield Step(token, text + stops.flush(), from_prompt=False, end=end, choice=choice)
                 return
             mark = session.mark
-            yield Step(token, text, from_prompt=False)
+            yield Step(token, text, from_prompt=False, choice=choice)
             session.check(mark)
             if len(session.tokens) == session.model.context:
                 yield from self._shift()
             session.forward(token)
+
+    def _next(self, given: int | None, allowed: Allowed | None) -> tuple[int, Choice | None]:
+        """The next token: the given one, or else the one sampled; and how it was chosen, if one looks."""
+        session, sampler = self.session, self.sampler
+        if not self.ending.look:
+            token = sampler.sample(session.logits, session.tokens, allowed)
+            return token if given is None else given, None
+        from fabella.choice import look
+
+        choice = look(sampler, cast("Visible", session.logits), session.tokens, allowed, given)
+        return choice.token, choice
 
     def _reason(self) -> Reason | None:
         """Why no further token can be computed, if none can."""

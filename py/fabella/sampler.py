@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Protocol
 
 from fabella.errors import ConstraintError, EngineError, SettingsError, short_text
@@ -146,6 +146,23 @@ class Logits(Protocol):
         """Return, for a `with` statement, these logits, but for some tokens what `change` makes of theirs."""
 
 
+@dataclass
+class Trace:
+    """What a sampler notes while it picks a token, so that one can look (choice.py).
+
+    Attributes
+    ----------
+    steps
+        Of each step that is switched on, its name and what it leaves, likeliest first; of penalties and temperature,
+        which leave all, the first. After the penalties the probabilities are those at temperature 1.
+    coin
+        The random number; None at temperature 0.
+    """
+
+    steps: list[tuple[str, list[Candidate]]] = field(default_factory=list)
+    coin: float | None = None
+
+
 class Sampler:
     """Picks one token after the other; the same seed and logits give the same tokens.
 
@@ -158,16 +175,15 @@ class Sampler:
 
     Attributes
     ----------
-    trace : list or None
-        If it is a list, each step appends its name and what it keeps, so that one can look. (Of the penalties, which
-        keep all, the likeliest.)
+    trace : Trace or None
+        Where the next token's steps are noted, if one wants to look.
     """
 
     def __init__(self, settings: Settings, spared: Iterable[int] = ()) -> None:
         self.settings = settings
         self.spared = frozenset(spared)
         self.random = Xorshift(settings.seed)
-        self.trace: list[tuple[str, list[Candidate]]] | None = None
+        self.trace: Trace | None = None
         self._penalises = (
             settings.repetition_penalty != 1 or settings.presence_penalty != 0 or settings.frequency_penalty != 0
         )
@@ -204,8 +220,8 @@ class Sampler:
             return penalised(after[: len(counts)], counts.values(), settings) + after[len(counts) :]
 
         with logits.changed(tokens, change) as others:
-            if self.trace is not None:
-                self.trace.append(("penalties", others.candidates(SHORTLIST, settings.temperature or 1)))
+            if self.trace:
+                self.trace.steps.append(("penalties", others.candidates(SHORTLIST, 1)))
             return self._pick(others, allowed)
 
     def skip(self, count: int) -> None:
@@ -222,18 +238,22 @@ class Sampler:
         return counts
 
     def _pick(self, logits: Logits, allowed: Allowed | None) -> int:
-        temperature = self.settings.temperature
+        temperature, trace = self.settings.temperature, self.trace
         if temperature == 0:
             return likeliest(logits) if allowed is None else first_allowed(ranked(logits, 1), allowed)[0]
         coin = self.random.coin()
         steps = self.steps(logits, allowed)
+        candidates: Iterable[Candidate] = ranked(logits, temperature, self.settings.top_k)
+        if trace:
+            first = list(islice(candidates, SHORTLIST))
+            trace.steps.append(("temperature", first))
+            trace.coin, candidates = coin, chain(first, candidates)
         if not steps:
             return logits.draw(temperature, coin)
-        candidates: Iterable[Candidate] = ranked(logits, temperature, self.settings.top_k)
         for name, step in steps:
             candidates = step(candidates)
-            if self.trace is not None:
-                self.trace.append((name, candidates))
+            if trace:
+                trace.steps.append((name, candidates))
         return draw(candidates, coin)
 
     def steps(self, logits: Logits, allowed: Allowed | None = None) -> list[tuple[str, Step]]:

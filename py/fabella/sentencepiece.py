@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from operator import itemgetter
 
@@ -27,6 +27,7 @@ from fabella.tokenizer import (
     Decoder,
     Pieces,
     Tokenizer,
+    Word,
     check_id,
     merge,
     well_formed,
@@ -103,13 +104,23 @@ class SentencePiece(Tokenizer):
 
     # --- Text to tokens ---
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, begins: bool = True) -> list[int]:
+        return self._numbers(self._symbols(self._written(text, begins)))
+
+    def _written(self, text: str, begins: bool) -> str:
+        """A text as the pieces have it."""
+        return ((" " if self.add_space_prefix and begins else "") + text).replace(" ", self.space)
+
+    def _number(self, piece: str) -> int | None:
+        """The token of a piece, if text can become it."""
+        id = self._ids.get(piece)
+        return None if id is not None and self.types[id] == UNUSED else id
+
+    def _numbers(self, symbols: Iterable[str], before_unknown: bool = False) -> list[int]:
+        """The tokens of what a text is merged to, perhaps after an unknown token."""
         ids: list[int] = []
-        before_unknown = False
-        for piece in self._symbols(((" " if self.add_space_prefix else "") + text).replace(" ", self.space)):
-            id = self._ids.get(piece)
-            if id is not None and self.types[id] == UNUSED:
-                id = None
+        for piece in symbols:
+            id = self._number(piece)
             if id is not None:
                 ids.append(id)
             elif self._byte_ids is not None:
@@ -143,15 +154,30 @@ class SentencePiece(Tokenizer):
 
     def _symbols(self, text: str) -> Iterator[str]:
         """What a text is merged to, word by word, because most words are there again and again."""
+        for part, is_piece in self._parts(text):
+            if is_piece:
+                yield part
+            else:
+                yield from self._merge(part) if self._has_unused else self._word_symbols(part)
+
+    def _parts(self, text: str) -> Iterator[tuple[str, bool]]:
+        """The parts of a text that have nothing to do with each other, and whether each is kept whole."""
         if self._has_unused:  # how they came about is a matter of the whole text
-            yield from self._merge(text)
+            yield text, False
             return
         for run, is_piece in self._whole.cut(text):
             if is_piece:
-                yield run
-                continue
-            for word in self._between_words.split(run):
-                yield from self._word_symbols(word)
+                yield run, True
+            else:
+                yield from ((word, False) for word in self._between_words.split(run))
+
+    def _words(self, text: str) -> Iterator[Word]:
+        before_unknown = False
+        for part, is_piece in self._parts(self._written(text, begins=True)):
+            steps: list[list[str]] = [[part]] if is_piece else []
+            symbols = [part] if is_piece else self._merge(part, steps)
+            yield Word(part, self._numbers(symbols, before_unknown), steps)
+            before_unknown = self._number(symbols[-1]) is None
 
     @cached_property
     def _between_words(self) -> re.Pattern[str]:
@@ -160,7 +186,7 @@ class SentencePiece(Tokenizer):
         joined = "".join(sorted({*before_spaces} - {"", "\0"}))
         return re.compile(f"(?<=[^{re.escape(self.space + joined)}])(?={re.escape(self.space)})")
 
-    def _merge(self, text: str) -> list[str]:
+    def _merge(self, text: str, steps: list[list[str]] | None = None) -> list[str]:
         """Split a text into characters and user-defined pieces, and merge the characters by score."""
         symbols: list[str] = []
         frozen = bytearray()  # 1 for each that is kept whole
@@ -181,10 +207,15 @@ class SentencePiece(Tokenizer):
                 made_of[union] = symbols[left], symbols[right]
             return -scores[id]
 
-        merged = merge(symbols, rank)
+        merged = merge(symbols, rank, steps)
         return _split_unused(merged, made_of) if made_of else merged
 
     # --- Tokens to text ---
+
+    def _spelled(self, piece: str, type: int) -> bytes:
+        if type == BYTE:
+            return bytes([_byte_value(piece)])
+        return (UNKNOWN_TEXT if type == UNKNOWN else piece.replace(self.space, " ")).encode()
 
     def decoder(self) -> Decoder:
         """Return a decoder for one sequence of tokens that arrive one by one."""

@@ -7,10 +7,13 @@ computes what is new. What it has computed already stays in its KV cache, to the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from fabella.errors import EngineError
 from fabella.sampler import Logits
+
+if TYPE_CHECKING:
+    from fabella.engine import Inside
 
 # Many tokens are read in parts, so that whoever drives the session may stop it in between. A model gives the same bits
 # however they are cut.
@@ -38,6 +41,19 @@ class Model(Protocol):
         """Forget all tokens from `position` on."""
 
 
+@runtime_checkable
+class Glass(Model, Protocol):
+    """A model that one can look into, as into the engine's."""
+
+    logits: Logits
+
+    def revisit(self, token: int, position: int) -> Logits:
+        """Compute a token once more, where it was computed, and return the logits after it: nothing is forgotten."""
+
+    def probe(self, token: int, position: int, top: int) -> Inside:
+        """The same, and return what it is like inside."""
+
+
 class Session:
     """The tokens that a model has computed.
 
@@ -57,6 +73,7 @@ class Session:
         self.model.rewind(0)
         self.tokens: list[int] = []
         self._logits: Logits | None = None
+        self._visited: int | None = None  # where the model's logits are those of another token than the last
         self._changes = 0
 
     @property
@@ -64,7 +81,34 @@ class Session:
         """The logits after the last token. Raises EngineError if there is none, or the session was rewound to it."""
         if self._logits is None:
             raise EngineError("there are no logits yet: compute a token first")
+        if self._visited is not None:  # the model has others meanwhile
+            self.repeat()
         return self._logits
+
+    def visit(self, position: int) -> Logits:
+        """Return the logits after the token at a position, which is computed once more unless it was the last visited.
+
+        All tokens stay computed, and a story that is going on goes on. Raises EngineError if there is no such token, or
+        the model cannot be looked into.
+        """
+        glass = self._glass(position)
+        if self._visited != position:
+            glass.revisit(self.tokens[position], position)
+            self._visited = position
+        return glass.logits
+
+    def inside(self, position: int, top: int = 3) -> Inside:
+        """Return what the token at a position is like inside the model (Engine.probe). Raises as `visit` does."""
+        inside = self._glass(position).probe(self.tokens[position], position, top)
+        self._visited = position
+        return inside
+
+    def _glass(self, position: int) -> Glass:
+        if not isinstance(self.model, Glass):
+            raise EngineError("this model cannot be looked into: only the engine's can")
+        if not 0 <= position < len(self.tokens):
+            raise EngineError(f"position {position} cannot be looked into: {len(self.tokens)} are computed")
+        return self.model
 
     def read(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
         """Make `tokens`, at least one, the session's.
@@ -104,7 +148,7 @@ class Session:
         """Forget all tokens from `position` on."""
         self.model.rewind(position)
         del self.tokens[position:]
-        self._logits = None
+        self._logits = self._visited = None
         self._changes += 1
 
     def forget(self) -> None:
@@ -121,6 +165,7 @@ class Session:
         logits = self.model.forward(self.tokens[-1] if self.tokens else 0)
         self.model.rewind(position)
         self._logits = logits if position else None
+        self._visited = None
 
     @property
     def mark(self) -> tuple[int, int]:
@@ -135,6 +180,7 @@ class Session:
     def _add(self, logits: Logits, tokens: Sequence[int]) -> None:
         self.tokens += tokens
         self._logits = logits
+        self._visited = None
         self._changes += 1
 
 

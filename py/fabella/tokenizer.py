@@ -13,6 +13,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 from fabella.errors import ModelFileError
 
@@ -27,6 +28,25 @@ TYPES = (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE)
 
 REMEMBERED = 10_000  # words that a tokenizer need not merge again
 LONGEST_PIECE = 1024  # bytes; real vocabularies stay below 200
+
+
+class Word(NamedTuple):
+    """A part of a text that becomes tokens by itself.
+
+    Attributes
+    ----------
+    text
+        As it stands in the vocabulary, with "▁" or "Ġ" for a space; a character for each byte, if that is its kind.
+    ids
+        Its tokens.
+    steps
+        What it is made of, before the first merge and after each: from characters to pieces. One that is not merged
+        has only the first.
+    """
+
+    text: str
+    ids: list[int]
+    steps: list[list[str]]
 
 
 class Tokenizer(ABC):
@@ -116,9 +136,43 @@ class Tokenizer(ABC):
     def _controls(self) -> Pieces:
         return Pieces(self._control_ids)
 
+    def encode_on(self, text: str) -> list[int]:
+        """Return the tokens of a text that goes on from another, so that no space comes at its front of itself."""
+        return self._encode(well_formed(text), begins=False) if text else []
+
+    def words(self, text: str, bos: bool = True, special: bool = False) -> Iterator[Word]:
+        """Yield the parts of a text, and how each becomes tokens, by the same steps. The parameters are `encode`'s."""
+        if bos and self.add_bos:
+            yield self._whole_word(self.bos_id)
+        text = well_formed(text)
+        for part in self.cut(text) if special else [text]:
+            if isinstance(part, int):
+                yield self._whole_word(part)
+            elif part:
+                yield from self._words(part)
+
+    def _whole_word(self, id: int) -> Word:
+        return Word(self.pieces[id], [id], [[self.pieces[id]]])
+
     @abstractmethod
-    def _encode(self, text: str) -> list[int]:
-        """The tokens of a well-formed text in which nothing is special."""
+    def _encode(self, text: str, begins: bool = True) -> list[int]:
+        """The tokens of a well-formed text in which nothing is special, and which is a text's beginning or goes on."""
+
+    @abstractmethod
+    def _words(self, text: str) -> Iterator[Word]:
+        """How such a text becomes tokens; it is not empty."""
+
+    def spelled(self, id: int) -> bytes:
+        """Return what a token adds to a text within it, in UTF-8: part of a character, perhaps; of a control nothing.
+
+        Raises IndexError if the vocabulary has no such token.
+        """
+        if not 0 <= id < len(self.pieces):
+            raise IndexError(f"token {id} is outside the vocabulary of {len(self.pieces)}")
+        return b"" if self.types[id] == CONTROL else self._spelled(self.pieces[id], self.types[id])
+
+    @abstractmethod
+    def _spelled(self, piece: str, type: int) -> bytes: ...
 
     @abstractmethod
     def fewest_tokens(self, text: str) -> int:
@@ -227,7 +281,9 @@ class Pieces:
         return ""
 
 
-def merge(symbols: list[str], rank: Callable[[int, int], float | None]) -> list[str]:
+def merge(
+    symbols: list[str], rank: Callable[[int, int], float | None], steps: list[list[str]] | None = None
+) -> list[str]:
     """Merge neighbours, again and again those of the lowest rank, the leftmost of equals, until none has one.
 
     The symbols form a linked list and a heap holds the possible merges, so that each merge costs O(log n).
@@ -238,6 +294,8 @@ def merge(symbols: list[str], rank: Callable[[int, int], float | None]) -> list[
         What is to be merged; a merge's left one becomes the union, the right one "".
     rank
         The rank of the union of two symbols, by their places; None: they do not merge.
+    steps
+        If it is a list, what there is before the first merge and after each is added to it.
     """
     count = len(symbols)
     before = list(range(-1, count - 1))
@@ -248,6 +306,8 @@ def merge(symbols: list[str], rank: Callable[[int, int], float | None]) -> list[
         if left >= 0 and right >= 0 and (found := rank(left, right)) is not None:
             heapq.heappush(heap, (found, left, right, len(symbols[left]) + len(symbols[right])))
 
+    if steps is not None:
+        steps.append(list(symbols))
     for left in range(count - 1):
         consider(left, left + 1)
     while heap:
@@ -260,6 +320,8 @@ def merge(symbols: list[str], rank: Callable[[int, int], float | None]) -> list[
         after[left] = after[right]
         if after[right] >= 0:
             before[after[right]] = left
+        if steps is not None:
+            steps.append(list(filter(None, symbols)))
         consider(before[left], left)
         consider(left, after[left])
     return [symbol for symbol in symbols if symbol]
