@@ -132,6 +132,9 @@ class Page:
             With ``"told"``, the list of all tokens that were sampled so far after this prompt and with these settings,
             the story goes on as it would have; neither the prompt nor they are told again.
 
+            ``"choices"`` are tokens that the reader takes in the place of those sampled, ``[[place, token], …]``: place
+            0 is the first sampled token's. Those among the tokens told are passed over.
+
         Raises
         ------
         FabellaError
@@ -142,8 +145,10 @@ class Page:
         told = asked.get("told", [])
         if not isinstance(told, list):
             raise PromptError("what was told must be a list of tokens")
+        forced = _forced(asked.get("choices", []), len(told), self._session.model.context)
         settings, ending = _settings(asked.get("settings", {}))
-        self._begin(generate(self._session, self._model.tokenizer, prompt, settings, ending=ending, told=told))
+        tokenizer = self._model.tokenizer
+        self._begin(generate(self._session, tokenizer, prompt, settings, ending=ending, told=told, forced=forced))
 
     def say(self, request: str) -> None:
         """Starts an answer, in the place of what may still be going on.
@@ -318,6 +323,21 @@ def _prompt(asked: dict[str, Any]) -> str:
     if not isinstance(prompt, str):
         raise PromptError("there is no prompt; the least is an empty text")
     return prompt
+
+
+def _forced(choices: Any, told: int, context: int) -> list[int | None]:
+    """The tokens to take from the place `told` on, None for those to be sampled. Raises PromptError."""
+    forced: list[int | None] = []
+    try:
+        for place, token in choices:
+            if not (type(place) is int and 0 <= place < context and type(token) is int):
+                raise ValueError
+            if place >= told:
+                forced += [None] * (place - told + 1 - len(forced))
+                forced[place - told] = token
+    except (TypeError, ValueError):
+        raise PromptError("the choices must be a list of places in the story and tokens") from None
+    return forced
 
 
 def _told(step: Step) -> dict[str, Any]:
