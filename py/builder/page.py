@@ -20,6 +20,7 @@ from builder.engines import build_engines
 from builder.install import ensure_node_packages, ensure_python
 from builder.offers import describe, describe_adapter, find_offer, origin_of
 from builder.offline import compress, publish_manifest, write_service_worker
+from builder.proof import noted
 from builder.python import build_program, build_snapshot, build_stdlib, copy_pyodide
 from builder.told import as_html, told_before
 from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, digest, run, say, scratch, size
@@ -28,7 +29,7 @@ EMBEDDING = "fabella.js"  # the name stays, for other pages have it
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
 
-ROOMS = ("chat", "shelf")  # web/rooms/: scripts that the page loads when they are wanted
+ROOMS = ("chat", "shelf", "share", "proof")  # web/rooms/: scripts that the page loads when they are wanted
 
 
 def bundle(
@@ -87,7 +88,7 @@ def bundle(
             models.append(describe(offer.file, offer.url or publish(offer.file, new, "{stem}-{hash}.gguf")))
             if models[-1]["id"] in [other["id"] for other in models[:-1]]:
                 raise BuildError(f"{offer.url or offer.file}: the page has this model already")
-        scripts = bundle_scripts(new)
+        scripts = bundle_scripts(new, noted(gguf, model))
         assets = {
             "worker": part(new, scripts["worker.js"]),
             "helper": part(new, scripts["helper.js"]),
@@ -164,19 +165,20 @@ def reworded(gguf: Path, words: Mapping[str, Any], folder: Path) -> Path:
     return copy
 
 
-def bundle_scripts(out: Path) -> dict[str, str]:
+def bundle_scripts(out: Path, noted: Path) -> dict[str, str]:
     """Bundle the page's scripts and style with esbuild; return the URL of each by its name in web/.
 
     app.js becomes a classic script, which browsers run whatever type a server gives it; the other two are modules,
-    which app.js and worker.js start from what they have downloaded.
+    which app.js and worker.js start from what they have downloaded. `noted` is what the self-test compares with.
     """
     esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--target=es2022")
     output = ("--entry-names=[name]-[hash]", f"--outdir={out / 'assets'}")
     node = ("--external:node:*", "--external:ws")  # what Pyodide would import there
     run(*esbuild, *output, "--format=iife", "--minify", "web/app.js", "web/style.css")
     run(*esbuild, *output, "--format=esm", "--minify", *node, "web/worker.js", "web/helper.js")
+    proof = ("--loader:.py=text", f"--alias:noted={noted}")
     for name in ROOMS:
-        run(*esbuild, *output, "--format=iife", f"--global-name=fabella_{name}", "--minify", f"web/rooms/{name}.js")
+        run(*esbuild, *output, *proof, "--format=iife", f"--global-name=fabella_{name}", "--minify", f"web/rooms/{name}.js")
     urls = {}
     for name in ("app.js", "style.css", "worker.js", "helper.js", *(f"{room}.js" for room in ROOMS)):
         stem, suffix = name.split(".")
