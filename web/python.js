@@ -58,7 +58,7 @@ export function importModule(python, name, source) {
   if (source !== undefined) {
     python.FS.mkdirTree(PACKAGE);
     python.FS.writeFile(`${PACKAGE}/${name}.py`, source);
-    python.pyimport("importlib").invalidate_caches();
+    python.pyimport("sys").path_importer_cache.clear(); // as long as the folder was empty there was none
   }
   return python.pyimport(`fabella.${name}`);
 }

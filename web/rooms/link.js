@@ -178,7 +178,7 @@ function settingsIn(named) {
   for (const setting of /** @type {(keyof typeof NAMES)[]} */ (Object.keys(NAMES))) {
     const text = named.get(NAMES[setting]);
     if (text === undefined) continue;
-    const value = /^\d{1,20}(\.\d{1,20})?(e-\d{1,3})?$/.test(text) ? Number(text) : NaN;
+    const value = /^\d{1,20}(\.\d{1,30})?(e-\d{1,3})?$/.test(text) ? Number(text) : NaN;
     const [least, most] = RANGES[setting];
     if (!(value >= least && value <= most) || (WHOLE.includes(setting) && !Number.isInteger(value)))
       throw new Damaged(`its ${setting.replace("_", " ")} is “${text.slice(0, 20)}”`);

@@ -42,7 +42,8 @@ export function mount(house) {
   style.replaceSync(STYLE);
   document.adoptedStyleSheets = [...document.adoptedStyleSheets, style];
   const box = make("div", { id: "proved" });
-  element("proof", HTMLButtonElement).after(box);
+  const pressed = element("proof", HTMLButtonElement);
+  pressed.after(box);
   const said = make("p", { class: "hint", role: "status" });
   const bar = make("progress", { "aria-label": "Self-test", max: "1", value: "0" });
   let busy = false;
@@ -61,7 +62,8 @@ export function mount(house) {
         bar.value = share;
       });
       bar.remove();
-      said.textContent = verdict(result);
+      said.textContent = isRight(result) ? "This device computes all as it should." : verdict(result);
+      if (isRight(result)) pressed.textContent = verdict(result);
       box.append(...details(house, result));
     } catch (error) {
       bar.remove();
@@ -103,7 +105,7 @@ const isRight = ({ logits, torch }) =>
 
 /** @param {Result} result */
 const verdict = (result) =>
-  isRight(result) ? (result.torch ? "Equals PyTorch ✓" : "Equals what was noted ✓") : "Not the same: see below.";
+  isRight(result) ? (result.torch ? "Equals PyTorch ✓" : "Computes right ✓") : "Not the same: see below.";
 
 /** @param {Result} result @returns {string[]} sentences */
 function findings({ logits: { positions, same, bits }, torch }) {

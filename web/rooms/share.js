@@ -26,7 +26,8 @@ import { command, markdown, signature } from "./texts.js";
 const STYLE = `
   #sharing h2 { margin: 1.5rem 0 0.6rem }
   #sharing header h2 { width: auto; margin: 0; border: 0 }
-  #sharing canvas { display: block; width: 100%; max-height: 26rem; object-fit: contain; object-position: left top }
+  #sharing canvas { display: block; max-width: 100%; max-height: 26rem; border: 1px solid var(--rule) }
+  #sharing .far button { flex: none }
   #sharing .choice { width: fit-content; margin: 0 0 0.8rem }
   #code pre { padding: 0.6rem 0.8rem; overflow: auto; max-height: 24rem; border: 1px solid var(--edge);
     font: 0.875rem/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
@@ -113,7 +114,7 @@ async function open(house, dialog) {
     draw(canvas, {
       blocks: blocksOf(leaf),
       title: model.title || model.name,
-      below: signature(leaf, turn, model),
+      below: `${signature(leaf, turn, model)} ${location.host}${location.pathname}`,
       dark,
     });
   const lights = make("div", { class: "choice", role: "radiogroup", "aria-label": "Light" });
@@ -307,12 +308,13 @@ function difference({ tokens, reason }, count, after, before, isPart) {
     );
   const where =
     after !== before
-      ? `after ${inTokens(after)} that are the same, and within the first ${before} of ${count}, it becomes another`
+      ? `${after ? `the first ${inTokens(after)} are the same, but among the next` : "among the first"} ` +
+        `${before - after} of ${count} there is another`
       : isPart
-        ? `the first ${inTokens(after)} are the same, but the link’s has ${count}`
+        ? `the ${inTokens(after)} here are the same, but the link’s has ${count}`
         : `all ${inTokens(count)} of the link’s are the same, but here it goes on`;
   return (
     `Not the same as the story in the link: ${where}. The link may have been changed on its way; or this device ` +
-    "computes otherwise: “Equals PyTorch?”, below the settings, finds that out."
+    `computes otherwise: “${element("proof", HTMLButtonElement).textContent}”, below the settings, finds that out.`
   );
 }
