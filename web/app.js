@@ -296,8 +296,10 @@ async function start() {
   const found = await sourceOf(address.model, chosen);
   const source = found ?? (leaf ? ownSource() : null); // a tab whose page has another model by now
   if (source) load(source);
-  else fail(noSuchModel(address.model, assets.model.name, address.name));
-  addressed = address.shared; // the visitor may open its model
+  else {
+    fail(noSuchModel(address.model, assets.model.name, address.name));
+    addressed = address.shared; // the visitor may open its model
+  }
   if (leaf) await restoreLeaf(leaf);
   if (source) takeAddress();
   if (!address.compact) startKeeping(assets.model.id);
