@@ -256,7 +256,9 @@ function takeAddress() {
   if (!model) return;
   if (shared && !compact) {
     const { hash } = location;
-    openShare().then((room) => room?.follow(hash));
+    openShare().then((room) => {
+      addressed = room?.follow(hash) === false; // it needs another model, which the visitor may open
+    });
     return;
   }
   if (mode === "chat" && !model.chats) complain(new Problem("This model tells stories: it does not converse."));

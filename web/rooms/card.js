@@ -103,6 +103,10 @@ export function draw(canvas, { blocks, title, below, dark }) {
   signed.forEach((line, index) => context.fillText(line, MARGIN, height - foot + 76 + 36 * index));
 }
 
+/** What a reader takes for a character, as far as the browser knows. @param {string} word @returns {string[]} */
+const characters = (word) =>
+  "Segmenter" in Intl ? Array.from(new Intl.Segmenter().segment(word), ({ segment }) => segment) : [...word];
+
 /**
  * Breaks a block into lines.
  * @param {CanvasRenderingContext2D} context  with the text's font
@@ -171,7 +175,7 @@ function wrap(context, pieces, room, indents = []) {
   for (const [text, isGiven] of pieces) {
     for (const word of text.match(/\s+|\S+/g) ?? []) {
       if (context.measureText(word).width <= room) put(word, isGiven);
-      else for (const character of word) put(character, isGiven); // as where words have no spaces between them
+      else for (const character of characters(word)) put(character, isGiven); // as where words have no spaces
     }
   }
   if (line.pieces.length > 0) next();

@@ -91,6 +91,7 @@ async function run(house, show) {
   const first = { source, request: JSON.stringify({ reference: noted, id }), file: file ?? undefined };
   let asked = first;
   for (;;) {
+    if (house.current().request) throw new Error("something was told meanwhile; press again");
     const { answer } = await house.ask({ type: "call", module: "selftest", ...asked });
     const { done, total, result } = JSON.parse(answer);
     show(done / total);

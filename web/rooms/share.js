@@ -108,7 +108,7 @@ async function open(house, dialog) {
   if (ours && !adapter?.on)
     asText.append(button("Copy as command", () => copy(command(leaf, turn, model), "The command")));
 
-  const canvas = make("canvas", { role: "img", "aria-label": "The picture: the text below its title" });
+  const canvas = make("canvas", { role: "img", "aria-label": "The text, as a picture" });
   const dark = matchMedia("(prefers-color-scheme: dark)").matches || document.documentElement.dataset.light === "dark";
   const paint = (/** @type {boolean} */ dark) =>
     draw(canvas, {
@@ -220,7 +220,7 @@ function follower(house, confirmed, code) {
       : difference(turn, mark.count, after, before, isPart);
   }
 
-  /** @param {string} fragment */
+  /** @param {string} fragment @returns {boolean} false: its story is another model's */
   return function follow(fragment) {
     let link;
     try {
@@ -228,16 +228,15 @@ function follower(house, confirmed, code) {
     } catch (error) {
       if (!(error instanceof Damaged)) throw error;
       complain(error.message);
-      return;
+      return true;
     }
     const { model } = house.current();
-    if (!model) return;
-    if (!model.id.startsWith(link.model)) {
+    if (!model?.id.startsWith(link.model)) {
       complain(
         `The story in this link was told by another model, “${link.name || link.model}” (its SHA-256 begins with ` +
-          `${link.model}). This page does not have it: open its file here, then follow the link again.`,
+          `${link.model}). This page does not have it: open its file here, and you hear the story.`,
       );
-      return;
+      return false;
     }
     code.hidden = true;
     const usual = { ...presets(model).balanced, length: model.context };
@@ -247,19 +246,20 @@ function follower(house, confirmed, code) {
       followed = link;
       told = `${house.current().leaf?.id} ${standing.id}`;
       confirm(standing);
-      return;
+      return true;
     }
     house.abandon();
     house.setMode("story");
     house.change({ prompt: link.prompt, settings: { ...house.current().settings, ...settings } });
     if (link.code) {
       show(link.code);
-      return;
+      return true;
     }
     house.tell(link.choices.length ? link.choices : undefined);
     followed = link;
     request = house.current().request?.id ?? 0;
     house.change({ settings: { ...house.current().settings, seed: "" } }); // the next story is another
+    return true;
   };
 
   /** @param {string} text  a program of whoever made the link */
