@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from .random_models import load, write_random_model
 from .stories import PROMPT
 from .test_link import Links, links
 from .test_page import AXE
+from .test_shelf import drop
 
 __all__ = ["links"]  # a fixture
 
@@ -219,8 +221,6 @@ def test_settings_that_the_model_refuses_are_told_in_words(visit: Visit, site: S
 def test_a_model_that_the_page_lacks_is_named_and_may_be_opened(
     visit: Visit, site: Site, tmp_path: Path, links: Links
 ) -> None:
-    import hashlib
-
     other = write_random_model(tmp_path / "other.gguf", RANDOM_CONFIG, seed=5)
     id = hashlib.sha256(other.read_bytes()).hexdigest()
     steps = choosing(other, {0: 300}, 60)
@@ -232,8 +232,9 @@ def test_a_model_that_the_page_lacks_is_named_and_may_be_opened(
     visit.again_button.click()  # the page's own, which is another
     expect(visit.alert).to_contain_text("was told by another model, “King James”")
     expect(visit.tell_button).to_be_enabled()
-    visit.page.get_by_role("button", name=re.compile("random 0")).click()
-    visit.page.locator("#shelf input[type=file]").first.set_input_files(str(other))
+    drop(visit, ("other.gguf", other.read_bytes()))
+    row = visit.page.get_by_role("tabpanel").get_by_role("listitem").filter(has_text="yours")
+    row.get_by_role("button", name="load").click()
     expect(visit.page.locator("#confirmed")).to_have_text(SAME)
     assert visit.story.text_content() == "".join(step.text for step in steps)
 
@@ -299,14 +300,12 @@ def test_pictures_of_any_text_can_be_drawn(visit: Visit, site: Site, words: list
     """By what stands on the page: the model of the tests cannot tell such stories."""
     visit.open(site).tell(PROMPT, temperature=0.9, length=20)
     for text in words:
-        visit.page.get_by_role("button", name="Again").click()  # the leaf is another
-        expect(visit.tell_button).to_be_visible()
         sizes = visit.page.evaluate(DRAWN, text)
         assert sizes["width"] == 1080
         assert 300 <= sizes["height"] <= 12_000
 
 
-# Puts a text in the place of the story that is kept, opens it from the shelf's file, and shares it.
+# Drops a file with a story on the page, opens it on the shelf, and shares it.
 DRAWN = """async (text) => {
   const turn = { dropped: 0, seconds: 0, rate: 0, tokens: [], reason: "end", settings: null };
   const turns = [
