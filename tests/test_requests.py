@@ -89,6 +89,39 @@ def test_settings_that_are_missing(open_page: Any, model: Path, field: str) -> N
         open_page(model).tell(json.dumps({"prompt": "", "settings": settings}))
 
 
+def tokens(opened: page.Page, **request: Any) -> list[int]:
+    """Those that the model tells, chosen or drawn."""
+    opened.tell(json.dumps({"prompt": "w3", "settings": SETTINGS | {"temperature": 1}} | request))
+    found = []
+    while True:
+        turn = json.loads(opened.advance(1000))
+        found += [step["token"] for step in turn["steps"] if not step["from_prompt"]]
+        if turn["end"]:
+            return found
+
+
+def test_choices_are_taken_in_their_places(open_page: Any, model: Path) -> None:
+    opened = open_page(model)
+    drawn = tokens(opened)
+    chosen = tokens(opened, choices=[[2, 301], [5, 302]])
+    assert chosen[:2] == drawn[:2]
+    assert (chosen[2], chosen[5]) == (301, 302)
+    assert tokens(opened, told=chosen[:4], choices=[[2, 301], [5, 302]])[-len(chosen) + 4 :] == chosen[4:]
+    assert tokens(opened, choices=[[2, drawn[2]]]) == drawn, "what is drawn anyway changes nothing"
+    assert tokens(opened, choices=[]) == drawn
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [1, "ab", [1], [[1]], [[-1, 3]], [[80, 3]], [[10**12, 3]], [[0, "a"]], [[True, 3]], [[0, 1.5]], [[0, None]]],
+)
+def test_choices_that_are_none(open_page: Any, model: Path, choices: Any) -> None:
+    with pytest.raises(PromptError, match="the choices must be a list of places in the story and tokens"):
+        tokens(open_page(model), choices=choices)
+    with pytest.raises(PromptError, match="must be tokens of the model's, from 0 to 399"):
+        tokens(open_page(model), choices=[[1, 400]])
+
+
 def test_prompts(open_page: Any, model: Path) -> None:
     opened = open_page(model)
     for prompt in ("", " ", "\n", "\0", "\ufffd", "\ud800", "\u202e"):
