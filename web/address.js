@@ -45,7 +45,7 @@ export function read(fragment) {
   const seed = named.get("s") ?? "";
   const mode = named.get("mode");
   return {
-    model: named.get("m") ?? "",
+    model: (named.get("m") ?? "").slice(0, 80),
     prompt: named.get("p"),
     seed: /^[1-9][0-9]{0,17}$/.test(seed) ? seed : "",
     settings,

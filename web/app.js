@@ -273,10 +273,11 @@ function takeAddress() {
 
 /** The address has become another. */
 async function follow() {
-  const { model, name } = read(location.hash);
+  const { model, name, shared } = read(location.hash);
   const source = model ? await sourceOf(model, current().model?.id ?? "") : null;
   if (model && !source) {
     complain(noSuchModel(model, assets.model.name, name));
+    addressed = shared; // the visitor may open its model
     return;
   }
   const id = source?.kind === "offer" ? source.part.id : source?.kind === "kept" ? source.id : "";
