@@ -29,7 +29,6 @@ export const SHORT = 12;
  * @property {Partial<Settings>} settings
  * @property {"story" | "chat" | ""} mode  what the model shall do, if it can
  * @property {boolean} compact  whether nothing but the leaf is wanted
- * @property {string} name  the model's, as whoever shared a story called it
  * @property {boolean} shared  whether rooms/share.js is to read it: it says more than what is read here
  */
 
@@ -51,7 +50,6 @@ export function read(fragment) {
     settings,
     mode: mode === "story" || mode === "chat" ? mode : "",
     compact: named.get("view") === "leaf",
-    name: (named.get("name") ?? "").slice(0, 80),
     shared: named.has("v") || named.has("c"),
   };
 }

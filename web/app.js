@@ -273,11 +273,10 @@ function takeAddress() {
 
 /** The address has become another. */
 async function follow() {
-  const { model, name, shared } = read(location.hash);
+  const { model, shared } = read(location.hash);
   const source = model ? await sourceOf(model, current().model?.id ?? "") : null;
-  if (model && !source) {
-    complain(noSuchModel(model, assets.model.name, name));
-    addressed = shared; // the visitor may open its model
+  if (model && !source && !shared) {
+    complain(noSuchModel(model, assets.model.name));
     return;
   }
   const id = source?.kind === "offer" ? source.part.id : source?.kind === "kept" ? source.id : "";
@@ -297,12 +296,10 @@ async function start() {
   settingsOf = model;
   change(state);
   const found = await sourceOf(address.model, chosen);
-  const source = found ?? (leaf ? ownSource() : null); // a tab whose page has another model by now
+  // A tab whose page has another model by now; or a story of one that rooms/share.js will ask for.
+  const source = found ?? (leaf || address.shared ? ownSource() : null);
   if (source) load(source);
-  else {
-    fail(noSuchModel(address.model, assets.model.name, address.name));
-    addressed = address.shared; // the visitor may open its model
-  }
+  else fail(noSuchModel(address.model, assets.model.name));
   if (leaf) await restoreLeaf(leaf);
   if (source) takeAddress();
   if (!address.compact) startKeeping(assets.model.id);

@@ -101,15 +101,9 @@ const anotherFile = (part, difference) =>
 /**
  * @param {string} asked  by the address
  * @param {string} own  the page's model
- * @param {string} [name]  of one that is asked for by its hash
  */
-export const noSuchModel = (asked, own, name) =>
-  new Problem(
-    (name
-      ? `The story in this link was told by “${name}”, a model that this page does not have. Open its file here (its ` +
-        `SHA-256 begins with ${asked}), and you hear the story.`
-      : `This page has no model that is called “${asked}”.`) + ` Try again with the one that it has, “${own}”.`,
-  );
+export const noSuchModel = (asked, own) =>
+  new Problem(`This page has no model that is called “${asked}”. Try again with the one that it has, “${own}”.`);
 
 /**
  * @param {string} part
