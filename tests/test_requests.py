@@ -92,7 +92,7 @@ def test_settings_that_are_missing(open_page: Any, model: Path, field: str) -> N
 def tokens(opened: page.Page, **request: Any) -> list[int]:
     """Those that the model tells, chosen or drawn."""
     opened.tell(json.dumps({"prompt": "w3", "settings": SETTINGS | {"temperature": 1}} | request))
-    found = []
+    found: list[int] = []
     while True:
         turn = json.loads(opened.advance(1000))
         found += [step["token"] for step in turn["steps"] if not step["from_prompt"]]

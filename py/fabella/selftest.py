@@ -126,8 +126,8 @@ class AsF32:
         for tensor in self.given.tensors.values():
             data = self.source.read(tensor.offset, tensor.size)
             written = data if tensor.type == "F32" else q4_0_as_f32(data).tobytes()
-            place = {"type": "F32", "offset": len(self.data), "size": len(written)}
-            self.model.tensors[tensor.name] = replace(tensor, **place)
+            place = replace(tensor, type="F32", offset=len(self.data), size=len(written))
+            self.model.tensors[tensor.name] = place
             self.data += written
             yield
 
