@@ -97,7 +97,7 @@ def test_has_exactly_the_files_that_the_page_needs(dist: Path, random_model: Pat
     patterns = [
         *("index.html", r"LICENSES\.txt", r"sw\.js", r"fabella\.js"),
         *(rf"pyodide-{version}/{name}" for name in builder.python.PYODIDE_FILES),
-        *(rf"assets/{name}-\w+\.js" for name in ("app", "worker", "helper", "chat", "shelf")),
+        *(rf"assets/{name}-\w+\.js" for name in ("app", "worker", "helper", "chat", "shelf", "share", "proof")),
         *(rf"assets/run-{name}-\w+\.wasm" for name in builder.engines.ENGINES),
         *(r"assets/favicon-\w+\.svg", r"assets/icon-192-\w+\.png", r"assets/icon-512-\w+\.png"),
         *(r"assets/share-\w+\.png", r"assets/manifest-\w+\.webmanifest"),

@@ -89,6 +89,37 @@ def test_settings_that_are_missing(open_page: Any, model: Path, field: str) -> N
         open_page(model).tell(json.dumps({"prompt": "", "settings": settings}))
 
 
+def tokens(opened: page.Page, **request: Any) -> list[int]:
+    """Those that the model tells, chosen or drawn."""
+    opened.tell(json.dumps({"prompt": "w3", "settings": SETTINGS | {"temperature": 1}} | request))
+    found: list[int] = []
+    while True:
+        turn = json.loads(opened.advance(1000))
+        found += [step["token"] for step in turn["steps"] if not step["from_prompt"]]
+        if turn["end"]:
+            return found
+
+
+def test_forced_tokens_are_taken_in_their_places(open_page: Any, model: Path) -> None:
+    opened = open_page(model)
+    drawn = tokens(opened)
+    chosen = tokens(opened, forced=[None, None, 301, None, None, 302])
+    assert chosen[:2] == drawn[:2]
+    assert (chosen[2], chosen[5]) == (301, 302)
+    assert tokens(opened, told=chosen[:4], forced=[None, 302])[-len(chosen) + 4 :] == chosen[4:]
+    assert tokens(opened, forced=[None, None, drawn[2]]) == drawn, "what is drawn anyway changes nothing"
+    assert tokens(opened, forced=[]) == tokens(opened, forced=[None]) == drawn
+
+
+@pytest.mark.parametrize("forced", [["a"], [True], [1.5], [[1]], [-1], [400], [None, 400], [10**12]])
+def test_forced_tokens_that_are_none(open_page: Any, model: Path, forced: Any) -> None:
+    with pytest.raises(PromptError, match="must be tokens of the model's, from 0 to 399"):
+        tokens(open_page(model), forced=forced)
+    for nothing in (1, "ab", {"0": 3}):
+        with pytest.raises(PromptError, match="what was forced must be a list of tokens"):
+            tokens(open_page(model), forced=nothing)
+
+
 def test_prompts(open_page: Any, model: Path) -> None:
     opened = open_page(model)
     for prompt in ("", " ", "\n", "\0", "\ufffd", "\ud800", "\u202e"):

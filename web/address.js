@@ -9,7 +9,7 @@ import { presets } from "./presets.js";
 /** @import { Card, Settings } from "./messages.js" */
 
 /** In the fragment, by the setting's name. */
-const NAMES = /** @type {const} */ ({
+export const NAMES = /** @type {const} */ ({
   temperature: "t",
   top_p: "tp",
   top_k: "tk",
@@ -19,7 +19,7 @@ const NAMES = /** @type {const} */ ({
 });
 
 /** So much of a model's hash names it. */
-const SHORT = 12;
+export const SHORT = 12;
 
 /**
  * @typedef {object} Address
@@ -29,6 +29,7 @@ const SHORT = 12;
  * @property {Partial<Settings>} settings
  * @property {"story" | "chat" | ""} mode  what the model shall do, if it can
  * @property {boolean} compact  whether nothing but the leaf is wanted
+ * @property {boolean} shared  whether rooms/share.js is to read it: it says more than what is read here
  */
 
 /** @param {string} fragment  with its # @returns {Address} */
@@ -43,12 +44,13 @@ export function read(fragment) {
   const seed = named.get("s") ?? "";
   const mode = named.get("mode");
   return {
-    model: named.get("m") ?? "",
+    model: (named.get("m") ?? "").slice(0, 80),
     prompt: named.get("p"),
     seed: /^[1-9][0-9]{0,17}$/.test(seed) ? seed : "",
     settings,
     mode: mode === "story" || mode === "chat" ? mode : "",
     compact: named.get("view") === "leaf",
+    shared: named.has("v") || named.has("c"),
   };
 }
 
@@ -71,20 +73,6 @@ export function write(leaf, turn, model) {
     const key = /** @type {keyof typeof NAMES} */ (setting);
     if (settings[key] !== usual?.[key]) named.set(name, String(settings[key]));
   }
+  if (turn.choices) named.set("c", turn.choices.map((choice) => choice.join(".")).join("_"));
   return `#${named}`;
-}
-
-/**
- * The same as a command for a terminal.
- * @param {Leaf} leaf
- * @param {Turn} turn
- * @param {string} file  the model's
- */
-export function command(leaf, { parent, settings }, file) {
-  if (!settings) return "";
-  const { temperature, top_p, top_k, min_p, repetition_penalty, length, seed } = settings;
-  const quoted = (/** @type {string} */ text) => `'${text.replaceAll("'", "'\\''")}'`;
-  const flags = [`-t ${temperature}`, `-p ${top_p}`, `-k ${top_k}`, `--min-p ${min_p}`];
-  flags.push(`--repetition-penalty ${repetition_penalty}`, `-n ${length}`, `-s ${seed}`);
-  return `python -m fabella ${quoted(file)} ${flags.join(" ")} -i ${quoted(leaf.turns[parent ?? 0].text)}`;
 }

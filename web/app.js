@@ -159,6 +159,10 @@ function setMode(mode) {
 const complain = ({ message }) => change({ complaint: { message, field: null, wayOut: "again" } });
 
 const openChat = () => enter("chat", assets, telling).catch(complain);
+/** @type {(question: any) => Promise<any>} */
+const ask = (question) => bridge.ask(question).answer;
+const openShare = () => enter("share", assets, { ...telling, setMode, ask }).catch(complain);
+const openProof = () => enter("proof", assets, { assets, ask }).catch(complain);
 const openShelf = () => enter("shelf", assets, { ...telling, assets, load, describe, adapt, versions }).catch(complain);
 
 /**
@@ -246,10 +250,17 @@ let addressed = false;
 
 /** Puts what the address says into the fields; a whole story in it is told at once, unless it stands in another's page. */
 function takeAddress() {
-  const { prompt, seed, settings, mode, compact } = read(location.hash);
+  const { prompt, seed, settings, mode, compact, shared } = read(location.hash);
   const { model } = current();
   addressed = !model;
   if (!model) return;
+  if (shared && !compact) {
+    const { hash } = location;
+    openShare().then((room) => {
+      addressed = room?.follow(hash) === false; // it needs another model, which the visitor may open
+    });
+    return;
+  }
   if (mode === "chat" && !model.chats) complain(new Problem("This model tells stories: it does not converse."));
   else if (mode) setMode(mode);
   if (!isAnother()) return;
@@ -262,9 +273,9 @@ function takeAddress() {
 
 /** The address has become another. */
 async function follow() {
-  const { model } = read(location.hash);
+  const { model, shared } = read(location.hash);
   const source = model ? await sourceOf(model, current().model?.id ?? "") : null;
-  if (model && !source) {
+  if (model && !source && !shared) {
     complain(noSuchModel(model, assets.model.name));
     return;
   }
@@ -285,7 +296,8 @@ async function start() {
   settingsOf = model;
   change(state);
   const found = await sourceOf(address.model, chosen);
-  const source = found ?? (leaf ? ownSource() : null); // a tab whose page has another model by now
+  // A tab whose page has another model by now; or a story of one that rooms/share.js will ask for.
+  const source = found ?? (leaf || address.shared ? ownSource() : null);
   if (source) load(source);
   else fail(noSuchModel(address.model, assets.model.name));
   if (leaf) await restoreLeaf(leaf);
@@ -301,7 +313,7 @@ mountEmbedded();
 mountComposer({ tell: telling.tell, stop: telling.stop, editLast });
 mountStatus({ again });
 mountStory({ nextWord: telling.nextWord });
-mountActions(telling);
+mountActions({ ...telling, share: async () => (await openShare())?.open() });
 mountAdapter({ useAdapter });
 mountFacts({ openShelf: async () => (await openShelf())?.open() });
 watch(
@@ -310,6 +322,7 @@ watch(
     if (mode === "chat") openChat();
   },
 );
+element("proof", HTMLButtonElement).addEventListener("click", async () => (await openProof())?.test());
 startCounting(() => bridge);
 if (assets.worker) start();
 else fail(new Problem("This is the page's source, not the page: run “python build.py serve”."));

@@ -21,6 +21,8 @@ import { hex } from "./bytes.js";
  * @property {number} seconds
  * @property {number} rate  tokens a second
  * @property {number} dropped  how many of the oldest turns the model no longer saw
+ * @property {[place: number, token: number][]} [choices]  of a story: tokens that the reader took in the place of those
+ *     that chance would have, by their places among `tokens`, from the first on
  *
  * @typedef {object} Leaf
  * @property {string} id
@@ -124,6 +126,23 @@ export const last = (leaf) => (leaf ? path(leaf).at(-1) : undefined);
 export function messages(system, turns) {
   const said = turns.map(({ role, text }) => ({ role, content: text }));
   return system.trim() ? [{ role: /** @type {const} */ ("system"), content: system }, ...said] : said;
+}
+
+/**
+ * A turn's choices as the model wants them.
+ * @param {Turn["choices"]} choices
+ * @param {number} [from]  the place of the first token that it is asked for
+ * @returns {(number | null)[] | undefined} a token for each place, or null for the one sampled there
+ */
+export function forced(choices, from = 0) {
+  /** @type {(number | null)[]} */
+  const tokens = [];
+  for (const [place, token] of choices ?? []) {
+    if (place < from) continue;
+    while (tokens.length < place - from) tokens.push(null);
+    tokens.push(token);
+  }
+  return choices && tokens;
 }
 
 /** All that the reader sees, as plain text. @param {Leaf} leaf */

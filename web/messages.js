@@ -28,7 +28,7 @@
  * @property {Record<Room, Part>} rooms  scripts for what is not there at first (rooms.js)
  * @property {boolean} offline  whether the page keeps itself on the visitor's machine
  *
- * @typedef {"chat" | "shelf"} Room
+ * @typedef {"chat" | "shelf" | "share" | "proof"} Room
  *
  * @typedef {"simd" | "relaxed" | "threads-simd" | "threads-relaxed"} Build
  *
@@ -104,9 +104,11 @@
  * page → worker
  * @typedef {{type: "load", id: number, assets: Assets, base: string, source: Source, python: StartOfPython}} Load  once,
  *     first; base: the page's URL; the answer is Ready
- * @typedef {{type: "tell", id: number, prompt: string, settings: Settings, told?: number[]}} Tell  after Ready; the
- *     answer is Done, or Failure, and before it Steps; told: all tokens that were sampled so far after this prompt and
- *     with these settings: the story goes on, and neither it nor the prompt is told again
+ * @typedef {{told?: number[], forced?: (number | null)[], typed?: string}} Way  told: all tokens that were sampled so
+ *     far with these settings: it goes on after them, and they are not told again; forced: tokens that are taken then in
+ *     the place of those sampled, null: the sampled one; typed: a text that is
+ * @typedef {{type: "tell", id: number, prompt: string, settings: Settings} & Way} Tell  after Ready; the answer is Done,
+ *     or Failure, and before it Steps
  * @typedef {{type: "say", id: number, messages: Message[], settings: Settings}} Say  after Ready, to a model that chats:
  *     the last message is to be answered or, if it is an answer, gone on with; answered as Tell
  * @typedef {{type: "stop", id: number}} Stop  has a Tell or Say answered at once
@@ -116,7 +118,10 @@
  * @typedef {{type: "adapt", id: number, file?: File, on: boolean}} Adapt  after Ready: has the model use the adapter in
  *     the file, in the place of one that it may have; without a file, switches what it has on or off. What is being told
  *     is stopped. Answered by Adapted, or by Failure: then nothing has changed
- * @typedef {Load | Tell | Say | Stop | Count | Describe | Adapt} ToWorker
+ * @typedef {{type: "call", id: number, module: string, source?: string, request: string, file?: File}} Call  after Ready:
+ *     hands a request to the function `answer` of a module of Python's, which the page brings along the first time;
+ *     answered by Called, or by Failure. What is being told is stopped
+ * @typedef {Load | Tell | Say | Stop | Count | Describe | Adapt | Call} ToWorker
  *
  * worker → page
  * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number, resumed_from: number}} Progress
@@ -129,6 +134,7 @@
  * @typedef {{type: "described", id: number, card: Card & { adapter?: AdapterCard }}} Described  of an adapter's file the
  *     card has nothing but that
  * @typedef {{type: "adapted", id: number, adapter: AdapterCard | null}} Adapted  adapter: what the file says
+ * @typedef {{type: "called", id: number, answer: string}} Called
  * @typedef {{type: "engine", simd: "simd" | "relaxed", threads: number}} EngineState  the build, and how many threads
  *     were chosen: before the first story, and when there was time after one
  * @typedef {{type: "steps", id: number, steps: Step[], tokens_per_second: number}} Steps  at most one a frame,
@@ -137,7 +143,7 @@
  *            tokens_per_second: number}} Done
  * @typedef {{type: "error", id: number | null, field: string | null, message: string, way_out?: WayOut}} Failure
  *     id null: the worker could not load or cannot go on, and has to be started afresh; way_out: how
- * @typedef {Progress | Ready | Counted | Described | Adapted | EngineState | Steps | Done | Failure} FromWorker
+ * @typedef {Progress | Ready | Counted | Described | Adapted | Called | EngineState | Steps | Done | Failure} FromWorker
  */
 
 export {};

@@ -17,6 +17,9 @@ const FOLDER = "python:/";
 /** What it asks for there, and does not need. */
 const NEITHER = [`${FOLDER}pyodide.asm.wasm`, `${FOLDER}python_stdlib.zip`];
 
+/** Where Python looks for our package. */
+const PACKAGE = "/lib/python3.14/site-packages/fabella";
+
 /** Where Python looks for its standard library. */
 const LIBRARY = "/lib/python314.zip";
 
@@ -43,6 +46,21 @@ export async function startPython(info, start, idle) {
 export async function completePython(python, stdlib) {
   const library = await download(stdlib, `${NAME}’s library`, () => {});
   python.FS.writeFile(LIBRARY, library.toBytes());
+}
+
+/**
+ * Imports a module of our package that is not in the snapshot.
+ * @param {any} python
+ * @param {string} name
+ * @param {string} [source]  the first time
+ */
+export function importModule(python, name, source) {
+  if (source !== undefined) {
+    python.FS.mkdirTree(PACKAGE);
+    python.FS.writeFile(`${PACKAGE}/${name}.py`, source);
+    python.pyimport("sys").path_importer_cache.clear(); // as long as the folder was empty there was none
+  }
+  return python.pyimport(`fabella.${name}`);
 }
 
 /**

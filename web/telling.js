@@ -4,7 +4,7 @@
  */
 
 import { Refusal } from "./bridge.js";
-import { add, before, last, messages, newLeaf, path, pick, set } from "./leaf.js";
+import { add, before, forced, last, messages, newLeaf, path, pick, set } from "./leaf.js";
 import { Pacer } from "./pace.js";
 import { change, current } from "./state.js";
 
@@ -42,8 +42,8 @@ export const isOurs = (leaf) => leaf !== null && leaf.model.id === current().mod
 
 // ---- What can be asked for -------------------------------------------------------------------------------------------
 
-/** What the box asks for: a story, or an answer. */
-export function tell() {
+/** What the box asks for: a story, or an answer. @param {Turn["choices"]} [choices]  to take in the story */
+export function tell(choices) {
   const { request, mode, prompt, leaf } = current();
   if (request) return;
   const ours = isOurs(leaf) && leaf.kind === mode ? leaf : null;
@@ -55,10 +55,11 @@ export function tell() {
   const first = ours ? path(ours)[0] : undefined;
   const same = ours && first?.text === prompt; // another telling of what is there
   ask(
-    { type: "tell", prompt, settings },
+    { type: "tell", prompt, settings, forced: forced(choices) },
     () => {
       const begun = same ? ours : add(newLeaf("story", own()), null, "user", "");
-      return add(begun, same ? first.id : 0, "assistant", "", settings);
+      const leaf = add(begun, same ? first.id : 0, "assistant", "", settings);
+      return choices ? set(leaf, leaf.turns.length - 1, { choices }) : leaf;
     },
     { reads: !same },
   );
@@ -113,7 +114,7 @@ export const canGoOn = ({ kind }, { role, reason, text }) =>
 export function goOn(turn) {
   const { leaf, request, settings: now, model } = current();
   if (request || !isOurs(leaf) || !turn.settings) return;
-  const { id, text, tokens, reason } = turn;
+  const { id, text, tokens, reason, choices } = turn;
   // A story goes on as if it had not ended there: with the same settings, and further.
   const further = now.length > turn.settings.length ? now.length : (model?.context ?? 0);
   const length = leaf.kind === "chat" ? now.length : reason === "length" ? further : turn.settings.length;
@@ -124,7 +125,13 @@ export function goOn(turn) {
   const message =
     leaf.kind === "chat"
       ? { type: /** @type {const} */ ("say"), messages: messages(leaf.system, [...asked, turn]), settings }
-      : { type: /** @type {const} */ ("tell"), prompt: asked[0].text, settings, told: tokens };
+      : {
+          type: /** @type {const} */ ("tell"),
+          prompt: asked[0].text,
+          settings,
+          told: tokens,
+          forced: forced(choices, tokens.length),
+        };
   ask(message, () => set(leaf, id, { text: whole, settings }), { turn: id });
 }
 

@@ -8,10 +8,10 @@ import { pickBuild, startEngine } from "./engine.js";
 import { LocalFile } from "./kept-file.js";
 import { openModel } from "./open-model.js";
 import { Problem, causeOf, impossible } from "./problem.js";
-import { completePython, startPython } from "./python.js";
+import { completePython, importModule, startPython } from "./python.js";
 
 /** @import { Engine } from "./engine.js" */
-/** @import { Adapt, Card, Count, Describe, FromWorker, Load, Part, Progress, Say, Tell, ToWorker } from "./messages.js" */
+/** @import { Adapt, Call, Card, Count, Describe, FromWorker, Load, Part, Progress, Say, Tell, ToWorker } from "./messages.js" */
 
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 50;
@@ -49,9 +49,15 @@ let engine;
  */
 let explain = () => null;
 
+/** Python's Page, of which these are methods. @type {any} */
+let page;
+
 /** Pyodide, once it is started. @type {Promise<any>} */
 let awake = Promise.reject(new Error("nothing was loaded"));
 awake.catch(() => {});
+
+/** Done when the model is loaded, and all of Python's library is there. @type {Promise<void>} */
+let loading;
 
 /** The story being told. @type {{ id: number, tokens: number, seconds: number, tokens_per_second: number } | null} */
 let story = null;
@@ -66,7 +72,8 @@ nextTurn.port1.onmessage = ({ data: id }) => {
 
 scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
   if (message.type === "load") {
-    load(message).catch(async (error) => {
+    loading = load(message);
+    loading.catch(async (error) => {
       fail(null, await causeOf(error), "The model could not be loaded: ");
     });
   } else if (message.type === "describe") {
@@ -77,6 +84,8 @@ scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
     count(message);
   } else if (message.type === "adapt") {
     adapt(message);
+  } else if (message.type === "call") {
+    call(message).catch((error) => refuse(message.id, error));
   } else if (message.id === story?.id) {
     stop();
   }
@@ -132,6 +141,18 @@ function adapt({ id, file, on }) {
   } catch (error) {
     refuse(id, error);
   }
+}
+
+/** @param {Call} message */
+async function call({ id, module, source, request, file }) {
+  await loading;
+  stop();
+  rehearsed = true;
+  clearTimeout(resting);
+  if (engine.threads === 0) chooseThreads();
+  const { answer } = importModule(await awake, module, source);
+  send({ type: "called", id, answer: answer(page, request, file && new LocalFile(file)) });
+  rest();
 }
 
 /** Goes on with the story for one frame. */
@@ -262,7 +283,6 @@ async function load({ id, assets, base, source, python: start }) {
 
   const { Page } = python.pyimport("fabella.page");
   engine = started;
-  let page;
   try {
     page = Page(engine.exports, opened.file, opened.tokenizer ?? undefined);
     if (adapter) page.adapt(adapter);

@@ -20,6 +20,7 @@ from builder.engines import build_engines
 from builder.install import ensure_node_packages, ensure_python
 from builder.offers import describe, describe_adapter, find_offer, origin_of
 from builder.offline import compress, publish_manifest, write_service_worker
+from builder.proof import noted
 from builder.python import build_program, build_snapshot, build_stdlib, copy_pyodide
 from builder.told import as_html, told_before
 from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, digest, run, say, scratch, size
@@ -27,8 +28,8 @@ from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, digest, r
 EMBEDDING = "fabella.js"  # the name stays, for other pages have it
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
-
-ROOMS = ("chat", "shelf")  # web/rooms/: scripts that the page loads when they are wanted
+ROOMS = ("chat", "shelf", "share", "proof")  # web/rooms/: scripts that the page loads when they are wanted
+PROVES = ("Equals PyTorch?", "Computes right?")  # the self-test's button, with PyTorch's tokens and without
 
 
 def bundle(
@@ -87,7 +88,8 @@ def bundle(
             models.append(describe(offer.file, offer.url or publish(offer.file, new, "{stem}-{hash}.gguf")))
             if models[-1]["id"] in [other["id"] for other in models[:-1]]:
                 raise BuildError(f"{offer.url or offer.file}: the page has this model already")
-        scripts = bundle_scripts(new)
+        notes = noted(gguf, model)
+        scripts = bundle_scripts(new, notes)
         assets = {
             "worker": part(new, scripts["worker.js"]),
             "helper": part(new, scripts["helper.js"]),
@@ -110,7 +112,8 @@ def bundle(
         }
         shutil.copyfile(WEB / "LICENSES.txt", new / "LICENSES.txt")
         origins = [*hosts, *(origin for offer in offers for origin in offer.origins)]
-        version = write_index(new, scripts, assets, gguf, folder, origins, address, adapter)
+        proves = PROVES[json.loads(notes.read_text())["torch"] is None]
+        version = write_index(new, scripts, assets, gguf, folder, origins, address, adapter, proves)
         write_service_worker(new, version, offline, models[0])
         shutil.copyfile(WEB / EMBEDDING, new / EMBEDDING)
         bytes_of_page = size(new)
@@ -164,19 +167,21 @@ def reworded(gguf: Path, words: Mapping[str, Any], folder: Path) -> Path:
     return copy
 
 
-def bundle_scripts(out: Path) -> dict[str, str]:
+def bundle_scripts(out: Path, notes: Path) -> dict[str, str]:
     """Bundle the page's scripts and style with esbuild; return the URL of each by its name in web/.
 
     app.js becomes a classic script, which browsers run whatever type a server gives it; the other two are modules,
-    which app.js and worker.js start from what they have downloaded.
+    which app.js and worker.js start from what they have downloaded. `notes` is what the self-test compares with.
     """
     esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--target=es2022")
     output = ("--entry-names=[name]-[hash]", f"--outdir={out / 'assets'}")
     node = ("--external:node:*", "--external:ws")  # what Pyodide would import there
     run(*esbuild, *output, "--format=iife", "--minify", "web/app.js", "web/style.css")
     run(*esbuild, *output, "--format=esm", "--minify", *node, "web/worker.js", "web/helper.js")
+    proof = ("--loader:.py=text", f"--alias:noted={notes}")
     for name in ROOMS:
-        run(*esbuild, *output, "--format=iife", f"--global-name=fabella_{name}", "--minify", f"web/rooms/{name}.js")
+        room = ("--format=iife", f"--global-name=fabella_{name}", "--minify", f"web/rooms/{name}.js")
+        run(*esbuild, *output, *proof, *room)
     urls = {}
     for name in ("app.js", "style.css", "worker.js", "helper.js", *(f"{room}.js" for room in ROOMS)):
         stem, suffix = name.split(".")
@@ -194,11 +199,13 @@ def write_index(
     origins: Sequence[str] = (),
     address: str | None = None,
     adapter: Path | None = None,
+    proves: str = "",
 ) -> str:
     """Write index.html: files named by their published URLs, the style inside, and what the worker finds where.
 
     A style of its own the browser would wait for before it shows anything, for ever if need be. The page's words are
-    those of its first model, as far as that has any; it may ask `origins` besides its own. Returns the page's version,
+    those of its first model, as far as that has any; it may ask `origins` besides its own; the self-test's button is
+    called `proves`. Returns the page's version,
     which changes with every file; `folder` is for what is made on the way.
     """
 
@@ -226,6 +233,7 @@ def write_index(
     first = assets["model"]
     for pattern, text in words_of(first):
         once(pattern, text)
+    once('(<button id="proof"[^>]*>)[^<]*', proves)
     if assets["adapter"]:
         once('(<p id="adapter"[^>]*?) hidden(?=>)', "")
         once('(<span id="adapter-says"[^>]*>)', html.escape(adapter_line(assets["adapter"]["name"])))

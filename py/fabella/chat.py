@@ -197,7 +197,7 @@ class Conversation:
         settings: Settings,
         ending: Ending | None = None,
         told: Sequence[int] | None = None,
-        forced: Sequence[int] = (),
+        forced: Sequence[int | None] = (),
     ) -> Iterator[Step]:
         """Go on with the last answer, as if it had not been cut. Yields and raises as `say`.
 
@@ -211,7 +211,8 @@ class Conversation:
             Another way: after these tokens of an answer, in the place of all that was said. May be empty. The length is
             then that of the whole answer.
         forced
-            Tokens to take in the place of the next ones sampled. Each uses up its random number.
+            Tokens to take in the place of the next ones sampled, None where the sampled one is right. Each uses up its
+            random number.
         """
         if not self.turns or self.turns[-1].role == "user":
             raise ConversationError("there is no answer to go on with")
@@ -244,10 +245,10 @@ class Conversation:
         settings: Settings,
         ending: Ending | None,
         answer: Turn | None = None,
-        forced: Sequence[int] = (),
+        forced: Sequence[int | None] = (),
     ) -> Iterator[Step]:
         """The steps of an answer to these turns, which become the conversation's."""
-        check_forced(forced, self._tokenizer)
+        check_forced([token for token in forced if token is not None], self._tokenizer)
         answer = answer or Turn("assistant", "")
         ending = ending or Ending()
         if ending.shift:
@@ -269,7 +270,7 @@ class Conversation:
         sampler: Sampler,
         ending: Ending,
         dropped: int,
-        forced: Sequence[int],
+        forced: Sequence[int | None],
     ) -> Iterator[Step]:
         news = dropped if dropped > self._dropped_of(turns) else 0
         for part in self._session.read(tokens):

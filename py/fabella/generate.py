@@ -89,7 +89,7 @@ def generate(
     length: int | None = None,
     ending: Ending | None = None,
     told: Sequence[int] = (),
-    forced: Sequence[int] = (),
+    forced: Sequence[int | None] = (),
 ) -> Iterator[Step]:
     """Tells a story: yields the prompt's tokens, then the sampled ones.
 
@@ -116,6 +116,7 @@ def generate(
     forced
         Tokens to take in the place of the next ones sampled, as in `go_on`: after the tokens told up to some place,
         another way from there. Whether they were told then or drawn, what follows is the same.
+        None among them takes what is sampled there.
 
     Raises
     ------
@@ -144,7 +145,7 @@ def generate(
     if len(tokens) > limit:
         raise PromptError(f"the prompt is {len(tokens)} tokens long, but {limited_by} is {limit}: shorten it")
     sampler = Sampler(settings, tokenizer.stop_ids)
-    forced = check_forced(forced, tokenizer)
+    check_forced([token for token in forced if token is not None], tokenizer)
     if not told:
         return _tell(session, tokenizer, tokens, sampler, ending, forced)
     _check_told(told, tokenizer)
@@ -178,7 +179,7 @@ def _tell(
     tokens: list[int],
     sampler: Sampler,
     ending: Ending,
-    forced: Sequence[int],
+    forced: Sequence[int | None],
 ) -> Iterator[Step]:
     decoder = tokenizer.decoder()
     for part in session.read(tokens):
@@ -196,7 +197,7 @@ def _go_on(
     told: Sequence[int],
     sampler: Sampler,
     ending: Ending,
-    forced: Sequence[int],
+    forced: Sequence[int | None],
 ) -> Iterator[Step]:
     sampler.skip(len(told))
     for part in session.read([*tokens, *told]):
@@ -213,7 +214,7 @@ def go_on(
     tokenizer: Tokenizer,
     sampler: Sampler,
     ending: Ending,
-    forced: Iterable[int] = (),
+    forced: Iterable[int | None] = (),
     begun: str = "",
     told: Sequence[int] = (),
 ) -> Iterator[Step]:
@@ -259,7 +260,7 @@ class _Text:
     told: Sequence[int] = ()  # the tokens of it that were sampled before
     forgotten: int = field(default=0, init=False)  # tokens
 
-    def go_on(self, forced: Iterable[int]) -> Iterator[Step]:
+    def go_on(self, forced: Iterable[int | None]) -> Iterator[Step]:
         session, decoder, stop_ids = self.session, self.decoder, self.tokenizer.stop_ids
         stops, wanted = Stops(self.ending.stop, self.said), iter(forced)
         loops = Loops(self.told) if self.ending.loops else None

@@ -103,6 +103,11 @@ class Page:
         """What `describe` says of the model's file, as JSON."""
         return json.dumps(self._summary, allow_nan=False)
 
+    def lend(self) -> tuple[Session, ModelFile]:
+        """The session and its model, with no story going on: for what else wants them (selftest.py)."""
+        self.stop()
+        return self._session, self._model
+
     def forward_time(self, milliseconds: float) -> float:
         """Computes tokens for about this long, one at least, and returns a token's time in seconds.
 
@@ -131,8 +136,8 @@ class Page:
             With ``"told"``, the list of all tokens that were sampled so far after this prompt and with these settings,
             the story goes on as it would have; neither the prompt nor they are told again.
 
-            Another way: ``"told"`` up to some place, and ``"forced"``, the tokens to take there in the place of those
-            sampled, or ``"typed"``, a text to go on with. These are told.
+            Another way: ``"told"`` up to some place, and ``"forced"``, the tokens to take from there on in the place of
+            those sampled, null where the sampled one is right, or ``"typed"``, a text to go on with. These are told.
 
         Raises
         ------
@@ -145,7 +150,7 @@ class Page:
         tokenizer = self._model.tokenizer
         self._begin(generate(self._session, tokenizer, prompt, settings, ending=ending, told=told, forced=forced))
 
-    def _forced(self, asked: dict[str, Any]) -> list[int]:
+    def _forced(self, asked: dict[str, Any]) -> list[int | None]:
         """The tokens that a request wants to be taken in the place of those sampled."""
         typed = asked.get("typed", "")
         if not isinstance(typed, str):
@@ -368,7 +373,7 @@ def _told(step: Step) -> dict[str, Any]:
     return told | {"dropped": step.dropped} if step.dropped else told
 
 
-def _tokens(asked: dict[str, Any], name: str) -> list[int]:
+def _tokens(asked: dict[str, Any], name: str) -> list[Any]:
     tokens = asked.get(name, [])
     if not isinstance(tokens, list):
         raise PromptError(f"what was {name} must be a list of tokens")

@@ -1,6 +1,5 @@
 /** What can be done with a story or conversation: another telling, more of it, to copy it, to hand it on. */
 
-import { command, write } from "../address.js";
 import { copyText } from "../clipboard.js";
 import { element } from "../dom.js";
 import { branches, last, plainText } from "../leaf.js";
@@ -8,15 +7,15 @@ import { change, current, watch } from "../state.js";
 import { canGoOn, isOurs } from "../telling.js";
 
 /** @import { Leaf, Turn } from "../leaf.js" */
-/** @import { Card, ModelPart } from "../messages.js" */
 
 /**
  * @param {object} actions
  * @param {(turn: Turn) => void} actions.again
  * @param {(turn: Turn) => void} actions.goOn
  * @param {(leaf: Leaf, id: number) => void} actions.turnTo
+ * @param {() => void} actions.share
  */
-export function mountActions({ again, goOn, turnTo }) {
+export function mountActions({ again, goOn, turnTo, share }) {
   const retell = element("retell", HTMLButtonElement);
   const more = element("go-on", HTMLButtonElement);
   const keep = element("keep-seed", HTMLButtonElement);
@@ -57,17 +56,7 @@ export function mountActions({ again, goOn, turnTo }) {
     "copy",
     withLast((leaf) => copy(plainText(leaf), leaf.kind === "chat" ? "The conversation" : "The story")),
   );
-  on(
-    "share",
-    withLast((leaf, turn) => {
-      const url = new URL(write(leaf, turn, current().model), location.href).href;
-      copy(url, "A link that tells this very story");
-    }),
-  );
-  on(
-    "command",
-    withLast((leaf, turn) => copy(command(leaf, turn, fileOf(current().model)), "The command")),
-  );
+  on("share", share);
   on("new", () => {
     change({ leaf: null, ended: null });
     element("prompt", HTMLTextAreaElement).focus();
@@ -94,8 +83,8 @@ export function mountActions({ again, goOn, turnTo }) {
   }
 
   watch(
-    ({ leaf, request, settings, model, adapter }) => [leaf, request, settings.seed, model, adapter],
-    (leaf, request, seed, _model, adapter) => {
+    ({ leaf, request, settings, model }) => [leaf, request, settings.seed, model],
+    (leaf, request, seed, _model) => {
       const turn = last(leaf);
       if (!leaf || !turn || request) {
         say("");
@@ -110,15 +99,8 @@ export function mountActions({ again, goOn, turnTo }) {
       retell.hidden = !story || !isOurs(leaf);
       more.hidden = !story || !isOurs(leaf) || !canGoOn(leaf, turn);
       keep.hidden = !story || turn.settings?.seed === seed;
-      // Whoever follows a link meets the page with its own adapter, or none; a command has none.
-      const asBuilt = Boolean(adapter?.on) === Boolean(adapter?.own);
-      element("share", HTMLButtonElement).hidden = !story || !isOurs(leaf) || !asBuilt;
-      element("command", HTMLButtonElement).hidden = !story || !isOurs(leaf) || Boolean(adapter?.on);
       element("new", HTMLButtonElement).hidden = story;
       element("copy", HTMLButtonElement).textContent = story ? "Copy" : "Copy all";
     },
   );
 }
-
-/** @param {Card | null} model */
-const fileOf = (model) => /** @type {Partial<ModelPart>} */ (model)?.file ?? `${model?.name}.gguf`;
