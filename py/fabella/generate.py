@@ -47,7 +47,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Ending:
-    """When a text ends, besides when the model says so, and what may be in it.
+    """When a text ends, besides when the model says so, what may be in it, and who picks its tokens.
 
     Raises
     ------
@@ -60,6 +60,7 @@ class Ending:
     constraint: Constraint | None = None  # what may be in it
     shift: bool = False  # whether, the context full, the oldest half of it is forgotten instead of ending
     loops: bool = False  # whether it ends when it has begun to loop (loops.py)
+    sampler: Callable[[Settings, Iterable[int]], Sampler] = Sampler  # makes who picks: of the settings, and `spared`
 
     def __post_init__(self) -> None:
         if self.length is not None and (type(self.length) is not int or self.length < 0):
@@ -131,7 +132,7 @@ def generate(
     tokens = tokenizer.encode(prompt) or [tokenizer.bos_id]  # there must be something to go on from
     if len(tokens) > limit:
         raise PromptError(f"the prompt is {len(tokens)} tokens long, but {limited_by} is {limit}: shorten it")
-    sampler = Sampler(settings, tokenizer.stop_ids)
+    sampler = ending.sampler(settings, tokenizer.stop_ids)
     if not told:
         return _tell(session, tokenizer, tokens, sampler, ending)
     _check_told(told, tokenizer)
