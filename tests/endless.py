@@ -36,7 +36,7 @@ ENDLESS = {
     "result": "class N:\n        def __repr__(self):\n            while True: pass\n    return N()",
 }
 ENORMOUS = {
-    "list": ("[0] * 10**11", "MemoryError"),
+    "list": ("[0] * 10**11", "(Memory|Overflow)Error"),
     "text": ("'x' * 10**12", "(Memory|Overflow)Error"),
     "power": ("10 ** 10 ** 10 if False else int('9' * 10**5)", "ValueError"),
     "recursion": ("def f(): return f()\n    f()", "RecursionError"),

@@ -146,7 +146,7 @@ function wrongInTurn(turn, index) {
   if (!isText(turn.text)) return "the text";
   if (!Array.isArray(turn.tokens) || !turn.tokens.every(isIndex)) return "the tokens";
   if (![turn.seconds, turn.rate, turn.dropped].every(isNumber)) return "the figures";
-  if (turn.reason !== null && !["end", "length", "context", "stop", "stopped", "loop"].includes(turn.reason))
+  if (turn.reason !== null && !["end", "length", "context", "stop", "stopped", "loop", "code"].includes(turn.reason))
     return "the end";
   if (turn.settings === null) return "";
   const { seed, ...numbers } = turn.settings ?? { seed: null };

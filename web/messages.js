@@ -26,9 +26,14 @@
  * @property {ModelPart[]} offers  those that its builder offers besides
  * @property {AdapterPart | null} adapter  for the page's own model, in use from the start
  * @property {Record<Room, Part>} rooms  scripts for what is not there at first (rooms.js)
+ * @property {Live} live  what the visitor's own code needs
  * @property {boolean} offline  whether the page keeps itself on the visitor's machine
  *
- * @typedef {"chat" | "shelf"} Room
+ * @typedef {"chat" | "shelf" | "code"} Room
+ *
+ * @typedef {object} Live
+ * @property {Part} program  Python's modules for it, a zip
+ * @property {Part} texts  what its editor shows, JSON: py/fabella/samplers/
  *
  * @typedef {"simd" | "relaxed" | "threads-simd" | "threads-relaxed"} Build
  *
@@ -96,7 +101,9 @@
  *
  * @typedef {{token: number, text: string, from_prompt: boolean, dropped?: number}} Step  dropped: how many of the
  *     oldest turns the model no longer sees from here on
- * @typedef {"end" | "length" | "context" | "stop" | "loop" | "stopped"} Reason
+ * @typedef {"end" | "length" | "context" | "stop" | "loop" | "stopped" | "code"} Reason  code: the visitor's code went
+ *     wrong
+ * @typedef {{message: string, line: number | null}} CodeProblem  line: where, from 1 on
  *
  * @typedef {{module: WebAssembly.Module, snapshot: ArrayBuffer}} StartOfPython  pyodide.asm.wasm, and the snapshot without
  *     its compression
@@ -116,7 +123,9 @@
  * @typedef {{type: "adapt", id: number, file?: File, on: boolean}} Adapt  after Ready: has the model use the adapter in
  *     the file, in the place of one that it may have; without a file, switches what it has on or off. What is being told
  *     is stopped. Answered by Adapted, or by Failure: then nothing has changed
- * @typedef {Load | Tell | Say | Stop | Count | Describe | Adapt} ToWorker
+ * @typedef {{type: "code", id: number, source: string | null}} UseCode  after Ready: has the visitor's code choose the
+ *     tokens from the next one on; null: the sampler again. Answered by Coded
+ * @typedef {Load | Tell | Say | Stop | Count | Describe | Adapt | UseCode} ToWorker
  *
  * worker → page
  * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number, resumed_from: number}} Progress
@@ -131,13 +140,18 @@
  * @typedef {{type: "adapted", id: number, adapter: AdapterCard | null}} Adapted  adapter: what the file says
  * @typedef {{type: "engine", simd: "simd" | "relaxed", threads: number}} EngineState  the build, and how many threads
  *     were chosen: before the first story, and when there was time after one
- * @typedef {{type: "steps", id: number, steps: Step[], tokens_per_second: number}} Steps  at most one a frame,
- *     but that the first sampled token is sent at once
+ * @typedef {{type: "steps", id: number, steps: Step[], tokens_per_second: number, printed?: string}} Steps  at most one
+ *     a frame, but that the first sampled token is sent at once; printed: by the visitor's code
  * @typedef {{type: "done", id: number, reason: Reason, tokens: number, seconds: number,
- *            tokens_per_second: number}} Done
+ *            tokens_per_second: number, problem?: CodeProblem}} Done  problem: of the visitor's code
+ * @typedef {{type: "coded", id: number, printed: string, problem: CodeProblem | null}} Coded  with a problem, all is as
+ *     it was
+ * @typedef {{type: "calls"}} Calls  the visitor's code begins to run: from here on, until an answer, silence means that
+ *     it hangs
  * @typedef {{type: "error", id: number | null, field: string | null, message: string, way_out?: WayOut}} Failure
  *     id null: the worker could not load or cannot go on, and has to be started afresh; way_out: how
- * @typedef {Progress | Ready | Counted | Described | Adapted | EngineState | Steps | Done | Failure} FromWorker
+ * @typedef {Progress | Ready | Counted | Described | Adapted | EngineState | Steps | Done | Coded
+ *     | Calls | Failure} FromWorker
  */
 
 export {};

@@ -46,6 +46,18 @@ export async function completePython(python, stdlib) {
 }
 
 /**
+ * Downloads modules of ours that are not in the snapshot. Python has its standard library by then.
+ * @param {any} python
+ * @param {Part} modules  a zip; its URL is absolute
+ */
+export async function addModules(python, modules) {
+  const file = await download(modules, `${NAME}’s part for your code`, () => {});
+  const [folder] = python.pyimport("fabella").__path__;
+  python.unpackArchive(file.toBytes(), "zip", { extractDir: `${folder}/..` });
+  python.pyimport("importlib").invalidate_caches();
+}
+
+/**
  * Pyodide asks for its parts by fetch() and WebAssembly.instantiateStreaming(): here it gets them from us, and no others.
  * @param {Python["info"]} info
  * @param {StartOfPython} start

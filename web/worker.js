@@ -8,10 +8,11 @@ import { pickBuild, startEngine } from "./engine.js";
 import { LocalFile } from "./kept-file.js";
 import { openModel } from "./open-model.js";
 import { Problem, causeOf, impossible } from "./problem.js";
-import { completePython, startPython } from "./python.js";
+import { addModules, completePython, startPython } from "./python.js";
+import { seal } from "./seal.js";
 
 /** @import { Engine } from "./engine.js" */
-/** @import { Adapt, Card, Count, Describe, FromWorker, Load, Part, Progress, Say, Tell, ToWorker } from "./messages.js" */
+/** @import { Adapt, Card, Count, Describe, FromWorker, Load, Part, Progress, Say, Tell, ToWorker, UseCode } from "./messages.js" */
 
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 50;
@@ -36,6 +37,7 @@ const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ 
  *   forward_time: (milliseconds: number) => number,
  *   adapt: (file: unknown) => string,
  *   use_adapter: (on: boolean) => void,
+ *   use_code: (make?: unknown, source?: string, begins?: () => void) => string,
  * }}
  */
 let storyteller;
@@ -52,6 +54,12 @@ let explain = () => null;
 /** Pyodide, once it is started. @type {Promise<any>} */
 let awake = Promise.reject(new Error("nothing was loaded"));
 awake.catch(() => {});
+
+/** What the visitor's code needs, fetched when there is some: the function that makes Python's side of it. */
+let fetchLive = async () => /** @type {unknown} */ (undefined);
+
+/** @type {Promise<unknown> | null} */
+let live = null;
 
 /** The story being told. @type {{ id: number, tokens: number, seconds: number, tokens_per_second: number } | null} */
 let story = null;
@@ -77,6 +85,11 @@ scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
     count(message);
   } else if (message.type === "adapt") {
     adapt(message);
+  } else if (message.type === "code") {
+    useCode(message).catch((error) => {
+      live = null;
+      refuse(message.id, error);
+    });
   } else if (message.id === story?.id) {
     stop();
   }
@@ -134,14 +147,28 @@ function adapt({ id, file, on }) {
   }
 }
 
+/** @param {UseCode} message */
+async function useCode({ id, source }) {
+  if (source === null) {
+    storyteller.use_code();
+    send({ type: "coded", id, printed: "", problem: null });
+    return;
+  }
+  const make = await (live ??= fetchLive());
+  seal(scope);
+  rehearsed = true;
+  const said = storyteller.use_code(make, source, () => send({ type: "calls" }));
+  send({ type: "coded", id, ...JSON.parse(said) });
+}
+
 /** Goes on with the story for one frame. */
 function advance() {
   const { id } = /** @type {NonNullable<typeof story>} */ (story);
   try {
-    const { steps, end, ...figures } = JSON.parse(storyteller.advance(FRAME));
-    send({ type: "steps", id, steps, tokens_per_second: figures.tokens_per_second });
+    const { steps, end, printed, problem, ...figures } = JSON.parse(storyteller.advance(FRAME));
+    send({ type: "steps", id, steps, tokens_per_second: figures.tokens_per_second, printed });
     if (end) {
-      send({ type: "done", id, reason: end, ...figures });
+      send({ type: "done", id, reason: end, ...figures, problem });
       finish();
     } else {
       story = { id, ...figures };
@@ -270,15 +297,21 @@ async function load({ id, assets, base, source, python: start }) {
     await opened.refused();
     throw error;
   }
-  const { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter } = page;
-  storyteller = { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter };
+  const { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter, use_code } = page;
+  storyteller = { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter, use_code };
   const said = JSON.parse(page.info());
   /** @type {Card} */
   const card = { ...said, id: opened.id, name: said.name || opened.name };
   const { kept, why } = opened;
   send({ type: "ready", id, model: card, kept, why, adapter: adapter && assets.adapter });
   rest();
-  await Promise.all([opened.loaded(card), completePython(python, at(assets.python.stdlib))]);
+  const complete = Promise.all([opened.loaded(card), completePython(python, at(assets.python.stdlib))]);
+  fetchLive = async () => {
+    await complete;
+    await addModules(python, at(assets.live.program));
+    return python.pyimport("fabella.live").Code;
+  };
+  await complete;
 }
 
 /** @param {Describe} message */

@@ -20,7 +20,7 @@ from builder.engines import build_engines
 from builder.install import ensure_node_packages, ensure_python
 from builder.offers import describe, describe_adapter, find_offer, origin_of
 from builder.offline import compress, publish_manifest, write_service_worker
-from builder.python import build_program, build_snapshot, build_stdlib, copy_pyodide
+from builder.python import build_live, build_program, build_snapshot, build_stdlib, copy_pyodide
 from builder.told import as_html, told_before
 from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, digest, run, say, scratch, size
 
@@ -28,7 +28,7 @@ EMBEDDING = "fabella.js"  # the name stays, for other pages have it
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
 
-ROOMS = ("chat", "shelf")  # web/rooms/: scripts that the page loads when they are wanted
+ROOMS = ("chat", "code", "shelf")  # web/rooms/: scripts that the page loads when they are wanted
 
 
 def bundle(
@@ -100,6 +100,10 @@ def bundle(
                 name: part(new, publish(path, new, f"run-{name}-{{hash}}.wasm")) for name, path in engines.items()
             },
             "rooms": {name: part(new, scripts[f"{name}.js"]) for name in ROOMS},
+            "live": {
+                "program": part(new, publish(build_live(), new, "live-{hash}.zip")),
+                "texts": part(new, publish(write_texts(folder), new)),
+            },
             "hosts": hosts,
             "model": models[0],
             "offers": models[1:],
@@ -117,6 +121,15 @@ def bundle(
         compress(new)
         swap(new, out)
     say(f"Built {os.path.relpath(out)} around {model.name}: {bytes_of_page / 1e6:.1f} MB.")
+
+
+def write_texts(folder: Path) -> Path:
+    """Write what the editor of the visitor's code shows: the sampler's source, examples, help."""
+    from fabella.samplers import texts
+
+    path = folder / "samplers.json"
+    path.write_text(json.dumps(texts(), ensure_ascii=False), encoding="utf-8")
+    return path
 
 
 def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:

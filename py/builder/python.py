@@ -87,6 +87,20 @@ def build_program() -> Path:
     return compiled("program.zip", make, *texts)
 
 
+def build_live() -> Path:
+    """Compile our modules that run a visitor's code: the page fetches them when there is some."""
+    files = sorted((modules_of("fabella.live") | modules_of("fabella.constraint")) - modules_of("fabella.page"))
+
+    def make(target: Path) -> None:
+        sources = target.with_name("sources-of-live.zip")
+        with zipfile.ZipFile(sources, "w") as archive:
+            for file in files:
+                archive.write(ROOT / "py" / file, file)
+        compile_zip(sources, target, SITE_PACKAGES, optimize=2)
+
+    return compiled("live.zip", make, *(part for file in files for part in (file, ROOT / "py" / file)))
+
+
 def build_snapshot(stdlib_zip: Path, program: Path) -> Path:
     """Take a snapshot of Python's memory with the program in it: the page only has to put it back."""
 

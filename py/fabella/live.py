@@ -333,6 +333,7 @@ class Code:
         self._session, self._tokenizer, self._begins = session, tokenizer, begins
         if len(source) > LONGEST_SOURCE:
             raise CodeError(f"this code has {len(source):,} characters; {LONGEST_SOURCE:,} are the most")
+        self._following: Told | None = None
         self._dog = Watchdog()
         try:
             code = self._run(compile, source, NAME, "exec", __future__.annotations.compiler_flag, True)
@@ -363,6 +364,8 @@ class Code:
         told = sampler.told
         if told is None:
             told = sampler.told = Told(self._session, self._tokenizer, sampler, sampler.skipped)
+        if told is not self._following:
+            self._following = told
             self._begins()
         told.follow(self._session.tokens)
         told.computes = self._computing

@@ -112,8 +112,9 @@ export function mountActions({ again, goOn, turnTo }) {
       keep.hidden = !story || turn.settings?.seed === seed;
       // Whoever follows a link meets the page with its own adapter, or none; a command has none.
       const asBuilt = Boolean(adapter?.on) === Boolean(adapter?.own);
-      element("share", HTMLButtonElement).hidden = !story || !isOurs(leaf) || !asBuilt;
-      element("command", HTMLButtonElement).hidden = !story || !isOurs(leaf) || Boolean(adapter?.on);
+      const ofSettings = story && isOurs(leaf) && !turn.code; // and of nothing else
+      element("share", HTMLButtonElement).hidden = !ofSettings || !asBuilt;
+      element("command", HTMLButtonElement).hidden = !ofSettings || Boolean(adapter?.on);
       element("new", HTMLButtonElement).hidden = story;
       element("copy", HTMLButtonElement).textContent = story ? "Copy" : "Copy all";
     },
