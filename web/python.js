@@ -53,8 +53,10 @@ export async function completePython(python, stdlib) {
 export async function addModules(python, modules) {
   const file = await download(modules, `${NAME}’s part for your code`, () => {});
   const [folder] = python.pyimport("fabella").__path__;
+  const { invalidate_caches: lookAnew } = python.pyimport("importlib");
+  lookAnew(); // it may know the standard library's place from before, when there was nothing
   python.unpackArchive(file.toBytes(), "zip", { extractDir: `${folder}/..` });
-  python.pyimport("importlib").invalidate_caches();
+  lookAnew();
 }
 
 /**

@@ -33,6 +33,6 @@ const words = (text) => text.trim().split(/\s+/);
  * @param {string} name
  */
 function remove(object, name) {
-  for (let owner = object; owner; owner = Object.getPrototypeOf(owner)) delete owner[name];
+  for (let owner = object; owner; owner = Object.getPrototypeOf(owner)) Reflect.deleteProperty(owner, name);
   if (name in object) Object.defineProperty(object, name, { value: undefined });
 }
