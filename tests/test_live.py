@@ -183,6 +183,12 @@ def choose(logits):
     next(step for step in teller.tell(length=20, told=told) if not step.from_prompt)
     prompt, said, _, count, coin, _ = eval(code.console.take().splitlines()[0])
     assert (prompt, said, count, coin) == (PROMPT, "".join(step.text for step in steps[:5]), 1, seen[5][4])
+    teller.code = None
+    begun = teller.tell(length=30, temperature=0)
+    said = "".join(step.text for step in (next(begun) for _ in range(15)) if not step.from_prompt)
+    code = teller.use(source)
+    next(begun)
+    assert eval(code.console.take())[:2] == [PROMPT, said]
 
 
 def test_what_logits_offer(teller: Teller) -> None:

@@ -156,7 +156,8 @@ class LiveLogits:
 
     def probability(self, token: int) -> float:
         """A token's probability."""
-        return math.exp(self._logits.log_probability(self._number(token)))
+        exp: Callable[[float], float] = cast(Any, self._session.model).host.function("exponential")
+        return exp(self._logits.log_probability(self._number(token)))  # the same bits on every machine
 
     def array(self) -> array[float]:
         """All logits."""
@@ -363,7 +364,7 @@ class Code:
         """
         told = sampler.told
         if told is None:
-            told = sampler.told = Told(self._session, self._tokenizer, sampler, sampler.skipped)
+            told = sampler.told = Told(self._session, self._tokenizer, sampler, sampler.picked)
         if told is not self._following:
             self._following = told
             self._begins()

@@ -84,23 +84,25 @@ class LiveSampler(Sampler):
     ----------
     told
         What the code knows of the text; None before it has picked.
-    skipped : int
-        How many of the tokens were picked before.
+    picked : int
+        How many of the tokens were picked, by whomever, and not given.
     """
 
     def __init__(self, settings: Settings, spared: Iterable[int], code: Callable[[], Code | None]) -> None:
         super().__init__(settings, spared)
         self._code = code
         self.told: Any = None
-        self.skipped = 0
+        self.picked = 0
 
     def sample(self, logits: Logits, said: Sequence[int] = (), allowed: Allowed | None = None) -> int:
         code = self._code()
-        return super().sample(logits, said, allowed) if code is None else code.choose(self, logits)
+        token = super().sample(logits, said, allowed) if code is None else code.choose(self, logits)
+        self.picked += 1
+        return token
 
     def skip(self, count: int) -> None:
         super().skip(count)
-        self.skipped += count
+        self.picked += count
 
 
 class Page:
