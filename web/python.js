@@ -20,6 +20,9 @@ const NEITHER = [`${FOLDER}pyodide.asm.wasm`, `${FOLDER}python_stdlib.zip`];
 /** Where Python looks for its standard library. */
 const LIBRARY = "/lib/python314.zip";
 
+/** Where it looks for modules of ours that came later. */
+const MODULES = "/lib/fabella.zip";
+
 /**
  * @param {Python["info"]} info
  * @param {StartOfPython} start
@@ -52,11 +55,8 @@ export async function completePython(python, stdlib) {
  */
 export async function addModules(python, modules) {
   const file = await download(modules, `${NAME}’s part for your code`, () => {});
-  const [folder] = python.pyimport("fabella").__path__;
-  const { invalidate_caches: lookAnew } = python.pyimport("importlib");
-  lookAnew(); // it may know the standard library's place from before, when there was nothing
-  python.unpackArchive(file.toBytes(), "zip", { extractDir: `${folder}/..` });
-  lookAnew();
+  python.FS.writeFile(MODULES, file.toBytes());
+  python.pyimport("fabella").__path__.append(`${MODULES}/fabella`); // Python imports from zips
 }
 
 /**
