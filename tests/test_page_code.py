@@ -69,6 +69,7 @@ class Coder:
     def write(self, source: str) -> None:
         self.editor.focus()
         self.page.keyboard.press("ControlOrMeta+a")
+        self.page.keyboard.press("Delete")  # Chromium would keep a selection's style, inline, which the policy forbids
         self.page.keyboard.insert_text(source)
 
     def run(self, source: str) -> None:
