@@ -200,7 +200,9 @@ def test_what_hangs_costs_the_worker_and_nothing_else(coder: Coder, name: str) -
     assert HANGS[name].split("\\n")[0] in coder.text()
     coder.run(LIKELIEST)
     expect(coder.problem).to_be_empty()
-    coder.page.wait_for_function("notebook.received.some(({ type, reason }) => type === 'done' && reason !== 'code')")
+    coder.page.wait_for_function(
+        "() => notebook.received.some(({ type, reason }) => type === 'done' && reason !== 'code')"
+    )
     assert sum(url.endswith(".gguf") for url in coder.visit.requests) == models
 
 
