@@ -41,6 +41,7 @@ class Coder:
         self.visit, self.page = visit, visit.page
         visit.open(site)
         visit.setting("Temperature").fill("0.8")
+        visit.setting("Repetition penalty").fill("1")
         visit.setting("Seed").fill("1")
         visit.setting("Length").fill("60")
         visit.page.get_by_role("radio", name="at once").check()
