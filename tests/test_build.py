@@ -97,11 +97,12 @@ def test_has_exactly_the_files_that_the_page_needs(dist: Path, random_model: Pat
     patterns = [
         *("index.html", r"LICENSES\.txt", r"sw\.js", r"fabella\.js"),
         *(rf"pyodide-{version}/{name}" for name in builder.python.PYODIDE_FILES),
-        *(rf"assets/{name}-\w+\.js" for name in ("app", "worker", "helper", "chat", "shelf", "share", "proof")),
+        *(rf"assets/{name}-\w+\.js" for name in ("app", "worker", "helper", *builder.page.ROOMS)),
         *(rf"assets/run-{name}-\w+\.wasm" for name in builder.engines.ENGINES),
         *(r"assets/favicon-\w+\.svg", r"assets/icon-192-\w+\.png", r"assets/icon-512-\w+\.png"),
         *(r"assets/share-\w+\.png", r"assets/manifest-\w+\.webmanifest"),
         *(r"assets/python-\w+\.bin", r"assets/python-stdlib-\w+\.zip"),
+        *(r"assets/live-\w+\.zip", r"assets/samplers-\w+\.json"),
         r"assets/random-\w+\.gguf",
     ]
     names = {name for name in contents(dist) if not name.endswith((".br", ".gz"))}
@@ -224,6 +225,7 @@ def test_names_the_licences_of_what_it_contains(dist: Path) -> None:
     assert holder in text
     for licence in (
         "MIT License",
+        "Marijn Haverbeke <marijn@haverbeke.berlin> and others",
         "Mozilla Public License Version 2.0",
         "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2",
         f"Jinja {version('jinja2')}",

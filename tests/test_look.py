@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import fabella
 from builder.tools import ROOT
+from fabella import glass
 from fabella import page as page_module
 from fabella.again import again, again_from
 from fabella.choice import Choice, look
@@ -396,6 +397,11 @@ def tell(page: Page, **asked: Any) -> list[dict[str, Any]]:
     return steps_of(page)
 
 
+def seen_in(page: Page, what: str, asked: dict[str, Any]) -> dict[str, Any]:
+    seen: dict[str, Any] = json.loads(glass.answer(page, json.dumps({"what": what} | asked)))
+    return seen
+
+
 def test_the_page_is_told_how_each_token_was_chosen(page: Page) -> None:
     steps = tell(page)
     plain = tell(page, settings=ASKED)
@@ -403,7 +409,7 @@ def test_the_page_is_told_how_each_token_was_chosen(page: Page) -> None:
     assert not any("choice" in step or "probability" in step for step in plain)
     for step in steps:
         assert len(step["choice"]) < 1400
-        seen = json.loads(page.look("choice", json.dumps({"choice": step["choice"]})))
+        seen = seen_in(page, "choice", {"choice": step["choice"]})
         assert (seen["token"], seen["picked"]) == (step["token"], step["token"])
         assert len(seen["candidates"]) >= 10
         assert sum(p for _, _, p in seen["candidates"]) + seen["others"] == pytest.approx(1)
@@ -419,21 +425,21 @@ def test_the_page_moves_sliders(page: Page) -> None:
     kept = steps[9]["choice"]
     for settings in (ASKED, ASKED | {"temperature": 0.3, "top_k": 4}):
         asked = {"choice": kept, "settings": settings}
-        exactly = json.loads(page.look("choice", json.dumps(asked | {"exactly": True})))["again"]
-        roughly = json.loads(page.look("choice", json.dumps(asked)))["again"]
+        exactly = seen_in(page, "choice", asked | {"exactly": True})["again"]
+        roughly = seen_in(page, "choice", asked)["again"]
         assert all(left["exact"] for left in exactly["steps"])
         assert [left["name"] for left in roughly["steps"]] == [left["name"] for left in exactly["steps"]]
-    seen = json.loads(page.look("choice", json.dumps({"choice": kept, "settings": ASKED, "exactly": True})))
+    seen = seen_in(page, "choice", {"choice": kept, "settings": ASKED, "exactly": True})
     assert {key: seen[key] for key in seen["again"]} == seen["again"], "with its own settings it is the same"
     tell(page, prompt="w7")
     with pytest.raises(PromptError, match="another text"):
-        page.look("choice", json.dumps({"choice": kept, "settings": ASKED, "exactly": True}))
+        seen_in(page, "choice", {"choice": kept, "settings": ASKED, "exactly": True})
 
 
 def test_the_page_takes_another_way(page: Page) -> None:
     steps = tell(page)
     tokens = [step["token"] for step in steps]
-    other = json.loads(page.look("choice", json.dumps({"choice": steps[5]["choice"]})))["candidates"][9][0]
+    other = seen_in(page, "choice", {"choice": steps[5]["choice"]})["candidates"][9][0]
     branch = tell(page, told=tokens[:5], forced=[other])
     assert branch[0]["token"] == other
     fresh = tell(page, forced=[*tokens[:5], other])
@@ -454,7 +460,7 @@ def test_an_answer_goes_another_way(page: Page) -> None:
     answer = say(asked)
     tokens = [step["token"] for step in answer]
     said = [*asked, {"role": "assistant", "content": "".join(step["text"] for step in answer)}]
-    other = json.loads(page.look("choice", json.dumps({"choice": answer[4]["choice"]})))["candidates"][8][0]
+    other = seen_in(page, "choice", {"choice": answer[4]["choice"]})["candidates"][8][0]
     branch = say(said, told=tokens[:4], forced=[other])
     assert branch[0]["token"] == other
     assert "choice" in branch[0]
@@ -468,20 +474,20 @@ def test_an_answer_goes_another_way(page: Page) -> None:
 
 def test_the_page_looks_inside(page: Page) -> None:
     steps = tell(page)
-    position = json.loads(page.look("choice", json.dumps({"choice": steps[3]["choice"]})))["position"]
+    position = seen_in(page, "choice", {"choice": steps[3]["choice"]})["position"]
     asked = {"position": position - 1, "token": steps[2]["token"]}
-    seen = json.loads(page.look("inside", json.dumps(asked)))
+    seen = seen_in(page, "inside", asked)
     assert (seen["layers"], seen["heads"], len(seen["tokens"])) == (2, 4, position)
     attention = np.frombuffer(binascii.a2b_base64(seen["attention"]), "<f4").reshape(2, 4, position)
     assert attention.sum(axis=-1) == pytest.approx(1)
     assert [id for id, _, _ in seen["lens"][-1]] == [
-        id for id, _, _ in json.loads(page.look("choice", json.dumps({"choice": steps[3]["choice"]})))["candidates"][:3]
+        id for id, _, _ in seen_in(page, "choice", {"choice": steps[3]["choice"]})["candidates"][:3]
     ]
     for wrong in ({}, {"position": "x"}, {"position": 5}, {"position": 4, "token": -1}):
         with pytest.raises(PromptError):
-            page.look("inside", json.dumps(wrong))
+            seen_in(page, "inside", wrong)
     with pytest.raises(FabellaError, match="cannot be looked into"):
-        page.look("inside", json.dumps({"position": 5000}))
+        seen_in(page, "inside", {"position": 5000})
 
 
 def test_a_story_goes_on_while_the_page_looks(page: Page) -> None:
@@ -491,8 +497,8 @@ def test_a_story_goes_on_while_the_page_looks(page: Page) -> None:
     while not (told := json.loads(page.advance(0)))["end"]:
         steps += told["steps"]
         if not steps[-1]["from_prompt"]:
-            page.look("choice", json.dumps({"choice": steps[-1]["choice"], "settings": ASKED, "exactly": True}))
-            page.look("tokens", json.dumps({"text": "w1 w2"}))
+            seen_in(page, "choice", {"choice": steps[-1]["choice"], "settings": ASKED, "exactly": True})
+            seen_in(page, "tokens", {"text": "w1 w2"})
     assert [step for step in [*steps, *told["steps"]] if not step["from_prompt"]] == expected
 
 
@@ -502,7 +508,7 @@ def of_another_model() -> str:
 
 
 def test_the_page_sees_the_tokenizer_at_work(page: Page) -> None:
-    seen = json.loads(page.look("tokens", json.dumps({"text": "w1 é"})))
+    seen = seen_in(page, "tokens", {"text": "w1 é"})
     assert "".join(word["text"] for word in seen["words"]) == "<s>▁w1▁é"
     last = seen["words"][-1]
     assert [(token["text"], token["kind"], token["bytes"]) for token in last["tokens"]] == [
@@ -511,7 +517,7 @@ def test_the_page_sees_the_tokenizer_at_work(page: Page) -> None:
         ("⟨A9⟩", "bytes", "a9"),
     ]
     assert seen["words"][0]["tokens"][0]["kind"] == "control"
-    assert json.loads(page.look("merges", json.dumps({"text": "w1 é", "word": 2}))) == {"steps": [["▁", "é"]]}
+    assert seen_in(page, "merges", {"text": "w1 é", "word": 2}) == {"steps": [["▁", "é"]]}
     for what, wrong in (
         ("merges", {"text": "w1", "word": 9}),
         ("merges", {"text": "w1", "word": -1}),
@@ -524,7 +530,7 @@ def test_the_page_sees_the_tokenizer_at_work(page: Page) -> None:
         ("choice", {"choice": of_another_model()}),
     ):
         with pytest.raises(FabellaError):
-            page.look(what, json.dumps(wrong))
+            seen_in(page, what, wrong)
 
 
 # ---- In a notebook ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import { path } from "./leaf.js";
 import { recall, remember } from "./memory.js";
 import { keepForOffline, mendKept } from "./offline.js";
 import { presets } from "./presets.js";
-import { Problem, noSuchModel } from "./problem.js";
+import { Hung, Problem, noSuchModel } from "./problem.js";
 import { enter } from "./rooms.js";
 import { change, current, watch } from "./state.js";
 import { list } from "./store.js";
@@ -66,6 +66,7 @@ async function load(source) {
     ended: null,
     unkept: "",
     adapter: null,
+    code: false,
     engine: null,
     counted: null,
   });
@@ -123,8 +124,15 @@ function hear(message) {
  * The worker cannot start, or cannot go on.
  * @param {Problem} problem
  */
-function fail({ message, wayOut }) {
+function fail(problem) {
+  const { message, wayOut } = problem;
+  const { code, source } = current();
   telling.giveUp();
+  if (source && (code || problem instanceof Hung)) {
+    change({ codeProblem: { message, line: null } });
+    load(source); // what it was, the visitor's code has broken
+    return;
+  }
   if (wayOut === "reload" && assets.offline) mended = mendKept();
   change({ worker: "failed", complaint: { message, field: null, wayOut } });
 }
@@ -159,8 +167,9 @@ function setMode(mode) {
 const complain = ({ message }) => change({ complaint: { message, field: null, wayOut: "again" } });
 
 const openChat = () => enter("chat", assets, telling).catch(complain);
-/** @type {(question: any) => Promise<any>} */
-const ask = (question) => bridge.ask(question).answer;
+/** @type {Bridge["ask"]} */
+const ask = (...asked) => bridge.ask(...asked);
+const openCode = () => enter("code", assets, { ...telling, useCode }).catch(complain);
 const openShare = () => enter("share", assets, { ...telling, setMode, ask }).catch(complain);
 const openProof = () => enter("proof", assets, { assets, ask }).catch(complain);
 const openShelf = () => enter("shelf", assets, { ...telling, assets, load, describe, adapt, versions }).catch(complain);
@@ -172,6 +181,15 @@ const openShelf = () => enter("shelf", assets, { ...telling, assets, load, descr
  * @returns {Promise<Card & { adapter?: AdapterCard }>}
  */
 async function describe(file, tokenizer) {
+  const worker = await settled();
+  const nothing = /** @type {Card} */ ({ name: file.name, bytes: file.size });
+  if (worker === "failed") return nothing;
+  const { card } = await bridge.ask({ type: "describe", file, tokenizer }).answer;
+  return { ...card, name: card.name || file.name };
+}
+
+/** Waits while the storyteller wakes. @returns {Promise<"ready" | "failed">} */
+async function settled() {
   let unwatch = () => {};
   const worker = await new Promise((resolve) => {
     unwatch = watch(
@@ -180,10 +198,20 @@ async function describe(file, tokenizer) {
     );
   });
   unwatch();
-  const nothing = /** @type {Card} */ ({ name: file.name, bytes: file.size });
-  if (worker === "failed") return nothing;
-  const { card } = await bridge.ask({ type: "describe", file, tokenizer }).answer;
-  return { ...card, name: card.name || file.name };
+  return worker;
+}
+
+/**
+ * Has the visitor's code choose the tokens from the next one on, or with null the sampler again.
+ * @param {string | null} source
+ * @returns {Promise<boolean>} whether it does; if not, what did before goes on
+ */
+async function useCode(source) {
+  if ((await settled()) === "failed") return false;
+  const { printed, problem } = await bridge.ask({ type: "code", source }).answer;
+  if (printed) change({ printed: { text: printed } });
+  change({ codeProblem: problem, ...(!problem && { code: source !== null }) });
+  return !problem;
 }
 
 /** Has the model in use speak through an adapter; rejects with a Refusal if that is for another. @param {File} file */
@@ -213,11 +241,12 @@ addEventListener("drop", async (/** @type {DragEvent} */ event) => {
 });
 
 document.addEventListener("keydown", (event) => {
-  const { target, key } = event;
+  const { key } = event;
   if (document.querySelector("dialog[open]")) return;
   if (key === "Escape" && current().request) telling.stop();
+  const [typed] = event.composedPath(); // the code's editor hides what is in it
   const typing =
-    target instanceof HTMLElement && target.closest("textarea, input, button, summary, a, [contenteditable]");
+    typed instanceof HTMLElement && typed.closest("textarea, input, button, summary, a, [contenteditable]");
   if (key === " " && current().request && current().pace === "a word" && !typing) {
     event.preventDefault();
     telling.nextWord();
@@ -315,6 +344,7 @@ mountStatus({ again });
 mountStory({ nextWord: telling.nextWord });
 mountActions({ ...telling, share: async () => (await openShare())?.open() });
 mountAdapter({ useAdapter });
+element("code-button", HTMLButtonElement).addEventListener("click", async () => (await openCode())?.open());
 mountFacts({ openShelf: async () => (await openShelf())?.open() });
 watch(
   ({ mode }) => [mode],

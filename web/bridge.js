@@ -3,7 +3,7 @@
  */
 
 import { damageOf, download, downloadModule, startWorker } from "./download.js";
-import { Problem, SILENCE, causeOf, impossible, notStarted } from "./problem.js";
+import { HANG, Problem, SILENCE, causeOf, hung, impossible, notStarted } from "./problem.js";
 import { decompress } from "./snapshot.js";
 import { persist } from "./store.js";
 
@@ -46,6 +46,8 @@ export class Bridge {
   /** Those without an answer. @type {Map<number, { hear: (message: Steps) => void, resolve: (answer: any) => void, reject: (error: unknown) => void }>} */
   #asked = new Map();
   #silence = 0; // a timer
+  #calls = false; // whether the visitor's code runs in it
+  #calling = 0; // the question that it may run for
 
   /**
    * @param {Assets} assets
@@ -121,6 +123,7 @@ export class Bridge {
     worker.onmessage = ({ data }) => {
       clearTimeout(this.#silence);
       this.#receive(data);
+      if (this.#calls && !this.#over) this.#silence = setTimeout(() => this.#fail(hung()), 1000 * HANG);
     };
     worker.onerror = ({ message }) => {
       clearTimeout(this.#silence);
@@ -137,6 +140,7 @@ export class Bridge {
    */
   ask(question, hear = () => {}, given = []) {
     const id = ++this.#questions;
+    if (question.type === "tell" || question.type === "say") this.#calling = id;
     const answer = new Promise((resolve, reject) => this.#asked.set(id, { hear, resolve, reject }));
     this.#worker?.postMessage(/** @type {ToWorker} */ ({ ...question, id }), given);
     return { id, answer };
@@ -153,6 +157,10 @@ export class Bridge {
       this.hear(message);
       return;
     }
+    if (message.type === "calls") {
+      this.#calls = true;
+      return;
+    }
     if (message.type === "error" && message.id === null) {
       this.#fail(new Problem(message.message, message.way_out));
       return;
@@ -162,6 +170,7 @@ export class Bridge {
       asked?.hear(message);
       return;
     }
+    if (message.id === this.#calling || message.type === "coded") this.#calls = false;
     if (message.type === "ready" && message.kept && message.model.bytes > PRECIOUS) persist();
     this.#asked.delete(/** @type {number} */ (message.id));
     if (message.type === "error") asked?.reject(new Refusal(message.message, message.field));

@@ -76,7 +76,7 @@ export async function startKeeping(own) {
       if (leaf !== undefined) stood = leaf !== null;
       if (leaf?.kind !== "story" || !model || leaf.model.id !== model.id || unkept || path(leaf).length !== 2) return;
       const turn = last(leaf);
-      if (turn?.reason) history.replaceState(history.state, "", write(leaf, turn, model));
+      if (turn?.reason && !turn.code) history.replaceState(history.state, "", write(leaf, turn, model));
     },
   );
 

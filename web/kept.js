@@ -149,7 +149,7 @@ function wrongInTurn(turn, index) {
   if (!Array.isArray(choices) || !choices.every((two) => Array.isArray(two) && two.length === 2 && two.every(isIndex)))
     return "the choices";
   if (![turn.seconds, turn.rate, turn.dropped].every(isNumber)) return "the figures";
-  if (turn.reason !== null && !["end", "length", "context", "stop", "stopped", "loop"].includes(turn.reason))
+  if (turn.reason !== null && !["end", "length", "context", "stop", "stopped", "loop", "code"].includes(turn.reason))
     return "the end";
   if (turn.settings === null) return "";
   const { seed, ...numbers } = turn.settings ?? { seed: null };

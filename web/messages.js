@@ -15,6 +15,7 @@
  * @property {Part} wasm  pyodide.asm.wasm
  * @property {Part} snapshot  Python's memory with the part of Fabella in it that tells stories and converses (snapshot.js)
  * @property {Part} stdlib  Python's standard library, a zip
+ * @property {Part} further  those of our modules that are not in the snapshot: to look inside, to prove, to run code
  *
  * @typedef {object} Assets  where build.py put the parts
  * @property {Part} worker
@@ -28,7 +29,7 @@
  * @property {Record<Room, Part>} rooms  scripts for what is not there at first (rooms.js)
  * @property {boolean} offline  whether the page keeps itself on the visitor's machine
  *
- * @typedef {"chat" | "shelf" | "share" | "proof"} Room
+ * @typedef {"chat" | "code" | "proof" | "share" | "shelf"} Room
  *
  * @typedef {"simd" | "relaxed" | "threads-simd" | "threads-relaxed"} Build
  *
@@ -96,7 +97,9 @@
  *
  * @typedef {{token: number, text: string, from_prompt: boolean, dropped?: number}} Step  dropped: how many of the
  *     oldest turns the model no longer sees from here on
- * @typedef {"end" | "length" | "context" | "stop" | "loop" | "stopped"} Reason
+ * @typedef {"end" | "length" | "context" | "stop" | "loop" | "stopped" | "code"} Reason  code: the visitor's code went
+ *     wrong
+ * @typedef {{message: string, line: number | null}} CodeProblem  line: where, from 1 on
  *
  * @typedef {{module: WebAssembly.Module, snapshot: ArrayBuffer}} StartOfPython  pyodide.asm.wasm, and the snapshot without
  *     its compression
@@ -118,10 +121,11 @@
  * @typedef {{type: "adapt", id: number, file?: File, on: boolean}} Adapt  after Ready: has the model use the adapter in
  *     the file, in the place of one that it may have; without a file, switches what it has on or off. What is being told
  *     is stopped. Answered by Adapted, or by Failure: then nothing has changed
- * @typedef {{type: "call", id: number, module: string, source?: string, request: string, file?: File}} Call  after Ready:
- *     hands a request to the function `answer` of a module of Python's, which the page brings along the first time;
- *     answered by Called, or by Failure. What is being told is stopped
- * @typedef {Load | Tell | Say | Stop | Count | Describe | Adapt | Call} ToWorker
+ * @typedef {{type: "call", id: number, module: string, request: string, file?: File}} Call  after Ready: hands a request
+ *     to the function `answer` of one of our further modules of Python's; answered by Called, or by Failure
+ * @typedef {{type: "code", id: number, source: string | null}} UseCode  after Ready: has the visitor's code choose the
+ *     tokens from the next one on; null: the sampler again. Answered by Coded
+ * @typedef {Load | Tell | Say | Stop | Count | Describe | Adapt | Call | UseCode} ToWorker
  *
  * worker → page
  * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number, resumed_from: number}} Progress
@@ -137,13 +141,18 @@
  * @typedef {{type: "called", id: number, answer: string}} Called
  * @typedef {{type: "engine", simd: "simd" | "relaxed", threads: number}} EngineState  the build, and how many threads
  *     were chosen: before the first story, and when there was time after one
- * @typedef {{type: "steps", id: number, steps: Step[], tokens_per_second: number}} Steps  at most one a frame,
- *     but that the first sampled token is sent at once
+ * @typedef {{type: "steps", id: number, steps: Step[], tokens_per_second: number, printed?: string}} Steps  at most one
+ *     a frame, but that the first sampled token is sent at once; printed: by the visitor's code
  * @typedef {{type: "done", id: number, reason: Reason, tokens: number, seconds: number,
- *            tokens_per_second: number}} Done
+ *            tokens_per_second: number, problem?: CodeProblem}} Done  problem: of the visitor's code
+ * @typedef {{type: "coded", id: number, printed: string, problem: CodeProblem | null}} Coded  with a problem, all is as
+ *     it was
+ * @typedef {{type: "calls"}} Calls  the visitor's code begins to run: from here on, until an answer, silence means that
+ *     it hangs
  * @typedef {{type: "error", id: number | null, field: string | null, message: string, way_out?: WayOut}} Failure
  *     id null: the worker could not load or cannot go on, and has to be started afresh; way_out: how
- * @typedef {Progress | Ready | Counted | Described | Adapted | Called | EngineState | Steps | Done | Failure} FromWorker
+ * @typedef {Progress | Ready | Counted | Described | Adapted | Called | EngineState | Steps | Done | Coded
+ *     | Calls | Failure} FromWorker
  */
 
 export {};

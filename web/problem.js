@@ -23,6 +23,18 @@ export class Problem extends Error {
   }
 }
 
+/** Seconds without a word after which the visitor's code is taken to hang where nothing can stop it. */
+export const HANG = 4;
+
+/** The worker has to be started anew because of the visitor's code; the page does so itself. */
+export class Hung extends Problem {}
+
+export const hung = () =>
+  new Hung(
+    `Your code did not come back for ${HANG} seconds, and nothing could stop it: a single step that takes too long, as ` +
+      "9**9**9 does. The storyteller was started anew.",
+  );
+
 /** @param {string} part */
 export const unreachable = (part) =>
   new Problem(`${part} could not be downloaded. Check your connection, then try again.`);

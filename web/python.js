@@ -17,11 +17,11 @@ const FOLDER = "python:/";
 /** What it asks for there, and does not need. */
 const NEITHER = [`${FOLDER}pyodide.asm.wasm`, `${FOLDER}python_stdlib.zip`];
 
-/** Where Python looks for our package. */
-const PACKAGE = "/lib/python3.14/site-packages/fabella";
-
 /** Where Python looks for its standard library. */
 const LIBRARY = "/lib/python314.zip";
+
+/** Where it looks for modules of ours that came later. */
+const MODULES = "/lib/fabella.zip";
 
 /**
  * @param {Python["info"]} info
@@ -49,18 +49,15 @@ export async function completePython(python, stdlib) {
 }
 
 /**
- * Imports a module of our package that is not in the snapshot.
+/**
+ * Downloads modules of ours that are not in the snapshot. Python has its standard library by then.
  * @param {any} python
- * @param {string} name
- * @param {string} [source]  the first time
+ * @param {Part} modules  a zip; its URL is absolute
  */
-export function importModule(python, name, source) {
-  if (source !== undefined) {
-    python.FS.mkdirTree(PACKAGE);
-    python.FS.writeFile(`${PACKAGE}/${name}.py`, source);
-    python.pyimport("sys").path_importer_cache.clear(); // as long as the folder was empty there was none
-  }
-  return python.pyimport(`fabella.${name}`);
+export async function addModules(python, modules) {
+  const file = await download(modules, `A further part of ${NAME.toLowerCase()}`, () => {});
+  python.FS.writeFile(MODULES, file.toBytes());
+  python.pyimport("fabella").__path__.append(`${MODULES}/fabella`); // Python imports from zips
 }
 
 /**

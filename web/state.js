@@ -4,7 +4,7 @@
  */
 
 /** @import { Leaf } from "./leaf.js" */
-/** @import { Card, Done, Reason, Settings, Source, ToWorker } from "./messages.js" */
+/** @import { Card, CodeProblem, Done, Reason, Settings, Source, ToWorker } from "./messages.js" */
 /** @import { Pace } from "./pace.js" */
 /** @import { WayOut } from "./problem.js" */
 
@@ -29,6 +29,9 @@
  * @property {Complaint | null} complaint
  * @property {{ name: string, about: string, on: boolean, own: boolean } | null} adapter  beside the model; own:
  *     the page came with it
+ * @property {boolean} code  whether the visitor's code chooses the tokens
+ * @property {CodeProblem | null} codeProblem  what went wrong in it last
+ * @property {{ text: string }} printed  by it, last
  * @property {string} unkept  why the model is not kept on this machine; "" if it is
  * @property {string} keeping  why nothing can be kept on this machine; "" if it can
  *
@@ -73,6 +76,9 @@ const state = {
   ended: null,
   complaint: null,
   adapter: null,
+  code: false,
+  codeProblem: null,
+  printed: { text: "" },
   unkept: "",
   keeping: "",
 };

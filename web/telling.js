@@ -15,7 +15,10 @@ import { change, current } from "./state.js";
 /** @import { Request } from "./state.js" */
 
 /** Why a text may have ended without being whole: then the model can go on with it. */
-const UNFINISHED = { story: ["length", "stopped", "loop"], chat: ["length", "stopped", "loop", "context"] };
+const UNFINISHED = {
+  story: ["length", "stopped", "loop", "code"],
+  chat: ["length", "stopped", "loop", "context", "code"],
+};
 
 let requests = 0;
 const pacer = new Pacer(show);
@@ -203,6 +206,10 @@ export async function send() {
     const now = current().request;
     if (now?.id !== request.id) return;
     change({ request: { ...now, done } });
+    if (done.reason === "code") {
+      change({ codeProblem: done.problem });
+      pacer.pace = "at once"; // the text is read up to where the code went wrong
+    }
     if (now.stopped) finish(request.id, done);
     else pacer.end(() => finish(request.id, done));
   } catch (error) {
@@ -274,8 +281,9 @@ export function putOff() {
  * @param {number} id  the request's
  * @param {Steps} message
  */
-function hear(id, { steps, tokens_per_second: rate }) {
+function hear(id, { steps, tokens_per_second: rate, printed }) {
   const { request } = current();
+  if (printed) change({ printed: { text: printed } });
   if (request?.id !== id || request.stopped) return;
   change({ request: { ...request, rate } });
   pacer.push(steps);
@@ -299,6 +307,7 @@ function show(steps) {
     dropped: Math.max(dropped, ...steps.map(({ dropped }) => dropped ?? 0)),
     rate: request.rate,
     reason: null,
+    ...(current().code && { code: true }),
   };
   change({ leaf: set(read, id, shown) });
 }

@@ -66,6 +66,8 @@ export function ending(reason, context, kind = "story") {
       return ["The end.", "It ends where you wanted it to."];
     case "loop":
       return ["It began to loop.", "Broken off here: it had begun to say the same words again and again."];
+    case "code":
+      return ["Your code went wrong.", "It waits here: your code went wrong."];
     case "stopped":
       return ["Stopped.", kind === "story" ? "You stopped the story here." : "You stopped the answer here."];
   }

@@ -8,10 +8,11 @@ import { pickBuild, startEngine } from "./engine.js";
 import { LocalFile } from "./kept-file.js";
 import { openModel } from "./open-model.js";
 import { Problem, causeOf, impossible } from "./problem.js";
-import { completePython, importModule, startPython } from "./python.js";
+import { addModules, completePython, startPython } from "./python.js";
+import { seal } from "./seal.js";
 
 /** @import { Engine } from "./engine.js" */
-/** @import { Adapt, Call, Card, Count, Describe, FromWorker, Load, Part, Progress, Say, Tell, ToWorker } from "./messages.js" */
+/** @import { Adapt, Call, Card, Count, Describe, FromWorker, Load, Part, Progress, Say, Tell, ToWorker, UseCode } from "./messages.js" */
 
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 50;
@@ -36,6 +37,7 @@ const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ 
  *   forward_time: (milliseconds: number) => number,
  *   adapt: (file: unknown) => string,
  *   use_adapter: (on: boolean) => void,
+ *   use_code: (make?: unknown, source?: string, begins?: () => void) => string,
  * }}
  */
 let storyteller;
@@ -56,8 +58,11 @@ let page;
 let awake = Promise.reject(new Error("nothing was loaded"));
 awake.catch(() => {});
 
-/** Done when the model is loaded, and all of Python's library is there. @type {Promise<void>} */
-let loading;
+/** Fetches our further modules of Python's. @type {() => Promise<void>} */
+let fetchFurther;
+
+/** Done when they are there, once somebody wants them. @type {Promise<void> | null} */
+let further = null;
 
 /** The story being told. @type {{ id: number, tokens: number, seconds: number, tokens_per_second: number } | null} */
 let story = null;
@@ -72,8 +77,7 @@ nextTurn.port1.onmessage = ({ data: id }) => {
 
 scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
   if (message.type === "load") {
-    loading = load(message);
-    loading.catch(async (error) => {
+    load(message).catch(async (error) => {
       fail(null, await causeOf(error), "The model could not be loaded: ");
     });
   } else if (message.type === "describe") {
@@ -86,6 +90,8 @@ scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
     adapt(message);
   } else if (message.type === "call") {
     call(message).catch((error) => refuse(message.id, error));
+  } else if (message.type === "code") {
+    useCode(message).catch((error) => refuse(message.id, error));
   } else if (message.id === story?.id) {
     stop();
   }
@@ -99,16 +105,20 @@ function send(message) {
 // ---- Telling ---------------------------------------------------------------------------------------------------------
 
 /** @param {Tell | Say} message */
-function begin({ id, type, ...request }) {
+async function begin({ id, type, ...request }) {
+  story = { id, tokens: 0, seconds: 0, tokens_per_second: 0 };
   try {
     rehearsed = true; // or will be, by this
+    if (request.settings.look) await wantFurther();
+    if (story?.id !== id) return; // it was stopped meanwhile
     if (engine.threads === 0) chooseThreads(); // there was no rest yet
     storyteller[type](JSON.stringify(request));
   } catch (error) {
-    fail(id, error);
+    story = null;
+    if (error instanceof Problem) refuse(id, error);
+    else fail(id, error);
     return;
   }
-  story = { id, tokens: 0, seconds: 0, tokens_per_second: 0 };
   nextTurn.port2.postMessage(id);
 }
 
@@ -143,26 +153,48 @@ function adapt({ id, file, on }) {
   }
 }
 
+/** What is not in Python's snapshot, because few want it. */
+async function wantFurther() {
+  further ??= fetchFurther();
+  await further.catch((error) => {
+    further = null; // the next time may go better
+    throw error;
+  });
+}
+
 /** @param {Call} message */
-async function call({ id, module, source, request, file }) {
-  await loading;
-  stop();
+async function call({ id, module, request, file }) {
+  await wantFurther();
+  if (!rehearsed) storyteller.stop(); // the rehearsal
   rehearsed = true;
-  clearTimeout(resting);
   if (engine.threads === 0) chooseThreads();
-  const { answer } = importModule(await awake, module, source);
+  const { answer } = (await awake).pyimport(`fabella.${module}`);
   send({ type: "called", id, answer: answer(page, request, file && new LocalFile(file)) });
-  rest();
+}
+
+/** @param {UseCode} message */
+async function useCode({ id, source }) {
+  if (source === null) {
+    storyteller.use_code();
+    send({ type: "coded", id, printed: "", problem: null });
+    return;
+  }
+  await wantFurther();
+  seal(scope);
+  rehearsed = true;
+  const { Code } = (await awake).pyimport("fabella.live");
+  const said = storyteller.use_code(Code, source, () => send({ type: "calls" }));
+  send({ type: "coded", id, ...JSON.parse(said) });
 }
 
 /** Goes on with the story for one frame. */
 function advance() {
   const { id } = /** @type {NonNullable<typeof story>} */ (story);
   try {
-    const { steps, end, ...figures } = JSON.parse(storyteller.advance(FRAME));
-    send({ type: "steps", id, steps, tokens_per_second: figures.tokens_per_second });
+    const { steps, end, printed, problem, ...figures } = JSON.parse(storyteller.advance(FRAME));
+    send({ type: "steps", id, steps, tokens_per_second: figures.tokens_per_second, printed });
     if (end) {
-      send({ type: "done", id, reason: end, ...figures });
+      send({ type: "done", id, reason: end, ...figures, problem });
       finish();
     } else {
       story = { id, ...figures };
@@ -290,15 +322,20 @@ async function load({ id, assets, base, source, python: start }) {
     await opened.refused();
     throw error;
   }
-  const { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter } = page;
-  storyteller = { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter };
+  const { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter, use_code } = page;
+  storyteller = { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter, use_code };
   const said = JSON.parse(page.info());
   /** @type {Card} */
   const card = { ...said, id: opened.id, name: said.name || opened.name };
   const { kept, why } = opened;
   send({ type: "ready", id, model: card, kept, why, adapter: adapter && assets.adapter });
   rest();
-  await Promise.all([opened.loaded(card), completePython(python, at(assets.python.stdlib))]);
+  const complete = Promise.all([opened.loaded(card), completePython(python, at(assets.python.stdlib))]);
+  fetchFurther = async () => {
+    await complete;
+    await addModules(python, at(assets.python.further));
+  };
+  await complete;
 }
 
 /** @param {Describe} message */

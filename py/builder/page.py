@@ -21,14 +21,14 @@ from builder.install import ensure_node_packages, ensure_python
 from builder.offers import describe, describe_adapter, find_offer, origin_of
 from builder.offline import compress, publish_manifest, write_service_worker
 from builder.proof import noted
-from builder.python import build_program, build_snapshot, build_stdlib, copy_pyodide
+from builder.python import build_further, build_program, build_snapshot, build_stdlib, copy_pyodide
 from builder.told import as_html, told_before
 from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, digest, run, say, scratch, size
 
 EMBEDDING = "fabella.js"  # the name stays, for other pages have it
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
-ROOMS = ("chat", "shelf", "share", "proof")  # web/rooms/: scripts that the page loads when they are wanted
+ROOMS = ("chat", "code", "proof", "share", "shelf")  # web/rooms/: scripts that the page loads when they are wanted
 PROVES = ("Equals PyTorch?", "Computes right?")  # the self-test's button, with PyTorch's tokens and without
 
 
@@ -89,7 +89,7 @@ def bundle(
             if models[-1]["id"] in [other["id"] for other in models[:-1]]:
                 raise BuildError(f"{offer.url or offer.file}: the page has this model already")
         notes = noted(gguf, model)
-        scripts = bundle_scripts(new, notes)
+        scripts = bundle_scripts(new, {"noted": notes, "samplers": write_samplers(folder)})
         assets = {
             "worker": part(new, scripts["worker.js"]),
             "helper": part(new, scripts["helper.js"]),
@@ -97,6 +97,7 @@ def bundle(
                 **copy_pyodide(new),
                 "stdlib": part(new, publish(stdlib, new, "python-stdlib-{hash}.zip")),
                 "snapshot": part(new, publish(snapshot, new, "python-{hash}.bin")),
+                "further": part(new, publish(build_further(), new, "python-further-{hash}.zip")),
             },
             "engines": {
                 name: part(new, publish(path, new, f"run-{name}-{{hash}}.wasm")) for name, path in engines.items()
@@ -120,6 +121,15 @@ def bundle(
         compress(new)
         swap(new, out)
     say(f"Built {os.path.relpath(out)} around {model.name}: {bytes_of_page / 1e6:.1f} MB.")
+
+
+def write_samplers(folder: Path) -> Path:
+    """Write what the editor of the visitor's code shows: the sampler's source, examples, help."""
+    from fabella.samplers import texts
+
+    path = folder / "samplers.json"
+    path.write_text(json.dumps(texts(), ensure_ascii=False), encoding="utf-8")
+    return path
 
 
 def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
@@ -167,21 +177,21 @@ def reworded(gguf: Path, words: Mapping[str, Any], folder: Path) -> Path:
     return copy
 
 
-def bundle_scripts(out: Path, notes: Path) -> dict[str, str]:
+def bundle_scripts(out: Path, data: Mapping[str, Path]) -> dict[str, str]:
     """Bundle the page's scripts and style with esbuild; return the URL of each by its name in web/.
 
     app.js becomes a classic script, which browsers run whatever type a server gives it; the other two are modules,
-    which app.js and worker.js start from what they have downloaded. `notes` is what the self-test compares with.
+    which app.js and worker.js start from what they have downloaded. `data` are JSON files that rooms import by a name.
     """
     esbuild = ("node", NODE_MODULES / "esbuild/bin/esbuild", "--log-level=warning", "--bundle", "--target=es2022")
     output = ("--entry-names=[name]-[hash]", f"--outdir={out / 'assets'}")
     node = ("--external:node:*", "--external:ws")  # what Pyodide would import there
     run(*esbuild, *output, "--format=iife", "--minify", "web/app.js", "web/style.css")
     run(*esbuild, *output, "--format=esm", "--minify", *node, "web/worker.js", "web/helper.js")
-    proof = ("--loader:.py=text", f"--alias:noted={notes}")
+    aliases = [f"--alias:{name}={file}" for name, file in data.items()]
     for name in ROOMS:
         room = ("--format=iife", f"--global-name=fabella_{name}", "--minify", f"web/rooms/{name}.js")
-        run(*esbuild, *output, *proof, *room)
+        run(*esbuild, *output, *aliases, *room)
     urls = {}
     for name in ("app.js", "style.css", "worker.js", "helper.js", *(f"{room}.js" for room in ROOMS)):
         stem, suffix = name.split(".")

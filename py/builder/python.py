@@ -44,6 +44,7 @@ IN_PYODIDE = """
     python.globals.get("compile_zip")("/fabella/" + source, "/fabella/" + target, folder, patterns, Number(optimize));
 """
 SITE_PACKAGES = "/lib/python3.14/site-packages"
+FURTHER = {f"fabella.{name}" for name in ("choice", "constraint", "glass", "live", "selftest")}  # not in the snapshot
 SNAPSHOT = Path(__file__).with_name("snapshot.mjs")
 
 
@@ -87,6 +88,20 @@ def build_program() -> Path:
     return compiled("program.zip", make, *texts)
 
 
+def build_further() -> Path:
+    """Compile our modules that few visitors want: the page fetches them when one does."""
+    files = sorted(set().union(*map(modules_of, FURTHER)) - modules_of("fabella.page"))
+
+    def make(target: Path) -> None:
+        sources = target.with_name("further-sources.zip")
+        with zipfile.ZipFile(sources, "w") as archive:
+            for file in files:
+                archive.write(ROOT / "py" / file, file)
+        compile_zip(sources, target, SITE_PACKAGES, optimize=2)
+
+    return compiled("further.zip", make, *(part for file in files for part in (file, ROOT / "py" / file)))
+
+
 def build_snapshot(stdlib_zip: Path, program: Path) -> Path:
     """Take a snapshot of Python's memory with the program in it: the page only has to put it back."""
 
@@ -107,7 +122,7 @@ def take_snapshot(stdlib_zip: Path, program: Path, target: Path) -> None:
 
 
 def modules_of(entry: str) -> set[str]:
-    """Return the files, within py/, of our modules that one of them needs, at once or later."""
+    """Return the files, within py/, of our modules that one of them needs, at once or later, but for FURTHER."""
     found, wanted = {"fabella/__init__.py"}, {entry}
     while wanted:
         name = wanted.pop()
@@ -117,7 +132,7 @@ def modules_of(entry: str) -> set[str]:
         found.add(file)
         for node in ast.walk(ast.parse((ROOT / "py" / file).read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module:
-                wanted |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                wanted |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} - FURTHER
     return found
 
 

@@ -258,7 +258,7 @@ class Conversation:
         room = min(ending.length or context // ROOM, context // ROOM)
         tokens, dropped = self._fitting(turns, answer, room)
         limit = len(tokens) + ending.length - 1 if ending.length else None  # the last one is told, but not computed
-        sampler = Sampler(settings, self._tokenizer.stop_ids)
+        sampler = ending.sampler(settings, self._tokenizer.stop_ids)
         sampler.skip(len(answer.tokens))
         return self._steps(tokens, turns, answer, sampler, replace(ending, length=limit), dropped, forced)
 

@@ -50,3 +50,20 @@ class TemplateError(FabellaError):
 
 class ConversationError(FabellaError):
     """Something cannot be done with a conversation as it is, or a list of messages is none."""
+
+
+class CodeError(FabellaError):
+    """Code that picks the tokens (live.py) cannot be used or went wrong.
+
+    Attributes
+    ----------
+    line : int or None
+        Where.
+    printed : str
+        What it had printed, if it never came to be used.
+    """
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+        self.printed = ""

@@ -53,7 +53,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Ending:
-    """When a text ends, besides when the model says so, what may be in it, and whether one looks at how it comes about.
+    """When a text ends, besides when the model says so, what may be in it, who picks its tokens, and whether one looks.
 
     Raises
     ------
@@ -67,6 +67,7 @@ class Ending:
     shift: bool = False  # whether, the context full, the oldest half of it is forgotten instead of ending
     loops: bool = False  # whether it ends when it has begun to loop (loops.py)
     look: bool = False  # whether each step says how its token was chosen (choice.py); the model must be an engine
+    sampler: Callable[[Settings, Iterable[int]], Sampler] = Sampler  # makes who picks: of the settings, and `spared`
 
     def __post_init__(self) -> None:
         if self.length is not None and (type(self.length) is not int or self.length < 0):
@@ -144,7 +145,7 @@ def generate(
     tokens = tokenizer.encode(prompt) or [tokenizer.bos_id]  # there must be something to go on from
     if len(tokens) > limit:
         raise PromptError(f"the prompt is {len(tokens)} tokens long, but {limited_by} is {limit}: shorten it")
-    sampler = Sampler(settings, tokenizer.stop_ids)
+    sampler = ending.sampler(settings, tokenizer.stop_ids)
     check_forced([token for token in forced if token is not None], tokenizer)
     if not told:
         return _tell(session, tokenizer, tokens, sampler, ending, forced)

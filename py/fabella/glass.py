@@ -1,4 +1,4 @@
-"""The page's side of the glass box: what `Page.look` answers. Loaded when the panel is opened; JSON in, JSON out.
+"""The page's side of the glass box. Loaded when the panel is opened; JSON in, JSON out.
 
 A token is ``{"id", "text", "kind"}``, as :class:`fabella.tokenizer.Token` has it. What was kept of a chosen one goes to
 the page and comes back as it is: base64 of `Choice.to_bytes`.
@@ -11,15 +11,19 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fabella.again import Again, again, again_from
 from fabella.choice import Choice, Visible, rest_of
 from fabella.engine import Engine
 from fabella.errors import PromptError
+from fabella.page import settings_of
 from fabella.sampler import SHORTLIST, Candidate, Settings
 from fabella.session import Session
 from fabella.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from fabella.page import Page
 
 
 class Glass:
@@ -185,9 +189,31 @@ def _named(described: dict[str, Any]) -> Sequence[int]:
     return [described["token"], described["picked"], *(id for kept in lists for id, _, _ in kept)]
 
 
-def answer(glass: Glass, what: str, request: str) -> str:
-    """Return what `Page.look` does."""
+def answer(page: Page, request: str, _file: object = None) -> str:
+    """Look into the page's model; a story or an answer that is going on is not disturbed.
+
+    Parameters
+    ----------
+    page
+        The page.
+    request
+        JSON: what the methods of `Glass` say, and ``"what"``, which of them is asked: "choice", "inside", "tokens" or
+        "merges".
+
+    Returns
+    -------
+    JSON.
+
+    Raises
+    ------
+    FabellaError
+        If there is nothing of the kind to be seen.
+    """
+    asked = json.loads(request)
+    session, model = page.lend()
+    glass = Glass(session, model.tokenizer, lambda settings: settings_of(settings)[0])
     verbs = {"choice": glass.choice, "inside": glass.inside, "tokens": glass.tokens, "merges": glass.merges}
+    what = asked.get("what")
     if what not in verbs:
         raise PromptError(f"{what!r} cannot be looked at, only {', '.join(verbs)}")
-    return json.dumps(verbs[what](json.loads(request)), allow_nan=False)
+    return json.dumps(verbs[what](asked), allow_nan=False)

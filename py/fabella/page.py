@@ -6,17 +6,18 @@ import json
 import re
 import time
 from binascii import b2a_base64
-from collections.abc import Iterator
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fabella.engine import Engine
-from fabella.errors import EngineError, ModelFileError, PromptError, SettingsError, TemplateError
+from fabella.errors import CodeError, EngineError, ModelFileError, PromptError, SettingsError, TemplateError
 from fabella.generate import Ending, Step, generate
 from fabella.gguf import MAGIC, read_gguf
 from fabella.hosts import BrowserFile, BrowserHost
 from fabella.modelfile import ModelFile
-from fabella.sampler import LARGEST_SEED, Settings
+from fabella.sampler import LARGEST_SEED, Allowed, Logits, Sampler, Settings
 from fabella.session import Session
 from fabella.sources import BytesSource
 from fabella.summary import summary
@@ -24,7 +25,6 @@ from fabella.summary import summary
 if TYPE_CHECKING:
     from fabella.adapter import Adapter
     from fabella.chat import Conversation
-    from fabella.glass import Glass
 
 
 def describe(blocks: Any, tokenizer: Any = None) -> str:
@@ -66,6 +66,46 @@ def _open(blocks: Any, tokenizer: Any) -> tuple[ModelFile, BrowserFile]:
     return read_model(file, None if tokenizer is None else BrowserFile(tokenizer), "the second file"), file
 
 
+class Code(Protocol):
+    """A visitor's code that picks tokens: `fabella.live.Code`, which is not here before somebody wants it."""
+
+    console: Any
+
+    def choose(self, sampler: LiveSampler, logits: Logits) -> int:
+        """Return the next token, or raise CodeError."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class LiveSampler(Sampler):
+    """A sampler in whose place a visitor's code picks, if there is some, from the next token on.
+
+    Attributes
+    ----------
+    told
+        What the code knows of the text; None before it has picked.
+    picked : int
+        How many of the tokens were picked, by whomever, and not given.
+    """
+
+    def __init__(self, settings: Settings, spared: Iterable[int], code: Callable[[], Code | None]) -> None:
+        super().__init__(settings, spared)
+        self._code = code
+        self.told: Any = None
+        self.picked = 0
+
+    def sample(self, logits: Logits, said: Sequence[int] = (), allowed: Allowed | None = None) -> int:
+        code = self._code()
+        token = super().sample(logits, said, allowed) if code is None else code.choose(self, logits)
+        self.picked += 1
+        return token
+
+    def skip(self, count: int) -> None:
+        super().skip(count)
+        self.picked += count
+
+
 class Page:
     """One model in one worker, telling one story or giving one answer at a time.
 
@@ -95,17 +135,16 @@ class Page:
         self._conversation: Conversation | None = None
         self._counted: Conversation | None = None  # another: this one only counts
         self._steps: Iterator[Step] | None = None
-        self._glass: Glass | None = None
         self._sampled = 0
         self._seconds = 0.0
+        self._code: Code | None = None
 
     def info(self) -> str:
         """What `describe` says of the model's file, as JSON."""
         return json.dumps(self._summary, allow_nan=False)
 
     def lend(self) -> tuple[Session, ModelFile]:
-        """The session and its model, with no story going on: for what else wants them (selftest.py)."""
-        self.stop()
+        """The session and its model, for what else wants them: glass.py and selftest.py."""
         return self._session, self._model
 
     def forward_time(self, milliseconds: float) -> float:
@@ -146,7 +185,7 @@ class Page:
         """
         asked = json.loads(request)
         prompt, told, forced = _prompt(asked), _tokens(asked, "told"), self._forced(asked)
-        settings, ending = _settings(asked.get("settings", {}))
+        settings, ending = self._settings(asked)
         tokenizer = self._model.tokenizer
         self._begin(generate(self._session, tokenizer, prompt, settings, ending=ending, told=told, forced=forced))
 
@@ -179,7 +218,7 @@ class Page:
         asked = json.loads(request)
         if not self._conversation:
             self._conversation = self._new_conversation()
-        settings, ending = _settings(asked.get("settings", {}))
+        settings, ending = self._settings(asked)
         messages = asked.get("messages")
         last = messages[-1] if isinstance(messages, list) and messages else None
         if not (isinstance(last, dict) and isinstance(last.get("content"), str)):
@@ -252,33 +291,45 @@ class Page:
         the first of them, so that the rate is 0 until there are two. A step has ``"dropped"`` if it is not 0, and if
         one looks, ``"choice"``, base64 of what is kept of how its token was chosen (some 850 characters), and
         ``"probability"``, the token's own before the sampler.
+
+        If a visitor's code picks the tokens there is ``"printed"``, what it has printed; and if it has gone wrong the
+        reason is ``"code"``, and ``"problem"`` says what: ``{"message", "line"}``, where the line may be null.
         """
         assert self._steps is not None, "advance() without tell()"
         story, self._steps = self._steps, None
         steps: list[Step] = []
         began = now = time.perf_counter()
         deadline = now + milliseconds / 1000
-        for step in story:
-            now = time.perf_counter()
-            steps.append(step)
-            if self._sampled == 0:
-                began = now  # reading the prompt does not count
-                if not step.from_prompt:
+        end: str | None = None
+        code: dict[str, Any] = {}
+        try:
+            for step in story:
+                now = time.perf_counter()
+                steps.append(step)
+                if self._sampled == 0:
+                    began = now  # reading the prompt does not count
+                    if not step.from_prompt:
+                        break
+                if step.end or now >= deadline:
                     break
-            if step.end or now >= deadline:
-                break
-        if not steps[-1].end:
+            end = steps[-1].end
+        except CodeError as error:  # the story can be gone on with
+            end, code = "code", {"problem": _problem(error)}
+        if not end:
             self._steps = story
+        if self._code:
+            code["printed"] = self._code.console.take()
         self._seconds += now - began
         self._sampled += sum(not step.from_prompt for step in steps)
         rate = (self._sampled - 1) / self._seconds if self._seconds > 0 else 0.0
         return json.dumps(
             {
                 "steps": [_told(step) for step in steps],
-                "end": steps[-1].end,
+                "end": end,
                 "tokens": self._sampled,
                 "seconds": self._seconds,
                 "tokens_per_second": rate,
+                **code,
             }
         )
 
@@ -327,35 +378,48 @@ class Page:
         self._is_adapted = on
         self._session.forget()
 
-    def look(self, what: str, request: str) -> str:
-        """Look into the model; a story or an answer that is going on is not disturbed.
+    def use_code(self, make: Callable[..., Code] | None, source: str = "", begins: Any = None) -> str:
+        """Has a visitor's code pick the tokens, or the sampler again: from the next token on, also of a story begun.
 
         Parameters
         ----------
-        what
-            "choice", "inside", "tokens" or "merges": see the methods of :class:`fabella.glass.Glass`, which say what is
-            asked and answered.
-        request
-            JSON.
+        make
+            `fabella.live.Code`; None: the sampler picks.
+        source, begins
+            As for that.
 
         Returns
         -------
-        JSON.
-
-        Raises
-        ------
-        FabellaError
-            If there is nothing of the kind to be seen.
+        JSON ``{"printed", "problem"}``, the latter null or as `advance` has it: then all is as it was.
         """
-        from fabella.glass import Glass, answer
+        if make is None:
+            self._close_code()
+            return json.dumps({"printed": "", "problem": None})
+        try:
+            code = make(source, self._session, self._model.tokenizer, begins)
+        except CodeError as error:
+            return json.dumps({"printed": error.printed, "problem": _problem(error)})
+        self._close_code()
+        self._code = code
+        return json.dumps({"printed": code.console.take(), "problem": None})
 
-        if not self._glass:
-            self._glass = Glass(self._session, self._model.tokenizer, lambda asked: _settings(asked)[0])
-        return answer(self._glass, what, request)
+    def _close_code(self) -> None:
+        if self._code:
+            self._code.close()
+        self._code = None
 
     def stop(self) -> None:
         """Forgets the story that is going on."""
         self._steps = None
+
+    def _settings(self, asked: dict[str, Any]) -> tuple[Settings, Ending]:
+        """The settings of a request, and when it ends. Raises SettingsError."""
+        settings, ending = settings_of(asked.get("settings", {}))
+        return settings, replace(ending, sampler=partial(LiveSampler, code=lambda: self._code))
+
+
+def _problem(error: CodeError) -> dict[str, Any]:
+    return {"message": str(error), "line": error.line}
 
 
 def _prompt(asked: dict[str, Any]) -> str:
@@ -385,8 +449,8 @@ ENDING = ("stop", "loops", "look")
 FURTHER = tuple(field.name for field in fields(Settings) if field.name not in (*NEEDED, "logit_bias"))
 
 
-def _settings(asked: dict[str, Any]) -> tuple[Settings, Ending]:
-    """The settings of a request, and when it ends. Raises SettingsError."""
+def settings_of(asked: dict[str, Any]) -> tuple[Settings, Ending]:
+    """Reads a request's settings, and when it ends. Raises SettingsError."""
     for name in NEEDED:
         if name not in asked:
             raise SettingsError(name, "is missing")

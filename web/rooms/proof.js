@@ -3,8 +3,6 @@
  * What is compared, and how, is py/fabella/selftest.py.
  */
 
-// @ts-expect-error: the build puts it in, as text
-import source from "../../py/fabella/selftest.py";
 // @ts-expect-error: the build puts it in (py/builder/proof.py)
 import noted from "noted";
 import { copyText } from "../clipboard.js";
@@ -13,13 +11,11 @@ import { sentence, engineName, wholeNumber } from "../words.js";
 import { button, make } from "./make.js";
 
 /** @import { House as Given } from "../rooms.js" */
-/** @import { Assets, Called } from "../messages.js" */
+/** @import { Bridge } from "../bridge.js" */
+/** @import { Assets } from "../messages.js" */
 
 /**
- * @typedef {Given & {
- *   assets: Assets,
- *   ask: (question: { type: "call", module: string, source?: string, request: string, file?: File }) => Promise<Called>,
- * }} House
+ * @typedef {Given & { assets: Assets, ask: Bridge["ask"] }} House
  *
  * @typedef {{ place: number, expected: string, found: string }} Difference
  * @typedef {{ tokens: number, same: number, differences: Difference[] }} Followed
@@ -88,11 +84,11 @@ function whyNot({ current, assets }) {
 async function run(house, show) {
   const { id, url, name } = house.assets.model;
   const file = noted.torch && new File([await (await fetch(url)).blob()], name);
-  const first = { source, request: JSON.stringify({ reference: noted, id }), file: file ?? undefined };
+  const first = { request: JSON.stringify({ reference: noted, id }), file: file ?? undefined };
   let asked = first;
   for (;;) {
     if (house.current().request) throw new Error("something was told meanwhile; press again");
-    const { answer } = await house.ask({ type: "call", module: "selftest", ...asked });
+    const { answer } = await house.ask({ type: "call", module: "selftest", ...asked }).answer;
     const { done, total, result } = JSON.parse(answer);
     show(done / total);
     if (done === total) return result;

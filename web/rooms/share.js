@@ -11,6 +11,7 @@ import { Damaged, compare, format, parse } from "./link.js";
 import { button, make } from "./make.js";
 import { command, markdown, signature } from "./texts.js";
 
+/** @import { Bridge } from "../bridge.js" */
 /** @import { Leaf, Turn } from "../leaf.js" */
 /** @import { Card } from "../messages.js" */
 /** @import { House as Given } from "../rooms.js" */
@@ -18,7 +19,7 @@ import { command, markdown, signature } from "./texts.js";
 
 /**
  * @typedef {Given & {
- *   ask: (question: { type: "count", prompt: string }) => Promise<{ tokens: number }>,
+ *   ask: Bridge["ask"],
  *   setMode: (mode: "story" | "chat") => void,
  * }} House
  */
@@ -29,7 +30,7 @@ const STYLE = `
   #sharing canvas { display: block; max-width: 100%; max-height: 26rem; border: 1px solid var(--rule) }
   #sharing .far button { flex: none }
   #sharing .choice { width: fit-content; margin: 0 0 0.8rem }
-  #code pre { padding: 0.6rem 0.8rem; overflow: auto; max-height: 24rem; border: 1px solid var(--edge);
+  #linked-code pre { padding: 0.6rem 0.8rem; overflow: auto; max-height: 24rem; border: 1px solid var(--edge);
     font: 0.875rem/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
 `;
 
@@ -40,7 +41,7 @@ export function mount(house) {
   document.adoptedStyleSheets = [...document.adoptedStyleSheets, style];
   const confirmed = make("p", { id: "confirmed", role: "status" });
   element("done", HTMLElement).after(confirmed);
-  const code = make("section", { id: "code", "aria-label": "Code in the link", tabindex: "-1", hidden: "" });
+  const code = make("section", { id: "linked-code", "aria-label": "Code in the link", tabindex: "-1", hidden: "" });
   element("problem", HTMLElement).after(code);
   const dialog = make("dialog", { id: "sharing", "aria-labelledby": "sharing-title" });
   document.body.append(dialog);
@@ -56,7 +57,7 @@ async function open(house, dialog) {
   const turn = last(leaf);
   if (!leaf || !turn || !model) return;
   const story = leaf.kind === "story";
-  const ours = story && house.isOurs(leaf) && turn.settings !== null;
+  const ours = story && house.isOurs(leaf) && turn.settings !== null && !turn.code; // of its settings, and nothing else
   // Whoever follows a link meets the page with its own adapter, or none; a command has none.
   const asBuilt = Boolean(adapter?.on) === Boolean(adapter?.own);
   const link = ours && asBuilt ? await linkOf(house, leaf, turn, model) : "";
@@ -151,7 +152,7 @@ async function linkOf(house, leaf, turn, model) {
   let settings = /** @type {NonNullable<Turn["settings"]>} */ (turn.settings);
   if (turn.reason === "stopped") {
     // Where the reader stopped it, it ends for whoever follows the link.
-    const { tokens } = await house.ask({ type: "count", prompt: leaf.turns[turn.parent ?? 0].text });
+    const { tokens } = await house.ask({ type: "count", prompt: leaf.turns[turn.parent ?? 0].text }).answer;
     settings = { ...settings, length: tokens + turn.tokens.length - 1 };
   }
   const address = write(leaf, { ...turn, settings }, model);
