@@ -161,6 +161,11 @@ const complain = ({ message }) => change({ complaint: { message, field: null, wa
 const openChat = () => enter("chat", assets, telling).catch(complain);
 const openShelf = () => enter("shelf", assets, { ...telling, assets, load, describe, adapt, versions }).catch(complain);
 
+const openLook = () => enter("look", assets, { ...telling, question, hush: (id) => bridge.stop(id) }).catch(complain);
+
+/** @type {Bridge["ask"]} */
+const question = (...asked) => bridge.ask(...asked);
+
 /**
  * What a model file says of itself; of one that nobody can ask now, its name and size.
  * @param {File} file
@@ -303,6 +308,7 @@ mountStatus({ again });
 mountStory({ nextWord: telling.nextWord });
 mountActions(telling);
 mountAdapter({ useAdapter });
+element("look", HTMLButtonElement).addEventListener("click", async () => (await openLook())?.toggle());
 mountFacts({ openShelf: async () => (await openShelf())?.open() });
 watch(
   ({ mode }) => [mode],

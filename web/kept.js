@@ -145,6 +145,9 @@ function wrongInTurn(turn, index) {
   if (turn.role !== "user" && turn.role !== "assistant") return "the role";
   if (!isText(turn.text)) return "the text";
   if (!Array.isArray(turn.tokens) || !turn.tokens.every(isIndex)) return "the tokens";
+  const { choices = [] } = turn;
+  if (!Array.isArray(choices) || !choices.every((two) => Array.isArray(two) && two.length === 2 && two.every(isIndex)))
+    return "the choices";
   if (![turn.seconds, turn.rate, turn.dropped].every(isNumber)) return "the figures";
   if (turn.reason !== null && !["end", "length", "context", "stop", "stopped", "loop"].includes(turn.reason))
     return "the end";

@@ -21,6 +21,8 @@ import { hex } from "./bytes.js";
  * @property {number} seconds
  * @property {number} rate  tokens a second
  * @property {number} dropped  how many of the oldest turns the model no longer saw
+ * @property {[place: number, token: number][]} [choices]  of a story: tokens that the reader took in the place of those
+ *     that chance would have, by their places among `tokens`, from the first on
  *
  * @typedef {object} Leaf
  * @property {string} id

@@ -28,7 +28,7 @@
  * @property {Record<Room, Part>} rooms  scripts for what is not there at first (rooms.js)
  * @property {boolean} offline  whether the page keeps itself on the visitor's machine
  *
- * @typedef {"chat" | "shelf"} Room
+ * @typedef {"chat" | "shelf" | "look"} Room
  *
  * @typedef {"simd" | "relaxed" | "threads-simd" | "threads-relaxed"} Build
  *
@@ -42,6 +42,7 @@
  * @property {number} length  the greatest length in tokens: of a story, the prompt's included, or of an answer;
  *     0: the context's
  * @property {boolean} [loops]  whether to stop when it has begun to loop
+ * @property {boolean} [look]  whether each step says how its token was chosen
  *     (others, left out by most: py/fabella/page.py)
  *
  * @typedef {object} Card  what a model file says of itself: py/fabella/summary.py
@@ -94,8 +95,10 @@
  *
  * @typedef {{role: "system" | "user" | "assistant", content: string}} Message
  *
- * @typedef {{token: number, text: string, from_prompt: boolean, dropped?: number}} Step  dropped: how many of the
- *     oldest turns the model no longer sees from here on
+ * @typedef {{token: number, text: string, from_prompt: boolean, dropped?: number, choice?: string,
+ *            probability?: number}} Step  dropped: how many of the oldest turns the model no longer sees from here on;
+ *     choice: if one looks, what is kept of how the token was chosen (py/fabella/choice.py), in base64; probability: its
+ *     own, before the sampler
  * @typedef {"end" | "length" | "context" | "stop" | "loop" | "stopped"} Reason
  *
  * @typedef {{module: WebAssembly.Module, snapshot: ArrayBuffer}} StartOfPython  pyodide.asm.wasm, and the snapshot without
@@ -104,11 +107,13 @@
  * page → worker
  * @typedef {{type: "load", id: number, assets: Assets, base: string, source: Source, python: StartOfPython}} Load  once,
  *     first; base: the page's URL; the answer is Ready
- * @typedef {{type: "tell", id: number, prompt: string, settings: Settings, told?: number[]}} Tell  after Ready; the
- *     answer is Done, or Failure, and before it Steps; told: all tokens that were sampled so far after this prompt and
- *     with these settings: the story goes on, and neither it nor the prompt is told again
- * @typedef {{type: "say", id: number, messages: Message[], settings: Settings}} Say  after Ready, to a model that chats:
- *     the last message is to be answered or, if it is an answer, gone on with; answered as Tell
+ * @typedef {{told?: number[], forced?: number[], typed?: string}} Way  told: all tokens that were sampled so far with
+ *     these settings: it goes on after them, and they are not told again; forced: tokens that are taken then in the place
+ *     of those sampled; typed: a text that is
+ * @typedef {{type: "tell", id: number, prompt: string, settings: Settings} & Way} Tell  after Ready; the answer is Done,
+ *     or Failure, and before it Steps
+ * @typedef {{type: "say", id: number, messages: Message[], settings: Settings} & Way} Say  after Ready, to a model that
+ *     chats: the last message is to be answered or, if it is an answer, gone on with; answered as Tell
  * @typedef {{type: "stop", id: number}} Stop  has a Tell or Say answered at once
  * @typedef {{type: "count", id: number, prompt?: string, messages?: Message[]}} Count  after Ready; answered by Counted
  * @typedef {{type: "describe", id: number, file: File, tokenizer?: File}} Describe  after Ready: what is this model file?
@@ -116,7 +121,9 @@
  * @typedef {{type: "adapt", id: number, file?: File, on: boolean}} Adapt  after Ready: has the model use the adapter in
  *     the file, in the place of one that it may have; without a file, switches what it has on or off. What is being told
  *     is stopped. Answered by Adapted, or by Failure: then nothing has changed
- * @typedef {Load | Tell | Say | Stop | Count | Describe | Adapt} ToWorker
+ * @typedef {{type: "look", id: number, what: "choice" | "inside" | "tokens" | "merges", request: string}} Look  after
+ *     Ready: into the model; request: JSON, which py/fabella/glass.py describes. Answered by Looked, or by Failure
+ * @typedef {Load | Tell | Say | Stop | Count | Describe | Adapt | Look} ToWorker
  *
  * worker → page
  * @typedef {{type: "progress", part: "model" | "python", loaded: number, total: number, resumed_from: number}} Progress
@@ -129,6 +136,7 @@
  * @typedef {{type: "described", id: number, card: Card & { adapter?: AdapterCard }}} Described  of an adapter's file the
  *     card has nothing but that
  * @typedef {{type: "adapted", id: number, adapter: AdapterCard | null}} Adapted  adapter: what the file says
+ * @typedef {{type: "looked", id: number, answer: string}} Looked  answer: JSON
  * @typedef {{type: "engine", simd: "simd" | "relaxed", threads: number}} EngineState  the build, and how many threads
  *     were chosen: before the first story, and when there was time after one
  * @typedef {{type: "steps", id: number, steps: Step[], tokens_per_second: number}} Steps  at most one a frame,
@@ -137,7 +145,7 @@
  *            tokens_per_second: number}} Done
  * @typedef {{type: "error", id: number | null, field: string | null, message: string, way_out?: WayOut}} Failure
  *     id null: the worker could not load or cannot go on, and has to be started afresh; way_out: how
- * @typedef {Progress | Ready | Counted | Described | Adapted | EngineState | Steps | Done | Failure} FromWorker
+ * @typedef {Progress | Ready | Counted | Described | Adapted | Looked | EngineState | Steps | Done | Failure} FromWorker
  */
 
 export {};

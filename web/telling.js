@@ -28,8 +28,21 @@ export function begin(its) {
   worker = its;
 }
 
+/** Hears what comes, before the reader sees it, and how each token was chosen. @type {Onlooker | null} */
+let onlooker = null;
+
+/**
+ * @callback Onlooker
+ * @param {Request} request
+ * @param {Step[]} steps
+ */
+/** From now on somebody looks on, or with null nobody. @param {Onlooker | null} hear */
+export function lookOn(hear) {
+  onlooker = hear;
+}
+
 /** The settings as the visitor has them, with a seed. @returns {Settings} */
-function chosen() {
+export function chosen() {
   const { settings } = current();
   return { ...settings, seed: settings.seed || String(crypto.getRandomValues(new Uint32Array(1))[0] || 1) };
 }
@@ -149,7 +162,7 @@ export function turnTo(leaf, id) {
  * @param {Request["place"]} place
  * @param {{ turn?: number | null, reads?: boolean }} [how]  turn: that is gone on with; reads: the prompt is shown
  */
-function ask(message, place, { turn = null, reads = false } = {}) {
+export function ask(message, place, { turn = null, reads = false } = {}) {
   const { leaf, worker: state, model } = current();
   const begun = { id: ++requests, message, place, before: leaf, turn, home: null, reads };
   pacer.begin(current().pace);
@@ -188,7 +201,7 @@ function makeRoom() {
 export async function send() {
   const { request } = current();
   if (!request) return;
-  const message = { ...request.message, settings: { ...request.message.settings, loops: true } };
+  const message = { ...request.message, settings: { ...request.message.settings, loops: true, look: onlooker !== null } };
   const asked = worker.bridge().ask(message, (steps) => hear(request.id, steps));
   change({ request: { ...request, question: asked.id } });
   try {
@@ -271,6 +284,7 @@ function hear(id, { steps, tokens_per_second: rate }) {
   const { request } = current();
   if (request?.id !== id || request.stopped) return;
   change({ request: { ...request, rate } });
+  onlooker?.(request, steps);
   pacer.push(steps);
 }
 

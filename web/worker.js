@@ -11,7 +11,7 @@ import { Problem, causeOf, impossible } from "./problem.js";
 import { completePython, startPython } from "./python.js";
 
 /** @import { Engine } from "./engine.js" */
-/** @import { Adapt, Card, Count, Describe, FromWorker, Load, Part, Progress, Say, Tell, ToWorker } from "./messages.js" */
+/** @import { Adapt, Card, Count, Describe, FromWorker, Load, Look, Part, Progress, Say, Tell, ToWorker } from "./messages.js" */
 
 /** Milliseconds between messages to the page, and between looks at those from it: a turn costs many tokens' time. */
 const FRAME = 50;
@@ -36,6 +36,7 @@ const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ 
  *   forward_time: (milliseconds: number) => number,
  *   adapt: (file: unknown) => string,
  *   use_adapter: (on: boolean) => void,
+ *   look: (what: string, request: string) => string,
  * }}
  */
 let storyteller;
@@ -77,6 +78,8 @@ scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
     count(message);
   } else if (message.type === "adapt") {
     adapt(message);
+  } else if (message.type === "look") {
+    look(message);
   } else if (message.id === story?.id) {
     stop();
   }
@@ -129,6 +132,15 @@ function adapt({ id, file, on }) {
     rehearsed = true; // what is being rehearsed could not go on
     const said = file ? storyteller.adapt(new LocalFile(file)) : storyteller.use_adapter(on);
     send({ type: "adapted", id, adapter: said ? JSON.parse(said) : null });
+  } catch (error) {
+    refuse(id, error);
+  }
+}
+
+/** @param {Look} message */
+function look({ id, what, request }) {
+  try {
+    send({ type: "looked", id, answer: storyteller.look(what, request) });
   } catch (error) {
     refuse(id, error);
   }
@@ -270,8 +282,8 @@ async function load({ id, assets, base, source, python: start }) {
     await opened.refused();
     throw error;
   }
-  const { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter } = page;
-  storyteller = { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter };
+  const { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter, look } = page;
+  storyteller = { tell, say, advance, stop, count, strange, forward_time, adapt, use_adapter, look };
   const said = JSON.parse(page.info());
   /** @type {Card} */
   const card = { ...said, id: opened.id, name: said.name || opened.name };

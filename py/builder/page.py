@@ -28,7 +28,7 @@ EMBEDDING = "fabella.js"  # the name stays, for other pages have it
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
 
-ROOMS = ("chat", "shelf")  # web/rooms/: scripts that the page loads when they are wanted
+ROOMS = ("chat", "look", "shelf")  # web/rooms/: scripts that the page loads when they are wanted
 
 
 def bundle(
@@ -175,8 +175,9 @@ def bundle_scripts(out: Path) -> dict[str, str]:
     node = ("--external:node:*", "--external:ws")  # what Pyodide would import there
     run(*esbuild, *output, "--format=iife", "--minify", "web/app.js", "web/style.css")
     run(*esbuild, *output, "--format=esm", "--minify", *node, "web/worker.js", "web/helper.js")
+    room = ("--format=iife", "--minify", "--loader:.css=text")  # a room brings its own style, as a text
     for name in ROOMS:
-        run(*esbuild, *output, "--format=iife", f"--global-name=fabella_{name}", "--minify", f"web/rooms/{name}.js")
+        run(*esbuild, *output, *room, f"--global-name=fabella_{name}", f"web/rooms/{name}.js")
     urls = {}
     for name in ("app.js", "style.css", "worker.js", "helper.js", *(f"{room}.js" for room in ROOMS)):
         stem, suffix = name.split(".")
