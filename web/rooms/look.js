@@ -5,10 +5,12 @@
 
 import { add, branches, path, set } from "../leaf.js";
 import { ChoiceView } from "./look/choice.js";
+import { InsideView } from "./look/inside.js";
 import css from "./look/look.css";
 import { Notes, asked } from "./look/notes.js";
 import { Marks, TINTS, canPaint } from "./look/text.js";
 import { button, make } from "./make.js";
+import { TokensView } from "./look/tokens.js";
 import { percent, spoken } from "./look/words.js";
 
 /** @import { Bridge } from "../bridge.js" */
@@ -22,6 +24,9 @@ import { percent, spoken } from "./look/words.js";
 
 /** Milliseconds for which a slider has to rest before a token is computed for what it says. */
 const REST = 200;
+
+/** Milliseconds without a key after which the prompt's tokens are asked for. */
+const PAUSE = 80;
 
 /** Descriptions that are kept. */
 const KEPT = 600;
@@ -73,6 +78,10 @@ export function mount(house) {
     legend.append(make("span", { class: name }, `${least} to ${most} %`), " ");
   }
   legend.prepend("How likely the model held each: ", make("span", {}, "50 % and more"), " ");
+  const label = make("label", { for: "look-place", class: "unseen-only" }, "Token");
+  const walk = make("div", { class: "look-walk" }, back, label, walker, forth, next);
+  const words = make("label", { for: "look-tint" }, "Tint the text by probability");
+  const tinting = make("p", { class: "look-switch" }, tint, words);
   const choice = new ChoiceView({
     take: (token) => otherwise({ forced: [token] }),
     type: (text) => otherwise({ typed: joined(text) }),
@@ -82,6 +91,50 @@ export function mount(house) {
       describe();
     },
   });
+  const inside = new InsideView();
+  const tokens = new TokensView((word) => ask("merges", { text: read, word }).then(({ steps }) => steps, () => null));
+  let read = ""; // the prompt whose tokens are shown
+  const views = { Choice: choice.element, Inside: inside.element, Tokens: tokens.element };
+  /** @type {keyof typeof views} */
+  let tab = "Choice";
+  const tabs = make("div", { role: "tablist", "aria-labelledby": "look-title" });
+  for (const name of /** @type {(keyof typeof views)[]} */ (Object.keys(views))) {
+    const one = button(name, () => show(name));
+    for (const [key, value] of Object.entries({ role: "tab", id: `look-tab-${name}`, "aria-controls": `look-${name}` })) {
+      one.setAttribute(key, value);
+    }
+    tabs.append(one);
+    const view = views[name];
+    for (const [key, value] of Object.entries({ role: "tabpanel", id: `look-${name}`, "aria-labelledby": one.id })) {
+      view.setAttribute(key, value);
+    }
+  }
+  tabs.addEventListener("keydown", (event) => {
+    const names = /** @type {(keyof typeof views)[]} */ (Object.keys(views));
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const to = step && names[names.indexOf(tab) + step];
+    if (!step) return;
+    event.preventDefault();
+    event.stopPropagation(); // the page's arrows walk through the text
+    if (!to) return;
+    show(to);
+    document.getElementById(`look-tab-${to}`)?.focus();
+  });
+
+  /** @param {keyof typeof views} name  of the tab that is to be seen */
+  function show(name) {
+    tab = name;
+    for (const one of tabs.children) {
+      const isChosen = one.id === `look-tab-${name}`;
+      one.ariaSelected = String(isChosen);
+      /** @type {HTMLElement} */ (one).tabIndex = isChosen ? 0 : -1;
+    }
+    for (const [other, view] of Object.entries(views)) view.hidden = other !== name;
+    walk.hidden = context.hidden = tinting.hidden = name === "Tokens";
+    legend.hidden = !tint.checked || name === "Tokens";
+    later();
+  }
+
   const title = make("h2", { id: "look-title" }, "Look inside");
   const close = button("✕", () => toggle(), "Close");
   const more = make("p", { id: "look-more", class: "actions" }); // for what else is to be looked at
@@ -89,25 +142,19 @@ export function mount(house) {
     "section",
     { class: "look", "aria-labelledby": "look-title", hidden: "" },
     make("header", {}, title, close),
-    make(
-      "div",
-      { class: "look-walk" },
-      back,
-      make("label", { for: "look-place", class: "unseen-only" }, "Token"),
-      walker,
-      forth,
-      next,
-    ),
+    tabs,
+    walk,
     context,
     heard,
-    choice.element,
-    make("p", { class: "look-switch" }, tint, make("label", { for: "look-tint" }, "Tint the text by probability")),
+    ...Object.values(views),
+    tinting,
     legend,
     ways,
     more,
   );
-  if (!canPaint) /** @type {HTMLElement} */ (tint.parentElement).hidden = true;
+  if (!canPaint) tint.disabled = true;
   margin.prepend(panel);
+  show(tab);
   panel.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.target instanceof HTMLInputElement) event.preventDefault(); // tells no story
   });
@@ -185,18 +232,66 @@ export function mount(house) {
     next.hidden = !open;
     context.replaceChildren(...(count ? surroundings(before, all, place) : []));
     drawWays();
+    if (tab === "Tokens") {
+      drawTokens();
+      return;
+    }
+    const view = tab === "Inside" ? inside : choice;
     if (!subject || (count === 0 && subject.turn.reason === null)) {
-      choice.empty(current().worker === "ready" ? "Here you see how each word is chosen, once one is." : WAKING);
+      view.empty(current().worker === "ready" ? "Here you see how each word is chosen, once one is." : WAKING);
       return;
     }
     if (!current().request && !notes.isWhole(subject.leaf, subject.turn)) {
       const { leaf, turn } = subject;
       const why = current().worker !== "ready" ? WAKING : notes.canFind(leaf, turn) ? FINDING : UNKNOWN;
-      choice.empty(house.isOurs(leaf) ? why : OTHERS);
+      view.empty(house.isOurs(leaf) ? why : OTHERS);
       if (why === FINDING) notes.find(leaf, turn, later);
       return;
     }
-    describe();
+    if (view === inside) lookInside();
+    else describe();
+  }
+
+  /** Asks for the prompt's tokens, once the visitor pauses. */
+  function drawTokens() {
+    const { prompt, worker } = current();
+    if (worker !== "ready") {
+      tokens.empty(WAKING);
+      return;
+    }
+    clearTimeout(resting);
+    resting = setTimeout(async () => {
+      const found = await ask("tokens", { text: prompt }).catch(({ message }) => message);
+      if (prompt !== current().prompt) return;
+      read = prompt;
+      if (typeof found === "string") tokens.empty(found);
+      else tokens.draw(found.words);
+    }, PAUSE);
+  }
+
+  /** Asks what the token before the one in view is like inside the model. */
+  async function lookInside() {
+    if (!subject) return;
+    const { leaf, turn } = subject;
+    const note = known()[place];
+    const number = ++questions;
+    const { request } = current();
+    if (request && !request.done) {
+      inside.empty("Once the text is told, you see here what went on inside."); // the model is busy
+      return;
+    }
+    const said = note && (await ask("choice", { choice: note.choice }).catch(() => null));
+    if (place === 0 && notes.before(leaf, turn) === undefined) await notes.find(leaf, turn, () => {});
+    const token = place > 0 ? known()[place - 1]?.token : notes.before(leaf, turn);
+    if (!said || number !== questions) return;
+    if (token === undefined) {
+      inside.empty("There is nothing before this token to look at.");
+      return;
+    }
+    const found = await exactly(leaf, turn, "inside", { position: said.position - 1, token });
+    if (number !== questions) return;
+    if (found) inside.draw(found);
+    else inside.empty(UNKNOWN);
   }
 
   /** What stands before a token, in a few words. @param {string} before @param {(Note | undefined)[]} all @param {number} at */
@@ -238,29 +333,33 @@ export function mount(house) {
     const settings = tried && { ...tried, seed: turn.settings?.seed ?? "1" };
     const found = await ask("choice", { choice: note.choice, ...(settings && { settings }) }).catch(() => null);
     if (number !== questions || !found) return;
-    show(found, note);
+    tell(found, note);
     if (settings && found.again && (found.again.picked < 0 || found.again.steps.some(({ exact }) => !exact))) {
+      const request = { choice: note.choice, settings, exactly: true };
       resting = setTimeout(async () => {
-        const exact = await exactly(leaf, turn, { choice: note.choice, settings, exactly: true });
-        if (number === questions && exact) show(exact, note);
+        const exact = await exactly(leaf, turn, "choice", request);
+        if (number === questions && exact) tell(exact, note);
       }, REST);
     }
   }
 
   /**
-   * What other settings make of a token, from its logits: the text is told again if the model has gone on to another.
-   * @param {Leaf} leaf @param {Turn} turn @param {object} request
-   * @returns {Promise<Described | null>}
+   * What only the model itself can say: the text is told again if the model has gone on to another.
+   * @param {Leaf} leaf
+   * @param {Turn} turn
+   * @param {Look["what"]} what
+   * @param {object} request
+   * @returns {Promise<any>} null: nobody knows
    */
-  async function exactly(leaf, turn, request) {
-    const first = await ask("choice", request).catch(() => null);
+  async function exactly(leaf, turn, what, request) {
+    const first = await ask(what, request).catch(() => null);
     if (first || current().request) return first;
     await notes.find(leaf, turn, () => {});
-    return ask("choice", request).catch(() => null);
+    return ask(what, request).catch(() => null);
   }
 
   /** @param {Described} found @param {Note} note */
-  function show(found, note) {
+  function tell(found, note) {
     const open = isAtChoice() && place === known().length - 1;
     choice.draw(found, { open, busy: current().request !== null });
     const [one] = [found.tokens[found.token]];
@@ -276,7 +375,7 @@ export function mount(house) {
     const { answer } = await house.question({ type: "look", what, request: text }).answer;
     const said = JSON.parse(answer);
     if (described.size >= KEPT) described.clear();
-    if (!("exactly" in request)) described.set(text, said);
+    if (what !== "inside" && !("exactly" in request)) described.set(text, said);
     return said;
   }
 
@@ -389,7 +488,7 @@ export function mount(house) {
       toggle();
       return;
     }
-    const typing = target instanceof Element && target.closest("textarea, input, select, [contenteditable], .wide");
+    const typing = target instanceof Element && target.closest("textarea, input, select, [contenteditable], .wide, [role=grid], [role=tablist]");
     const step = { ArrowLeft: -1, ArrowRight: 1 }[key];
     if (typing || !step) return;
     event.preventDefault();
@@ -412,7 +511,7 @@ export function mount(house) {
   }
 
   watch(
-    ({ leaf, request, mode, worker, pace }) => [leaf, request, mode, worker, pace],
+    ({ leaf, request, mode, worker, pace, prompt }) => [leaf, request, mode, worker, pace, prompt],
     (_, request) => {
       if (request && request.id !== asking) {
         asking = request.id;

@@ -42,6 +42,8 @@ export class Notes {
   #kept = new Map();
   /** Of what is being told. @type {{ request: number, notes: (Note | undefined)[] } | null} */
   #live = null;
+  /** The token before the first of a turn's. @type {Map<string, number>} */
+  #before = new Map();
   /** The turn that is being told again. */
   #again = "";
   /** Turns that were told again. @type {Set<string>} */
@@ -89,6 +91,11 @@ export class Notes {
     return this.#kept.get(key(leaf, turn)) ?? [];
   }
 
+  /** The token before a turn's first; it is known once the turn was told again. @param {Leaf} leaf @param {Turn} turn */
+  before(leaf, turn) {
+    return this.#before.get(key(leaf, turn));
+  }
+
   /** Whether all of a turn is known. @param {Leaf} leaf @param {Turn} turn */
   isWhole(leaf, turn) {
     const notes = this.of(leaf, turn);
@@ -116,6 +123,8 @@ export class Notes {
     const notes = [];
     const way = { told: [], forced: turn.tokens };
     const { id, answer } = house.question(asked(leaf, turn, "", settings, way), ({ steps }) => {
+      const given = steps.findLast((step) => step.from_prompt);
+      if (given) this.#before.set(key(leaf, turn), given.token);
       notes.push(...steps.filter((step) => !step.from_prompt).map(noted));
       if (notes.length >= turn.tokens.length) house.hush(id);
     });
