@@ -161,10 +161,13 @@ const complain = ({ message }) => change({ complaint: { message, field: null, wa
 const openChat = () => enter("chat", assets, telling).catch(complain);
 const openShelf = () => enter("shelf", assets, { ...telling, assets, load, describe, adapt, versions }).catch(complain);
 
-const openLook = () => enter("look", assets, { ...telling, question, hush: (id) => bridge.stop(id) }).catch(complain);
+const openLook = () => enter("look", assets, { ...telling, question, hush }).catch(complain);
 
 /** @type {Bridge["ask"]} */
 const question = (...asked) => bridge.ask(...asked);
+
+/** @type {Bridge["stop"]} */
+const hush = (id) => bridge.stop(id);
 
 /**
  * What a model file says of itself; of one that nobody can ask now, its name and size.

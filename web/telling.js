@@ -41,10 +41,12 @@ export function lookOn(hear) {
   onlooker = hear;
 }
 
+export const newSeed = () => String(crypto.getRandomValues(new Uint32Array(1))[0] || 1);
+
 /** The settings as the visitor has them, with a seed. @returns {Settings} */
-export function chosen() {
+function chosen() {
   const { settings } = current();
-  return { ...settings, seed: settings.seed || String(crypto.getRandomValues(new Uint32Array(1))[0] || 1) };
+  return { ...settings, seed: settings.seed || newSeed() };
 }
 
 /** The page's model, which is known once it has answered. */

@@ -3,7 +3,8 @@
  * decides, C computes: all that is shown here is what happened.
  */
 
-import { add, branches, path, set } from "../leaf.js";
+import { add, branches, newLeaf, path, set } from "../leaf.js";
+import { presets } from "../presets.js";
 import { ChoiceView } from "./look/choice.js";
 import { InsideView } from "./look/inside.js";
 import css from "./look/look.css";
@@ -11,11 +12,12 @@ import { Notes, asked } from "./look/notes.js";
 import { Marks, TINTS, canPaint } from "./look/text.js";
 import { button, make } from "./make.js";
 import { TokensView } from "./look/tokens.js";
+import { Tour } from "./look/tour.js";
 import { percent, spoken } from "./look/words.js";
 
 /** @import { Bridge } from "../bridge.js" */
 /** @import { Leaf, Turn } from "../leaf.js" */
-/** @import { Look, Settings, Way } from "../messages.js" */
+/** @import { Look, Settings, Step, Way } from "../messages.js" */
 /** @import { House } from "../rooms.js" */
 /** @import { Described } from "./look/choice.js" */
 /** @import { Note } from "./look/notes.js" */
@@ -27,6 +29,9 @@ const REST = 200;
 
 /** Milliseconds without a key after which the prompt's tokens are asked for. */
 const PAUSE = 80;
+
+/** Candidates of which it is known how many are likelier. */
+const FEW = 16;
 
 /** Descriptions that are kept. */
 const KEPT = 600;
@@ -51,6 +56,7 @@ export function mount(house) {
   /** The settings that the sliders say. @type {Settings | null} */
   let tried = null;
   let questions = 0;
+  let adopted = false; // whether that was tried
   let asking = -1; // the last request
   let checked = 0; // tokens of what is being told
   let keeps = false; // whether the next text is looked at where this one is
@@ -137,11 +143,19 @@ export function mount(house) {
 
   const title = make("h2", { id: "look-title" }, "Look inside");
   const close = button("✕", () => toggle(), "Close");
-  const more = make("p", { id: "look-more", class: "actions" }); // for what else is to be looked at
+  const tour = new Tour({
+    show,
+    go,
+    isTold: () => known().length > 0,
+    tell: () => house.tell(),
+    model: () => current().model,
+  });
+  const more = make("p", { id: "look-more", class: "actions" }, tour.begin); // and what else there is to look at
   const panel = make(
     "section",
     { class: "look", "aria-labelledby": "look-title", hidden: "" },
     make("header", {}, title, close),
+    tour.element,
     tabs,
     walk,
     context,
@@ -230,13 +244,15 @@ export function mount(house) {
     forth.disabled = place >= count - 1;
     walker.disabled = count === 0;
     next.hidden = !open;
-    context.replaceChildren(...(count ? surroundings(before, all, place) : []));
+    context.replaceChildren(...(count ? surroundings(before, place) : []));
     drawWays();
+    tour.draw();
     if (tab === "Tokens") {
       drawTokens();
       return;
     }
     const view = tab === "Inside" ? inside : choice;
+    if (!subject) adopt();
     if (!subject || (count === 0 && subject.turn.reason === null)) {
       view.empty(current().worker === "ready" ? "Here you see how each word is chosen, once one is." : WAKING);
       return;
@@ -250,6 +266,30 @@ export function mount(house) {
     }
     if (view === inside) lookInside();
     else describe();
+  }
+
+  /** Has the story that stands on the page at first told by its seed: then it is one like all others. */
+  async function adopt() {
+    const { leaf, worker, request, mode, model } = current();
+    const told = document.querySelector("#told-before [data-seed]");
+    if (adopted || leaf || request || mode !== "story" || worker !== "ready" || !model) return;
+    if (!(told instanceof HTMLElement) || !told.dataset.seed) return;
+    adopted = true;
+    const prompt = [...told.querySelectorAll(".given")].map(({ textContent }) => textContent).join("\n");
+    const { seed } = told.dataset;
+    const settings = { ...presets(model).balanced, length: model.context, seed };
+    /** @type {Step[]} */
+    const steps = [];
+    const message = /** @type {const} */ ({ type: "tell", prompt, settings: { ...settings, look: true } });
+    const { reason } = await house.question(message, (said) => steps.push(...said.steps)).answer;
+    const own = steps.filter((step) => !step.from_prompt);
+    const text = [steps.filter((step) => step.from_prompt), own].map((all) => all.map((step) => step.text).join(""));
+    const isSame = text.join("").replace(/\n/g, "") === told.textContent?.replace(/\n/g, "");
+    if (!isSame || current().leaf || current().request) return;
+    const begun = add(add(newLeaf("story", model), null, "user", text[0]), 0, "assistant", text[1], settings);
+    const made = set(begun, 1, { tokens: own.map(({ token }) => token), reason });
+    notes.keep(made, made.turns[1], own);
+    change({ leaf: made });
   }
 
   /** Asks for the prompt's tokens, once the visitor pauses. */
@@ -266,6 +306,7 @@ export function mount(house) {
       read = prompt;
       if (typeof found === "string") tokens.empty(found);
       else tokens.draw(found.words);
+      tour.draw();
     }, PAUSE);
   }
 
@@ -294,13 +335,21 @@ export function mount(house) {
     else inside.empty(UNKNOWN);
   }
 
-  /** What stands before a token, in a few words. @param {string} before @param {(Note | undefined)[]} all @param {number} at */
-  function surroundings(before, all, at) {
-    const text = before + all.slice(0, at).map((note) => note?.text).join("");
-    const short = text.length > 60 ? `…${text.slice(-60).replace(/^\S*\s/, " ")}` : text;
-    const token = all[at];
-    return ["after “", make("span", {}, short), "”", make("span", { class: "look-count" }, ` ${at + 1} of ${all.length}`), token ? "" : "…"];
+  /** Which token it is, and what stands before it, in a few words. @param {string} before @param {number} at */
+  function surroundings(before, at) {
+    const all = known();
+    const text = before + told(all, at);
+    const short = text.length > 50 ? `…${text.slice(-50).replace(/^\S*\s/, " ")}` : text;
+    const count = make("span", { class: "look-count" }, `Token ${at + 1} of ${all.length}, after `);
+    return [count, make("q", {}, short.trim())];
   }
+
+  /** @param {(Note | undefined)[]} all @param {number} at  up to which token */
+  const told = (all, at) =>
+    all
+      .slice(0, at)
+      .map((note) => note?.text)
+      .join("");
 
   function drawWays() {
     const all = subject ? branches(subject.leaf, subject.turn.id) : [];
@@ -325,12 +374,17 @@ export function mount(house) {
   /** Asks Python about the token in view, and draws what it says. */
   async function describe() {
     const note = known()[place];
-    if (!isOpen || !subject || !note?.choice) return;
+    if (!isOpen || !subject) return;
+    if (!note?.choice) {
+      choice.empty(FINDING);
+      return;
+    }
     const { leaf, turn } = subject;
     if (turn.settings) choice.use(turn.settings);
     const number = ++questions;
     clearTimeout(resting);
     const settings = tried && { ...tried, seed: turn.settings?.seed ?? "1" };
+    /** @type {Described | null} */
     const found = await ask("choice", { choice: note.choice, ...(settings && { settings }) }).catch(() => null);
     if (number !== questions || !found) return;
     tell(found, note);
@@ -363,8 +417,9 @@ export function mount(house) {
     const open = isAtChoice() && place === known().length - 1;
     choice.draw(found, { open, busy: current().request !== null });
     const [one] = [found.tokens[found.token]];
-    const rank = found.candidates.findIndex(([id]) => id === found.token) + 1;
-    heard.textContent = `${spoken(one)}, ${percent(note.probability)}, number ${rank} of the likeliest`;
+    const likelier = found.candidates.findIndex(([id]) => id === found.token);
+    const rank = likelier < FEW ? `number ${likelier + 1}` : `not among the ${FEW} likeliest`;
+    heard.textContent = `${spoken(one)}, ${percent(note.probability)}, ${rank}`;
   }
 
   /** @param {Look["what"]} what @param {object} request @returns {Promise<any>} */
@@ -399,7 +454,7 @@ export function mount(house) {
   /** A word of the visitor's, with a space before it where one belongs. @param {string} text */
   function joined(text) {
     const [, before] = standing();
-    const said = before + known().slice(0, place).map((note) => note?.text).join("");
+    const said = before + told(known(), place);
     return said === "" || /\s$/.test(said) || !/^[\p{L}\p{N}]/u.test(text) ? text : ` ${text}`;
   }
 
@@ -409,8 +464,10 @@ export function mount(house) {
    * @param {Settings} [settings]  with others than before
    */
   function otherwise(way, settings) {
-    if (!subject || !house.isOurs(subject.leaf) || current().worker !== "ready" || !subject.turn.settings) return;
+    if (!subject || !house.isOurs(subject.leaf) || current().worker !== "ready") return;
     const { turn } = subject;
+    const before = turn.settings;
+    if (!before) return;
     const shown = turn.tokens.length;
     const beginning = /** @type {Note[]} */ (known().slice(0, place));
     if (beginning.some((note) => !note)) return;
@@ -420,15 +477,16 @@ export function mount(house) {
     if (!leaf || !leaf.turns[turn.id]) return;
     const told = turn.tokens.slice(0, place);
     const text = beginning.map((note) => note.text).join("");
-    const seed = settings && !settings.seed ? house.chosen().seed : turn.settings.seed;
-    const its = { ...(settings ?? turn.settings), seed: settings?.seed || seed };
+    const anew = { ...before, ...settings };
+    const its = { ...anew, seed: anew.seed || house.newSeed() };
     // Told with others, these tokens are what the settings say only if they are taken.
     const taken = settings
       ? told.map((token, index) => /** @type {[number, number]} */ ([index, token]))
       : (turn.choices ?? []).filter(([index]) => index < place);
     notes.begin(beginning);
-    keeps = true;
+    keeps = !isOpenChoice;
     follows = true;
+    walker.focus({ preventScroll: true }); // the button that was pressed goes
     const message = asked(leaf, turn, text, its, { told, ...way });
     if (isOpenChoice) house.ask(message, () => set(leaf, turn.id, { settings: its, choices: taken }), { turn: turn.id });
     else
@@ -441,7 +499,7 @@ export function mount(house) {
   /** Which tokens the reader took goes down in the leaf: with them it can be told again. */
   function noteTaken() {
     const { leaf, request } = current();
-    if (!leaf || !request || request.turn === null || request.home !== leaf.id) return;
+    if (leaf?.kind !== "story" || !request || request.turn === null || request.home !== leaf.id) return;
     const turn = leaf.turns[request.turn];
     const all = notes.of(leaf, turn);
     const last = turn.choices?.at(-1)?.[0] ?? -1;
@@ -489,6 +547,19 @@ export function mount(house) {
       return;
     }
     const typing = target instanceof Element && target.closest("textarea, input, select, [contenteditable], .wide, [role=grid], [role=tablist]");
+    if (key === " " && target === walker && isAtChoice()) {
+      event.preventDefault();
+      house.nextWord();
+    }
+    const across = { ArrowUp: -1, ArrowDown: 1 }[key];
+    const candidate = target instanceof Element && target.closest(".look-bars");
+    if (across && tab === "Choice" && (candidate || (isAtChoice() && (!typing || target === walker)))) {
+      event.preventDefault();
+      const all = /** @type {HTMLElement[]} */ ([...choice.element.querySelectorAll(".look-bars button")]);
+      const at = all.indexOf(/** @type {any} */ (target));
+      all[Math.max(0, Math.min(at + across, all.length - 1))]?.focus();
+      return;
+    }
     const step = { ArrowLeft: -1, ArrowRight: 1 }[key];
     if (typing || !step) return;
     event.preventDefault();
@@ -512,7 +583,7 @@ export function mount(house) {
 
   watch(
     ({ leaf, request, mode, worker, pace, prompt }) => [leaf, request, mode, worker, pace, prompt],
-    (_, request) => {
+    (_, request, ..._others) => {
       if (request && request.id !== asking) {
         asking = request.id;
         checked = request.message.told?.length ?? 0;

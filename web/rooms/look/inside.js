@@ -97,12 +97,15 @@ export class InsideView {
     const weights = this.#weights(layer, head);
     this.#title.textContent = head < 0 ? "Where it looks: the mean of all heads" : `Where layer ${layer + 1}, head ${head + 1} looks`;
     const from = Math.max(1, tokens.length - LONGEST);
-    const parts = tokens.flatMap((token, at) => {
-      if (at > 0 && at < from) return at === 1 ? [" … "] : [];
+    /** @type {(string | Node)[]} */
+    const parts = [];
+    for (const [at, token] of tokens.entries()) {
+      if (at === 1 && from > 1) parts.push(" … ");
+      if (at > 0 && at < from) continue;
       const part = make("span", { title: percent(weights[at]) }, token.kind === "text" ? token.text : shown(token));
       part.style.backgroundColor = `rgb(var(--tint) / ${depth(weights[at]).toFixed(3)})`;
-      return [part];
-    });
+      parts.push(part);
+    }
     this.#strip.replaceChildren(...parts);
     const order = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, 4);
     const most = order.flatMap((at, rank) => [rank ? ", " : "Most: ", shown(tokens[at]), ` ${percent(weights[at])}`]);

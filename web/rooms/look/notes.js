@@ -77,6 +77,11 @@ export class Notes {
     this.#live.notes.push(...steps.filter((step) => !step.from_prompt).map(noted));
   }
 
+  /** @param {Leaf} leaf @param {Turn} turn @param {Step[]} steps  all of its tokens' */
+  keep(leaf, turn, steps) {
+    this.#kept.set(key(leaf, turn), steps.map(noted));
+  }
+
   /**
    * Those of a turn, as far as they are known; of one that is being told also those that are not shown yet.
    * @param {Leaf} leaf
