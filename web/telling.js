@@ -203,7 +203,10 @@ function makeRoom() {
 export async function send() {
   const { request } = current();
   if (!request) return;
-  const message = { ...request.message, settings: { ...request.message.settings, loops: true, look: onlooker !== null } };
+  const message = {
+    ...request.message,
+    settings: { ...request.message.settings, loops: true, ...(onlooker && { look: true }) },
+  };
   const asked = worker.bridge().ask(message, (steps) => hear(request.id, steps));
   change({ request: { ...request, question: asked.id } });
   try {

@@ -80,7 +80,9 @@ export function mount(house) {
   const tint = make("input", { type: "checkbox", id: "look-tint" });
   const legend = make("p", { class: "hint look-legend", hidden: "" });
   for (const [, name] of TINTS.toReversed()) {
-    const [least, most] = { "look-below-50": ["20", "50"], "look-below-20": ["5", "20"], "look-below-5": ["0", "5"] }[name];
+    const [least, most] = { "look-below-50": ["20", "50"], "look-below-20": ["5", "20"], "look-below-5": ["0", "5"] }[
+      name
+    ];
     legend.append(make("span", { class: name }, `${least} to ${most} %`), " ");
   }
   legend.prepend("How likely the model held each: ", make("span", {}, "50 % and more"), " ");
@@ -98,7 +100,12 @@ export function mount(house) {
     },
   });
   const inside = new InsideView();
-  const tokens = new TokensView((word) => ask("merges", { text: read, word }).then(({ steps }) => steps, () => null));
+  const tokens = new TokensView((word) =>
+    ask("merges", { text: read, word }).then(
+      ({ steps }) => steps,
+      () => null,
+    ),
+  );
   let read = ""; // the prompt whose tokens are shown
   const views = { Choice: choice.element, Inside: inside.element, Tokens: tokens.element };
   /** @type {keyof typeof views} */
@@ -106,7 +113,11 @@ export function mount(house) {
   const tabs = make("div", { role: "tablist", "aria-labelledby": "look-title" });
   for (const name of /** @type {(keyof typeof views)[]} */ (Object.keys(views))) {
     const one = button(name, () => show(name));
-    for (const [key, value] of Object.entries({ role: "tab", id: `look-tab-${name}`, "aria-controls": `look-${name}` })) {
+    for (const [key, value] of Object.entries({
+      role: "tab",
+      id: `look-tab-${name}`,
+      "aria-controls": `look-${name}`,
+    })) {
       one.setAttribute(key, value);
     }
     tabs.append(one);
@@ -233,16 +244,16 @@ export function mount(house) {
     const count = all.length;
     const open = isAtChoice();
     if (open && follows) place = count - 1;
-    place = Math.max(0, Math.min(place, count - 1));
+    if (!current().request) place = Math.max(0, Math.min(place, count - 1)); // or it is still to come
     const [element, before] = standing();
     marks.find(element, before, all);
     marks.mark(count ? place : -1);
     marks.tint(tint.checked ? all : []);
-    walker.max = String(Math.max(0, count - 1));
+    walker.max = String(Math.max(place, count - 1));
     walker.value = String(place);
     back.disabled = place === 0;
     forth.disabled = place >= count - 1;
-    walker.disabled = count === 0;
+    if (count === 0) walker.ariaValueText = "none";
     next.hidden = !open;
     context.replaceChildren(...(count ? surroundings(before, place) : []));
     drawWays();
@@ -281,13 +292,13 @@ export function mount(house) {
     /** @type {Step[]} */
     const steps = [];
     const message = /** @type {const} */ ({ type: "tell", prompt, settings: { ...settings, look: true } });
-    const { reason } = await house.question(message, (said) => steps.push(...said.steps)).answer;
+    const done = await house.question(message, (said) => steps.push(...said.steps)).answer.catch(() => null);
     const own = steps.filter((step) => !step.from_prompt);
     const text = [steps.filter((step) => step.from_prompt), own].map((all) => all.map((step) => step.text).join(""));
     const isSame = text.join("").replace(/\n/g, "") === told.textContent?.replace(/\n/g, "");
-    if (!isSame || current().leaf || current().request) return;
+    if (!done || !isSame || current().leaf || current().request) return;
     const begun = add(add(newLeaf("story", model), null, "user", text[0]), 0, "assistant", text[1], settings);
-    const made = set(begun, 1, { tokens: own.map(({ token }) => token), reason });
+    const made = set(begun, 1, { tokens: own.map(({ token }) => token), reason: done.reason });
     notes.keep(made, made.turns[1], own);
     change({ leaf: made });
   }
@@ -415,11 +426,12 @@ export function mount(house) {
   /** @param {Described} found @param {Note} note */
   function tell(found, note) {
     const open = isAtChoice() && place === known().length - 1;
-    choice.draw(found, { open, busy: current().request !== null });
-    const [one] = [found.tokens[found.token]];
+    choice.draw(found, open);
+    const one = found.tokens[found.token];
     const likelier = found.candidates.findIndex(([id]) => id === found.token);
     const rank = likelier < FEW ? `number ${likelier + 1}` : `not among the ${FEW} likeliest`;
-    heard.textContent = `${spoken(one)}, ${percent(note.probability)}, ${rank}`;
+    walker.ariaValueText = `${spoken(one)}, ${percent(note.probability)}, ${rank}`;
+    heard.textContent = document.activeElement === walker ? "" : walker.ariaValueText; // or it would be heard twice
   }
 
   /** @param {Look["what"]} what @param {object} request @returns {Promise<any>} */
@@ -448,7 +460,8 @@ export function mount(house) {
     const rect = range?.getBoundingClientRect();
     const top = innerHeight * 0.12;
     const bottom = matchMedia("(min-width: 62rem)").matches ? innerHeight : innerHeight * 0.45;
-    if (rect && (rect.top < top || rect.bottom > bottom)) scrollBy({ top: rect.top - (top + bottom) / 2, behavior: "instant" });
+    if (rect && (rect.top < top || rect.bottom > bottom))
+      scrollBy({ top: rect.top - (top + bottom) / 2, behavior: "instant" });
   }
 
   /** A word of the visitor's, with a space before it where one belongs. @param {string} text */
@@ -488,7 +501,8 @@ export function mount(house) {
     follows = true;
     walker.focus({ preventScroll: true }); // the button that was pressed goes
     const message = asked(leaf, turn, text, its, { told, ...way });
-    if (isOpenChoice) house.ask(message, () => set(leaf, turn.id, { settings: its, choices: taken }), { turn: turn.id });
+    if (isOpenChoice)
+      house.ask(message, () => set(leaf, turn.id, { settings: its, choices: taken }), { turn: turn.id });
     else
       house.ask(message, () => {
         const made = add(leaf, turn.parent, "assistant", text, its);
@@ -546,7 +560,9 @@ export function mount(house) {
       toggle();
       return;
     }
-    const typing = target instanceof Element && target.closest("textarea, input, select, [contenteditable], .wide, [role=grid], [role=tablist]");
+    const typing =
+      target instanceof Element &&
+      target.closest("textarea, input, select, [contenteditable], .wide, [role=grid], [role=tablist]");
     if (key === " " && target === walker && isAtChoice()) {
       event.preventDefault();
       house.nextWord();
@@ -573,8 +589,9 @@ export function mount(house) {
     house.lookOn(isOpen ? (request, steps) => notes.hear(request, steps) : null);
     if (isOpen) {
       draw();
-      (walker.disabled ? close : walker).focus({ preventScroll: true });
+      walker.focus({ preventScroll: true });
     } else {
+      notes.miss();
       marks.mark(-1);
       marks.tint([]);
       opener.focus({ preventScroll: true });

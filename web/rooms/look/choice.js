@@ -66,7 +66,8 @@ const left = ({ steps, picked, coin, candidates }) =>
  * @param {Choice} choice
  */
 const takenBy = (id, { steps }) =>
-  steps.find(({ name, kept, total }) => !KEEP_ALL.includes(name) && total <= kept.length && !probabilityOf(id, kept))?.name;
+  steps.find(({ name, kept, total }) => !KEEP_ALL.includes(name) && total <= kept.length && !probabilityOf(id, kept))
+    ?.name;
 
 /** @param {string} name */
 const called = (name) => STEPS[name] ?? name;
@@ -178,10 +179,10 @@ export class ChoiceView {
 
   /**
    * @param {Described} described
-   * @param {{ open: boolean, busy: boolean }} how  open: the token is not shown yet, and may still become another
+   * @param {boolean} open  whether the token is not shown yet, and may still become another
    */
-  draw(described, { open, busy }) {
-    const state = JSON.stringify([described, open, busy]);
+  draw(described, open) {
+    const state = JSON.stringify([described, open]);
     if (state === this.#drawn) return;
     const focused = /** @type {HTMLElement | null} */ (document.activeElement)?.dataset.token;
     this.#drawn = state;
@@ -229,7 +230,11 @@ export class ChoiceView {
       }
       row.append(act, bars(was, is, most), make("span", { class: "look-percent" }, percent(was)));
       row.append(make("span", { class: "look-percent after" }, is ? percent(is) : "–"));
-      const notes = [says, id === picked && id !== token ? "chance would have taken it" : "", gone && `cut by ${called(gone)}`];
+      const notes = [
+        says,
+        id === picked && id !== token ? "chance would have taken it" : "",
+        gone && `cut by ${called(gone)}`,
+      ];
       const note = notes.filter(Boolean).join(", ");
       if (note) row.append(make("small", {}, note));
       return row;

@@ -32,7 +32,13 @@ export class InsideView {
   element = make("div", { class: "look-inside" });
   #head = make("p", { class: "look-head" });
   #title = make("h3", {});
-  #strip = make("p", { class: "look-strip", dir: "auto" });
+  #strip = make("p", {
+    class: "look-strip",
+    dir: "auto",
+    tabindex: "0",
+    role: "group",
+    "aria-label": "The text so far",
+  });
   #most = make("p", {});
   #grid = make("div", { class: "look-grid", role: "grid", "aria-label": "All heads" });
   #lens = make("table", { class: "look-lens" });
@@ -70,7 +76,11 @@ export class InsideView {
     const bytes = Uint8Array.from(atob(inside.attention), (sign) => sign.charCodeAt(0));
     this.#seen = { inside, weights: new Float32Array(bytes.buffer) };
     for (const part of this.element.children) /** @type {HTMLElement} */ (part).hidden = false;
-    this.#head.replaceChildren("At ", shown(inside.tokens[inside.tokens.length - 1]), ", where the next one was foretold.");
+    this.#head.replaceChildren(
+      "At ",
+      shown(inside.tokens[inside.tokens.length - 1]),
+      ", where the next one was foretold.",
+    );
     this.#layer = Math.min(this.#layer, inside.layers - 1);
     this.#head_ = Math.min(this.#head_, inside.heads - 1);
     this.#multiples();
@@ -95,7 +105,8 @@ export class InsideView {
     const { tokens } = this.#seen.inside;
     [this.#layer, this.#head_] = [layer, head];
     const weights = this.#weights(layer, head);
-    this.#title.textContent = head < 0 ? "Where it looks: the mean of all heads" : `Where layer ${layer + 1}, head ${head + 1} looks`;
+    this.#title.textContent =
+      head < 0 ? "Where it looks: the mean of all heads" : `Where layer ${layer + 1}, head ${head + 1} looks`;
     const from = Math.max(1, tokens.length - LONGEST);
     /** @type {(string | Node)[]} */
     const parts = [];
@@ -133,7 +144,11 @@ export class InsideView {
         const whose = head < 0 ? "Mean of all heads" : `Layer ${layer + 1}, head ${number}`;
         const label = `${whose}: most at ${spoken(tokens[most])}, ${percent(weights[most])}`;
         const data = { "data-layer": String(layer), "data-head": String(head) };
-        const cell = make("span", { role: "gridcell", "aria-label": label, title: label, ...data }, strip(weights, colour));
+        const cell = make(
+          "span",
+          { role: "gridcell", "aria-label": label, title: label, ...data },
+          strip(weights, colour),
+        );
         return cell;
       });
       return cells;

@@ -42,6 +42,7 @@ export class Notes {
   #kept = new Map();
   /** Of what is being told. @type {{ request: number, notes: (Note | undefined)[] } | null} */
   #live = null;
+  #missed = -1; // a request
   /** The token before the first of a turn's. @type {Map<string, number>} */
   #before = new Map();
   /** The turn that is being told again. */
@@ -63,6 +64,8 @@ export class Notes {
 
   /** @param {Request} request @param {Step[]} steps */
   hear(request, steps) {
+    const told = steps.filter((step) => !step.from_prompt);
+    if (this.#missed === request.id || told.some(({ choice }) => !choice)) return; // not heard from its beginning
     if (this.#live?.request !== request.id) {
       const { leaf } = this.house.current();
       const turn = leaf && request.turn !== null ? leaf.turns[request.turn] : null;
@@ -74,7 +77,13 @@ export class Notes {
       // A character that was cut off comes whole.
       if (last) this.#live.notes[place - 1] = { ...last, text: last.text.replace(/\uFFFD+$/, "") };
     }
-    this.#live.notes.push(...steps.filter((step) => !step.from_prompt).map(noted));
+    this.#live.notes.push(...told.map(noted));
+  }
+
+  /** What is being told is heard no longer. */
+  miss() {
+    this.#missed = this.house.current().request?.id ?? -1;
+    this.#live = null;
   }
 
   /** @param {Leaf} leaf @param {Turn} turn @param {Step[]} steps  all of its tokens' */
@@ -109,7 +118,9 @@ export class Notes {
 
   /** Whether it may help to have a turn told again. @param {Leaf} leaf @param {Turn} turn */
   canFind(leaf, turn) {
-    return this.house.isOurs(leaf) && turn.settings !== null && !this.#found.has(`${key(leaf, turn)} ${turn.tokens.length}`);
+    return (
+      this.house.isOurs(leaf) && turn.settings !== null && !this.#found.has(`${key(leaf, turn)} ${turn.tokens.length}`)
+    );
   }
 
   /**

@@ -89,7 +89,8 @@ export class Marks {
         ({ left, right, top, bottom }) =>
           clientX >= left - 1 && clientX <= right + 1 && clientY >= top - 1 && clientY <= bottom + 1,
       );
-      if (isHit) return this.#placeOf(this.#points.findIndex((point) => point?.node === node && point.offset === offset));
+      if (isHit)
+        return this.#placeOf(this.#points.findIndex((point) => point?.node === node && point.offset === offset));
     }
     return -1;
   }

@@ -58,7 +58,8 @@ export class TokensView {
   /** @param {number} index */
   async #choose(index) {
     this.#chosen = index;
-    for (const button of this.#words.querySelectorAll("button")) button.ariaPressed = String(button.dataset.word === String(index));
+    for (const button of this.#words.querySelectorAll("button"))
+      button.ariaPressed = String(button.dataset.word === String(index));
     const asked = ++this.#steps;
     const steps = await this.merges(index);
     if (asked !== this.#steps || !steps) return;
@@ -66,17 +67,26 @@ export class TokensView {
     const head = make("tr", {}, ...["token", "number", "bytes"].map((name) => make("th", { scope: "col" }, name)));
     const rows = tokens.map((token) => {
       const bytes = token.bytes.replace(/../g, "$& ").trim().toUpperCase();
-      return make("tr", {}, make("th", { scope: "row" }, shown(token)), make("td", {}, String(token.id)), make("td", {}, bytes));
+      return make(
+        "tr",
+        {},
+        make("th", { scope: "row" }, shown(token)),
+        make("td", {}, String(token.id)),
+        make("td", {}, bytes),
+      );
     });
     const path = make("ol", { class: "look-merges" });
     for (const [at, parts] of steps.entries()) {
       const before = steps[at - 1];
       const joined = before ? parts.findIndex((part, place) => part !== before[place]) : -1;
-      const pieces = parts.map((part, place) => make("span", place === joined ? { class: "joined" } : {}, part.replace(/ /g, "␣")));
+      const pieces = parts.map((part, place) =>
+        make("span", place === joined ? { class: "joined" } : {}, part.replace(/ /g, "␣")),
+      );
       path.append(make("li", {}, ...pieces));
     }
     this.#word.replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
-    if (steps.length > 1) this.#word.append(make("p", {}, "From single characters, two neighbours joined at a time:"), path);
+    if (steps.length > 1)
+      this.#word.append(make("p", {}, "From single characters, two neighbours joined at a time:"), path);
   }
 }
 

@@ -17,7 +17,8 @@ const visible = (text) => text.replace(/ /g, "␣").replace(/\n/g, "↵").replac
 
 /** A token on the page: spaces and line ends as quiet signs. @param {Token} token */
 export function shown({ text, kind }) {
-  if (kind !== "text") return make("span", { class: "strange" }, text || "nothing", make("small", {}, ` ${KINDS[kind]}`));
+  if (kind !== "text")
+    return make("span", { class: "strange" }, text || "nothing", make("small", {}, ` ${KINDS[kind]}`));
   const [, before, inside, after] = /** @type {RegExpMatchArray} */ (text.match(/^(\s*)(.*?)(\s*)$/su));
   return make("bdi", {}, sign(before), inside, sign(after));
 }
