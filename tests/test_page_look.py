@@ -85,9 +85,7 @@ def percent(share: float) -> str:
     return f"{value:.{0 if value >= 9.95 else 1 if value >= 0.995 else 2}f} %"
 
 
-def test_each_tokens_choice_is_shown_by_arrow_by_slider_and_by_pointer(
-    opened: Visit, shipped_model: Path
-) -> None:
+def test_each_tokens_choice_is_shown_by_arrow_by_slider_and_by_pointer(opened: Visit, shipped_model: Path) -> None:
     page, expected = opened.page, [step.choice for step in told(shipped_model)]
     assert choices(opened) == expected, "what it was told again with is what it was told with"
     assert expected[0] and expected[1] and expected[5]
@@ -238,7 +236,9 @@ def test_it_is_accessible_and_fits(opened: Visit, screenshots: Path, width: int,
     page.evaluate(AXE.read_text())
     for name in ("Choice", "Inside", "Tokens"):
         page.get_by_role("tab", name=name).click()
-        expect(panel(opened).locator(".look-bars li, .look-lens tr, .look-words button").filter(visible=True).first).to_be_visible()
+        expect(
+            panel(opened).locator(".look-bars li, .look-lens tr, .look-words button").filter(visible=True).first
+        ).to_be_visible()
         page.screenshot(path=screenshots / f"look-{width}-{scheme}-{name}.png")
         found = page.evaluate("axe.run()")["violations"]
         serious = [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
