@@ -88,7 +88,9 @@ def percent(share: float) -> str:
 def test_each_tokens_choice_is_shown_by_arrow_by_slider_and_by_pointer(opened: Visit, shipped_model: Path) -> None:
     page, expected = opened.page, [step.choice for step in told(shipped_model)]
     assert choices(opened) == expected, "what it was told again with is what it was told with"
-    assert expected[0] and expected[1] and expected[5]
+    assert expected[0]
+    assert expected[1]
+    assert expected[5]
     assert_shows(opened, expected[0])
     expect(walker(opened)).to_be_focused()
     page.keyboard.press("ArrowRight")
