@@ -316,11 +316,11 @@ def watched(teller: Teller, source: str, **settings: Any) -> list[tuple[int, Any
     code = teller.use(source)
     seen: list[tuple[int, Any]] = []
     choose = code._choose
-    names = choose.__globals__  # type: ignore[attr-defined]
+    names = choose.__globals__
 
     def noted(logits: LiveLogits) -> Any:
         candidates = logits.candidates(400, names.get("TEMPERATURE", 1.0))
-        token = choose(logits)
+        token: Any = choose(logits)
         seen.append((token, (candidates, logits.mean(names.get("TEMPERATURE", 1.0)), logits.array())))
         return token
 

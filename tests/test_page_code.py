@@ -301,7 +301,7 @@ def test_keyboard_phone_and_axe(coder: Coder, screenshots: Path) -> None:
     expect(coder.editor).to_be_focused()
     page.evaluate(AXE.read_text(encoding="utf-8"))
     for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=scheme)
         found = page.evaluate("axe.run()")["violations"]
         assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
         for width in (1200, 375):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from builder.tools import PYTHON
+from builder.tools import PYTHON, WEB
 from fabella import selftest
 from fabella.engine import Engine
 from fabella.errors import EngineError, ModelFileError
@@ -26,7 +26,6 @@ from train.quantize import dequantize, read_weights
 from train.reference import PROMPTS, TOKENS
 
 from .blocks import random_matrix
-from .conftest import WEB
 from .random_models import load, write_random_model
 
 MODEL = WEB / "models/stories.gguf"

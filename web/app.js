@@ -167,12 +167,18 @@ function setMode(mode) {
 const complain = ({ message }) => change({ complaint: { message, field: null, wayOut: "again" } });
 
 const openChat = () => enter("chat", assets, telling).catch(complain);
-/** @type {Bridge["ask"]} */
-const ask = (...asked) => bridge.ask(...asked);
 const openCode = () => enter("code", assets, { ...telling, useCode }).catch(complain);
-const openShare = () => enter("share", assets, { ...telling, setMode, ask }).catch(complain);
-const openProof = () => enter("proof", assets, { assets, ask }).catch(complain);
+const openShare = () => enter("share", assets, { ...telling, setMode, question }).catch(complain);
+const openProof = () => enter("proof", assets, { assets, question }).catch(complain);
 const openShelf = () => enter("shelf", assets, { ...telling, assets, load, describe, adapt, versions }).catch(complain);
+
+const openLook = () => enter("look", assets, { ...telling, question, hush }).catch(complain);
+
+/** @type {Bridge["ask"]} */
+const question = (...asked) => bridge.ask(...asked);
+
+/** @type {Bridge["stop"]} */
+const hush = (id) => bridge.stop(id);
 
 /**
  * What a model file says of itself; of one that nobody can ask now, its name and size.
@@ -345,6 +351,7 @@ mountStory({ nextWord: telling.nextWord });
 mountActions({ ...telling, share: async () => (await openShare())?.open() });
 mountAdapter({ useAdapter });
 element("code-button", HTMLButtonElement).addEventListener("click", async () => (await openCode())?.open());
+element("look", HTMLButtonElement).addEventListener("click", async () => (await openLook())?.toggle());
 mountFacts({ openShelf: async () => (await openShelf())?.open() });
 watch(
   ({ mode }) => [mode],

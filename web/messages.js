@@ -29,7 +29,7 @@
  * @property {Record<Room, Part>} rooms  scripts for what is not there at first (rooms.js)
  * @property {boolean} offline  whether the page keeps itself on the visitor's machine
  *
- * @typedef {"chat" | "code" | "proof" | "share" | "shelf"} Room
+ * @typedef {"chat" | "code" | "look" | "proof" | "share" | "shelf"} Room
  *
  * @typedef {"simd" | "relaxed" | "threads-simd" | "threads-relaxed"} Build
  *
@@ -43,6 +43,7 @@
  * @property {number} length  the greatest length in tokens: of a story, the prompt's included, or of an answer;
  *     0: the context's
  * @property {boolean} [loops]  whether to stop when it has begun to loop
+ * @property {boolean} [look]  whether each step says how its token was chosen
  *     (others, left out by most: py/fabella/page.py)
  *
  * @typedef {object} Card  what a model file says of itself: py/fabella/summary.py
@@ -95,8 +96,10 @@
  *
  * @typedef {{role: "system" | "user" | "assistant", content: string}} Message
  *
- * @typedef {{token: number, text: string, from_prompt: boolean, dropped?: number}} Step  dropped: how many of the
- *     oldest turns the model no longer sees from here on
+ * @typedef {{token: number, text: string, from_prompt: boolean, dropped?: number, choice?: string,
+ *            probability?: number}} Step  dropped: how many of the oldest turns the model no longer sees from here on;
+ *     choice: if one looks, what is kept of how the token was chosen (py/fabella/choice.py), in base64; probability: its
+ *     own, before the sampler
  * @typedef {"end" | "length" | "context" | "stop" | "loop" | "stopped" | "code"} Reason  code: the visitor's code went
  *     wrong
  * @typedef {{message: string, line: number | null}} CodeProblem  line: where, from 1 on
@@ -112,8 +115,8 @@
  *     the place of those sampled, null: the sampled one; typed: a text that is
  * @typedef {{type: "tell", id: number, prompt: string, settings: Settings} & Way} Tell  after Ready; the answer is Done,
  *     or Failure, and before it Steps
- * @typedef {{type: "say", id: number, messages: Message[], settings: Settings}} Say  after Ready, to a model that chats:
- *     the last message is to be answered or, if it is an answer, gone on with; answered as Tell
+ * @typedef {{type: "say", id: number, messages: Message[], settings: Settings} & Way} Say  after Ready, to a model that
+ *     chats: the last message is to be answered or, if it is an answer, gone on with; answered as Tell
  * @typedef {{type: "stop", id: number}} Stop  has a Tell or Say answered at once
  * @typedef {{type: "count", id: number, prompt?: string, messages?: Message[]}} Count  after Ready; answered by Counted
  * @typedef {{type: "describe", id: number, file: File, tokenizer?: File}} Describe  after Ready: what is this model file?

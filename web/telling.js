@@ -31,10 +31,25 @@ export function begin(its) {
   worker = its;
 }
 
+/** Hears what comes, before the reader sees it, and how each token was chosen. @type {Onlooker | null} */
+let onlooker = null;
+
+/**
+ * @callback Onlooker
+ * @param {Request} request
+ * @param {Step[]} steps
+ */
+/** From now on somebody looks on, or with null nobody. @param {Onlooker | null} hear */
+export function lookOn(hear) {
+  onlooker = hear;
+}
+
+export const newSeed = () => String(crypto.getRandomValues(new Uint32Array(1))[0] || 1);
+
 /** The settings as the visitor has them, with a seed. @returns {Settings} */
 function chosen() {
   const { settings } = current();
-  return { ...settings, seed: settings.seed || String(crypto.getRandomValues(new Uint32Array(1))[0] || 1) };
+  return { ...settings, seed: settings.seed || newSeed() };
 }
 
 /** The page's model, which is known once it has answered. */
@@ -159,7 +174,7 @@ export function turnTo(leaf, id) {
  * @param {Request["place"]} place
  * @param {{ turn?: number | null, reads?: boolean }} [how]  turn: that is gone on with; reads: the prompt is shown
  */
-function ask(message, place, { turn = null, reads = false } = {}) {
+export function ask(message, place, { turn = null, reads = false } = {}) {
   const { leaf, worker: state, model } = current();
   const begun = { id: ++requests, message, place, before: leaf, turn, home: null, reads };
   pacer.begin(current().pace);
@@ -198,7 +213,10 @@ function makeRoom() {
 export async function send() {
   const { request } = current();
   if (!request) return;
-  const message = { ...request.message, settings: { ...request.message.settings, loops: true } };
+  const message = {
+    ...request.message,
+    settings: { ...request.message.settings, loops: true, ...(onlooker && { look: true }) },
+  };
   const asked = worker.bridge().ask(message, (steps) => hear(request.id, steps));
   change({ request: { ...request, question: asked.id } });
   try {
@@ -286,6 +304,7 @@ function hear(id, { steps, tokens_per_second: rate, printed }) {
   if (printed) change({ printed: { text: printed } });
   if (request?.id !== id || request.stopped) return;
   change({ request: { ...request, rate } });
+  onlooker?.(request, steps);
   pacer.push(steps);
 }
 

@@ -28,7 +28,8 @@ from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, digest, r
 EMBEDDING = "fabella.js"  # the name stays, for other pages have it
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
 
-ROOMS = ("chat", "code", "proof", "share", "shelf")  # web/rooms/: scripts that the page loads when they are wanted
+# web/rooms/: scripts that the page loads when they are wanted.
+ROOMS = ("chat", "code", "look", "proof", "share", "shelf")
 PROVES = ("Equals PyTorch?", "Computes right?")  # the self-test's button, with PyTorch's tokens and without
 
 
@@ -188,10 +189,10 @@ def bundle_scripts(out: Path, data: Mapping[str, Path]) -> dict[str, str]:
     node = ("--external:node:*", "--external:ws")  # what Pyodide would import there
     run(*esbuild, *output, "--format=iife", "--minify", "web/app.js", "web/style.css")
     run(*esbuild, *output, "--format=esm", "--minify", *node, "web/worker.js", "web/helper.js")
+    room = ("--format=iife", "--minify", "--loader:.css=text")  # a room brings its own style, as a text
     aliases = [f"--alias:{name}={file}" for name, file in data.items()]
     for name in ROOMS:
-        room = ("--format=iife", f"--global-name=fabella_{name}", "--minify", f"web/rooms/{name}.js")
-        run(*esbuild, *output, *aliases, *room)
+        run(*esbuild, *output, *aliases, *room, f"--global-name=fabella_{name}", f"web/rooms/{name}.js")
     urls = {}
     for name in ("app.js", "style.css", "worker.js", "helper.js", *(f"{room}.js" for room in ROOMS)):
         stem, suffix = name.split(".")

@@ -60,7 +60,7 @@ def as_html(told: Told) -> str:
     """Return the story as the paragraphs that web/views/story.js would make, and a line that says what it is."""
     lines = re.finditer(r"[^\n]+", told.text)
     paragraphs = "".join(f"<p>{_line(line, len(told.prompt))}</p>" for line in lines)
-    return f'<p class="hint">Told before, with seed {told.seed}:</p><div>{paragraphs}</div>'
+    return f'<p class="hint">Told before, with seed {told.seed}:</p><div data-seed="{told.seed}">{paragraphs}</div>'
 
 
 def _line(line: re.Match[str], prompt: int) -> str:

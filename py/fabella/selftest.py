@@ -261,7 +261,7 @@ class SelfTest:
 # ---- The page --------------------------------------------------------------------------------------------------------
 
 # The test that is going on in the page, its steps, and how it has left the session.
-_going_on: tuple[SelfTest, Iterator[None], object] | None = None
+_going_on: tuple[SelfTest, Iterator[None], tuple[int, int]] | None = None
 
 
 def answer(page: Page, request: str, blocks: Any = None) -> str:

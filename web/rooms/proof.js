@@ -15,7 +15,7 @@ import { button, make } from "./make.js";
 /** @import { Assets } from "../messages.js" */
 
 /**
- * @typedef {Given & { assets: Assets, ask: Bridge["ask"] }} House
+ * @typedef {Given & { assets: Assets, question: Bridge["ask"] }} House
  *
  * @typedef {{ place: number, expected: string, found: string }} Difference
  * @typedef {{ tokens: number, same: number, differences: Difference[] }} Followed
@@ -88,7 +88,7 @@ async function run(house, show) {
   let asked = first;
   for (;;) {
     if (house.current().request) throw new Error("something was told meanwhile; press again");
-    const { answer } = await house.ask({ type: "call", module: "selftest", ...asked }).answer;
+    const { answer } = await house.question({ type: "call", module: "selftest", ...asked }).answer;
     const { done, total, result } = JSON.parse(answer);
     show(done / total);
     if (done === total) return result;

@@ -19,7 +19,7 @@ import { command, markdown, signature } from "./texts.js";
 
 /**
  * @typedef {Given & {
- *   ask: Bridge["ask"],
+ *   question: Bridge["ask"],
  *   setMode: (mode: "story" | "chat") => void,
  * }} House
  */
@@ -152,7 +152,7 @@ async function linkOf(house, leaf, turn, model) {
   let settings = /** @type {NonNullable<Turn["settings"]>} */ (turn.settings);
   if (turn.reason === "stopped") {
     // Where the reader stopped it, it ends for whoever follows the link.
-    const { tokens } = await house.ask({ type: "count", prompt: leaf.turns[turn.parent ?? 0].text }).answer;
+    const { tokens } = await house.question({ type: "count", prompt: leaf.turns[turn.parent ?? 0].text }).answer;
     settings = { ...settings, length: tokens + turn.tokens.length - 1 };
   }
   const address = write(leaf, { ...turn, settings }, model);

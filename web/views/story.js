@@ -84,9 +84,10 @@ export function mountStory({ nextWord }) {
       const turn = `${leaf.id} ${told.id}`;
       if (turn !== drawn.turn || !prompt.text.startsWith(drawn.prompt) || !told.text.startsWith(drawn.text)) {
         const isNew = turn !== drawn.turn;
+        const goesOn = told.text !== "" && drawn.text.startsWith(told.text); // another way, from where the reader is
         drawn = { turn, prompt: "", text: "" };
         paragraphs.clear();
-        if (isNew) bringIntoView();
+        if (isNew && !goesOn) bringIntoView();
       }
       paragraphs.add(prompt.text.slice(drawn.prompt.length), true);
       paragraphs.add(told.text.slice(drawn.text.length), false);

@@ -1,0 +1,627 @@
+/**
+ * Look inside: how each token of the text was chosen, and other ways that it might have gone. JavaScript draws, Python
+ * decides, C computes: all that is shown here is what happened.
+ */
+
+import { add, branches, newLeaf, path, set } from "../leaf.js";
+import { presets } from "../presets.js";
+import { ChoiceView } from "./look/choice.js";
+import { InsideView } from "./look/inside.js";
+import css from "./look/look.css";
+import { Notes, asked } from "./look/notes.js";
+import { Marks, TINTS, canPaint } from "./look/text.js";
+import { button, make } from "./make.js";
+import { TokensView } from "./look/tokens.js";
+import { Tour } from "./look/tour.js";
+import { percent, spoken } from "./look/words.js";
+
+/** @import { Bridge } from "../bridge.js" */
+/** @import { Leaf, Turn } from "../leaf.js" */
+/** @import { Settings, Step, Way } from "../messages.js" */
+/** @import { House } from "../rooms.js" */
+/** @import { Described } from "./look/choice.js" */
+/** @import { Note } from "./look/notes.js" */
+
+/** @typedef {House & { question: Bridge["ask"], hush: (id: number) => void }} Glass  hush: that is answered at once */
+
+/** Milliseconds for which a slider has to rest before a token is computed for what it says. */
+const REST = 200;
+
+/** Milliseconds without a key after which the prompt's tokens are asked for. */
+const PAUSE = 80;
+
+/** Candidates of which it is known how many are likelier. */
+const FEW = 16;
+
+/** Descriptions that are kept. */
+const KEPT = 600;
+
+/** @param {Glass} house */
+export function mount(house) {
+  const { current, change, watch } = house;
+  const opener = /** @type {HTMLElement} */ (document.getElementById("look"));
+  const margin = /** @type {HTMLElement} */ (document.getElementById("margin"));
+  const story = /** @type {HTMLElement} */ (document.getElementById("story"));
+  const chat = /** @type {HTMLElement} */ (document.getElementById("chat"));
+  const notes = new Notes(house);
+  const marks = new Marks();
+  /** What is looked at. @type {{ leaf: Leaf, turn: Turn } | null} */
+  let subject = null;
+  /** The id of the turn that the visitor chose; -1: the last. */
+  let chosen = -1;
+  let place = 0;
+  let isOpen = false;
+  let frame = 0;
+  let resting = 0;
+  /** The settings that the sliders say. @type {Settings | null} */
+  let tried = null;
+  let questions = 0;
+  let adopted = false; // whether that was tried
+  let asking = -1; // the last request
+  let checked = 0; // tokens of what is being told
+  let keeps = false; // whether the next text is looked at where this one is
+  let follows = true; // whether the token in view is the next one, where the reader decides word by word
+  /** By what was kept of a token, and the settings tried. @type {Map<string, Described>} */
+  const described = new Map();
+
+  // ---- What stands in the margin -------------------------------------------------------------------------------------
+
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync(css);
+  document.adoptedStyleSheets.push(sheet);
+
+  const walker = make("input", { type: "range", id: "look-place", min: "0", max: "0", value: "0" });
+  const back = button("‹", () => go(place - 1), "The token before");
+  const forth = button("›", () => go(place + 1), "The next token");
+  const next = button("Next word", () => house.nextWord());
+  const context = make("p", { class: "look-context", dir: "auto" });
+  const heard = make("p", { class: "unseen-only", "aria-live": "polite" });
+  const ways = make("p", { class: "actions look-branches" });
+  const tint = make("input", { type: "checkbox", id: "look-tint" });
+  const legend = make("p", { class: "hint look-legend", hidden: "" });
+  for (const [, name] of TINTS.toReversed()) {
+    const [least, most] = { "look-below-50": ["20", "50"], "look-below-20": ["5", "20"], "look-below-5": ["0", "5"] }[
+      name
+    ];
+    legend.append(make("span", { class: name }, `${least} to ${most} %`), " ");
+  }
+  legend.prepend("How likely the model held each: ", make("span", {}, "50 % and more"), " ");
+  const label = make("label", { for: "look-place", class: "unseen-only" }, "Token");
+  const walk = make("div", { class: "look-walk" }, back, label, walker, forth, next);
+  const words = make("label", { for: "look-tint" }, "Tint the text by probability");
+  const tinting = make("p", { class: "look-switch" }, tint, words);
+  const choice = new ChoiceView({
+    take: (token) => otherwise({ forced: [token] }),
+    type: (text) => otherwise({ typed: joined(text) }),
+    retell: (settings) => otherwise({}, settings),
+    tried: (settings) => {
+      tried = settings;
+      describe();
+    },
+  });
+  const inside = new InsideView();
+  const tokens = new TokensView((word) =>
+    ask("merges", { text: read, word }).then(
+      ({ steps }) => steps,
+      () => null,
+    ),
+  );
+  let read = ""; // the prompt whose tokens are shown
+  const views = { Choice: choice.element, Inside: inside.element, Tokens: tokens.element };
+  /** @type {keyof typeof views} */
+  let tab = "Choice";
+  const tabs = make("div", { role: "tablist", "aria-labelledby": "look-title" });
+  for (const name of /** @type {(keyof typeof views)[]} */ (Object.keys(views))) {
+    const one = button(name, () => show(name));
+    for (const [key, value] of Object.entries({
+      role: "tab",
+      id: `look-tab-${name}`,
+      "aria-controls": `look-${name}`,
+    })) {
+      one.setAttribute(key, value);
+    }
+    tabs.append(one);
+    const view = views[name];
+    for (const [key, value] of Object.entries({ role: "tabpanel", id: `look-${name}`, "aria-labelledby": one.id })) {
+      view.setAttribute(key, value);
+    }
+  }
+  tabs.addEventListener("keydown", (event) => {
+    const names = /** @type {(keyof typeof views)[]} */ (Object.keys(views));
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const to = step && names[names.indexOf(tab) + step];
+    if (!step) return;
+    event.preventDefault();
+    event.stopPropagation(); // the page's arrows walk through the text
+    if (!to) return;
+    show(to);
+    document.getElementById(`look-tab-${to}`)?.focus();
+  });
+
+  /** @param {keyof typeof views} name  of the tab that is to be seen */
+  function show(name) {
+    tab = name;
+    for (const one of tabs.children) {
+      const isChosen = one.id === `look-tab-${name}`;
+      one.ariaSelected = String(isChosen);
+      /** @type {HTMLElement} */ (one).tabIndex = isChosen ? 0 : -1;
+    }
+    for (const [other, view] of Object.entries(views)) view.hidden = other !== name;
+    walk.hidden = context.hidden = tinting.hidden = name === "Tokens";
+    legend.hidden = !tint.checked || name === "Tokens";
+    later();
+  }
+
+  const title = make("h2", { id: "look-title" }, "Look inside");
+  const close = button("✕", () => toggle(), "Close");
+  const tour = new Tour({
+    show,
+    go,
+    isTold: () => known().length > 0,
+    tell: () => house.tell(),
+    model: () => current().model,
+  });
+  const more = make("p", { id: "look-more", class: "actions" }, tour.begin); // and what else there is to look at
+  const panel = make(
+    "section",
+    { class: "look", "aria-labelledby": "look-title", hidden: "" },
+    make("header", {}, title, close),
+    tour.element,
+    tabs,
+    walk,
+    context,
+    heard,
+    ...Object.values(views),
+    tinting,
+    legend,
+    ways,
+    more,
+  );
+  if (!canPaint) tint.disabled = true;
+  margin.prepend(panel);
+  show(tab);
+  panel.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target instanceof HTMLInputElement) event.preventDefault(); // tells no story
+  });
+  walker.addEventListener("input", () => go(walker.valueAsNumber));
+  tint.addEventListener("change", () => {
+    legend.hidden = !tint.checked;
+    later();
+  });
+
+  // ---- What is looked at ---------------------------------------------------------------------------------------------
+
+  /** Finds what is looked at: an answer that the visitor has chosen, or the last text of the model's. */
+  function findSubject() {
+    const { leaf, mode } = current();
+    const told = leaf?.kind === mode ? path(leaf).filter(({ role }) => role === "assistant") : [];
+    const turn = told.find(({ id }) => id === chosen) ?? told.at(-1);
+    const before = subject;
+    subject = leaf && turn ? { leaf, turn } : null;
+    if (before && subject && (before.leaf.id !== subject.leaf.id || before.turn.id !== subject.turn.id)) {
+      chosen = -1;
+      if (keeps) keeps = false;
+      else place = 0;
+    }
+  }
+
+  /** Those of what is looked at, and if the reader decides word by word, the next one. */
+  function known() {
+    if (!subject) return [];
+    const { turn, leaf } = subject;
+    return notes.of(leaf, turn).slice(0, turn.tokens.length + (isAtChoice() ? 1 : 0));
+  }
+
+  /** Whether the next token is not shown yet, and waits for the reader. */
+  function isAtChoice() {
+    const { request, pace } = current();
+    if (!subject || !request || request.turn !== subject.turn.id || pace !== "a word") return false;
+    return notes.of(subject.leaf, subject.turn).length > subject.turn.tokens.length;
+  }
+
+  /** Where the turn stands on the page, and what stands there before it. @returns {[Element | null, string]} */
+  function standing() {
+    if (!subject) return [null, ""];
+    const { leaf, turn } = subject;
+    const turns = path(leaf);
+    if (leaf.kind === "story") return [story, turns[0].text];
+    const article = chat.querySelectorAll("article")[turns.findIndex(({ id }) => id === turn.id)];
+    return [article?.querySelector(".said") ?? null, ""];
+  }
+
+  // ---- Drawing -------------------------------------------------------------------------------------------------------
+
+  /** Draws once more, at the next frame. */
+  function later() {
+    if (isOpen) frame ||= requestAnimationFrame(draw);
+  }
+
+  function draw() {
+    frame = 0;
+    findSubject();
+    if (!isOpen) return;
+    const all = known();
+    const count = all.length;
+    const open = isAtChoice();
+    if (open && follows) place = count - 1;
+    if (!current().request) place = Math.max(0, Math.min(place, count - 1)); // or it is still to come
+    const [element, before] = standing();
+    marks.find(element, before, all);
+    marks.mark(count ? place : -1);
+    marks.tint(tint.checked ? all : []);
+    walker.max = String(Math.max(place, count - 1));
+    walker.value = String(place);
+    back.disabled = place === 0;
+    forth.disabled = place >= count - 1;
+    if (count === 0) walker.ariaValueText = "none";
+    next.hidden = !open;
+    context.replaceChildren(...(count ? surroundings(before, place) : []));
+    drawWays();
+    tour.draw();
+    if (tab === "Tokens") {
+      drawTokens();
+      return;
+    }
+    const view = tab === "Inside" ? inside : choice;
+    if (!subject) adopt();
+    if (!subject || (count === 0 && subject.turn.reason === null)) {
+      view.empty(current().worker === "ready" ? "Here you see how each word is chosen, once one is." : WAKING);
+      return;
+    }
+    if (!current().request && !notes.isWhole(subject.leaf, subject.turn)) {
+      const { leaf, turn } = subject;
+      const why = current().worker !== "ready" ? WAKING : notes.canFind(leaf, turn) ? FINDING : UNKNOWN;
+      view.empty(house.isOurs(leaf) ? why : OTHERS);
+      if (why === FINDING) notes.find(leaf, turn, later);
+      return;
+    }
+    if (view === inside) lookInside();
+    else describe();
+  }
+
+  /** Has the story that stands on the page at first told by its seed: then it is one like all others. */
+  async function adopt() {
+    const { leaf, worker, request, mode, model } = current();
+    const told = document.querySelector("#told-before [data-seed]");
+    if (adopted || leaf || request || mode !== "story" || worker !== "ready" || !model) return;
+    if (!(told instanceof HTMLElement) || !told.dataset.seed) return;
+    adopted = true;
+    const prompt = [...told.querySelectorAll(".given")].map(({ textContent }) => textContent).join("\n");
+    const { seed } = told.dataset;
+    const settings = { ...presets(model).balanced, length: model.context, seed };
+    /** @type {Step[]} */
+    const steps = [];
+    const message = /** @type {const} */ ({ type: "tell", prompt, settings: { ...settings, look: true } });
+    const done = await house.question(message, (said) => steps.push(...said.steps)).answer.catch(() => null);
+    const own = steps.filter((step) => !step.from_prompt);
+    const text = [steps.filter((step) => step.from_prompt), own].map((all) => all.map((step) => step.text).join(""));
+    const isSame = text.join("").replace(/\n/g, "") === told.textContent?.replace(/\n/g, "");
+    if (!done || !isSame || current().leaf || current().request) return;
+    const begun = add(add(newLeaf("story", model), null, "user", text[0]), 0, "assistant", text[1], settings);
+    const made = set(begun, 1, { tokens: own.map(({ token }) => token), reason: done.reason });
+    notes.keep(made, made.turns[1], own);
+    change({ leaf: made });
+  }
+
+  /** Asks for the prompt's tokens, once the visitor pauses. */
+  function drawTokens() {
+    const { prompt, worker } = current();
+    if (worker !== "ready") {
+      tokens.empty(WAKING);
+      return;
+    }
+    clearTimeout(resting);
+    resting = setTimeout(async () => {
+      const found = await ask("tokens", { text: prompt }).catch(({ message }) => message);
+      if (prompt !== current().prompt) return;
+      read = prompt;
+      if (typeof found === "string") tokens.empty(found);
+      else tokens.draw(found.words);
+      tour.draw();
+    }, PAUSE);
+  }
+
+  /** Asks what the token before the one in view is like inside the model. */
+  async function lookInside() {
+    if (!subject) return;
+    const { leaf, turn } = subject;
+    const note = known()[place];
+    const number = ++questions;
+    const { request } = current();
+    if (request && !request.done) {
+      inside.empty("Once the text is told, you see here what went on inside."); // the model is busy
+      return;
+    }
+    const said = note && (await ask("choice", { choice: note.choice }).catch(() => null));
+    if (place === 0 && notes.before(leaf, turn) === undefined) await notes.find(leaf, turn, () => {});
+    const token = place > 0 ? known()[place - 1]?.token : notes.before(leaf, turn);
+    if (!said || number !== questions) return;
+    if (token === undefined) {
+      inside.empty("There is nothing before this token to look at.");
+      return;
+    }
+    const found = await exactly(leaf, turn, "inside", { position: said.position - 1, token });
+    if (number !== questions) return;
+    if (found) inside.draw(found);
+    else inside.empty(UNKNOWN);
+  }
+
+  /** Which token it is, and what stands before it, in a few words. @param {string} before @param {number} at */
+  function surroundings(before, at) {
+    const all = known();
+    const text = before + told(all, at);
+    const short = text.length > 50 ? `…${text.slice(-50).replace(/^\S*\s/, " ")}` : text;
+    const count = make("span", { class: "look-count" }, `Token ${at + 1} of ${all.length}, after `);
+    return [count, make("q", {}, short.trim())];
+  }
+
+  /** @param {(Note | undefined)[]} all @param {number} at  up to which token */
+  const told = (all, at) =>
+    all
+      .slice(0, at)
+      .map((note) => note?.text)
+      .join("");
+
+  function drawWays() {
+    const all = subject ? branches(subject.leaf, subject.turn.id) : [];
+    ways.hidden = all.length < 2 || current().request !== null;
+    if (ways.hidden || !subject) return;
+    const { leaf, turn } = subject;
+    const at = all.indexOf(turn.id);
+    const turnTo = (/** @type {number} */ to) => {
+      keeps = true;
+      house.turnTo(leaf, all[to]);
+    };
+    const back = button("‹", () => turnTo(at - 1), "The way before");
+    const forth = button("›", () => turnTo(at + 1), "The next way");
+    back.disabled = at === 0;
+    forth.disabled = at === all.length - 1;
+    const focused = /** @type {HTMLElement | null} */ (document.activeElement)?.ariaLabel;
+    ways.replaceChildren("Ways it has gone: ", back, `${at + 1}/${all.length}`, forth);
+    const again = [back, forth].find(({ ariaLabel }) => ariaLabel === focused);
+    if (again) (again.disabled ? [back, forth].find(({ disabled }) => !disabled) : again)?.focus();
+  }
+
+  /** Asks Python about the token in view, and draws what it says. */
+  async function describe() {
+    const note = known()[place];
+    if (!isOpen || !subject) return;
+    if (!note?.choice) {
+      choice.empty(FINDING);
+      return;
+    }
+    const { leaf, turn } = subject;
+    if (turn.settings) choice.use(turn.settings);
+    const number = ++questions;
+    clearTimeout(resting);
+    const settings = tried && { ...tried, seed: turn.settings?.seed ?? "1" };
+    /** @type {Described | null} */
+    const found = await ask("choice", { choice: note.choice, ...(settings && { settings }) }).catch(() => null);
+    if (number !== questions || !found) return;
+    tell(found, note);
+    if (settings && found.again && (found.again.picked < 0 || found.again.steps.some(({ exact }) => !exact))) {
+      const request = { choice: note.choice, settings, exactly: true };
+      resting = setTimeout(async () => {
+        const exact = await exactly(leaf, turn, "choice", request);
+        if (number === questions && exact) tell(exact, note);
+      }, REST);
+    }
+  }
+
+  /**
+   * What only the model itself can say: the text is told again if the model has gone on to another.
+   * @param {Leaf} leaf
+   * @param {Turn} turn
+   * @param {"choice" | "inside" | "tokens" | "merges"} what
+   * @param {object} request
+   * @returns {Promise<any>} null: nobody knows
+   */
+  async function exactly(leaf, turn, what, request) {
+    const first = await ask(what, request).catch(() => null);
+    if (first || current().request) return first;
+    await notes.find(leaf, turn, () => {});
+    return ask(what, request).catch(() => null);
+  }
+
+  /** @param {Described} found @param {Note} note */
+  function tell(found, note) {
+    const open = isAtChoice() && place === known().length - 1;
+    choice.draw(found, open);
+    const one = found.tokens[found.token];
+    const likelier = found.candidates.findIndex(([id]) => id === found.token);
+    const rank = likelier < FEW ? `number ${likelier + 1}` : `not among the ${FEW} likeliest`;
+    walker.ariaValueText = `${spoken(one)}, ${percent(note.probability)}, ${rank}`;
+    heard.textContent = document.activeElement === walker ? "" : walker.ariaValueText; // or it would be heard twice
+  }
+
+  /** @param {"choice" | "inside" | "tokens" | "merges"} what @param {object} request @returns {Promise<any>} */
+  async function ask(what, request) {
+    const text = JSON.stringify({ what, ...request });
+    const before = described.get(text);
+    if (before) return before;
+    const { answer } = await house.question({ type: "call", module: "glass", request: text }).answer;
+    const said = JSON.parse(answer);
+    if (described.size >= KEPT) described.clear();
+    if (what !== "inside" && !("exactly" in request)) described.set(text, said);
+    return said;
+  }
+
+  // ---- What the visitor does -----------------------------------------------------------------------------------------
+
+  /** @param {number} to */
+  function go(to) {
+    const count = known().length;
+    const where = Math.max(0, Math.min(to, count - 1));
+    follows = where === count - 1;
+    if (where === place) return;
+    place = where;
+    draw();
+    const range = marks.range(place);
+    const rect = range?.getBoundingClientRect();
+    const top = innerHeight * 0.12;
+    const bottom = matchMedia("(min-width: 62rem)").matches ? innerHeight : innerHeight * 0.45;
+    if (rect && (rect.top < top || rect.bottom > bottom))
+      scrollBy({ top: rect.top - (top + bottom) / 2, behavior: "instant" });
+  }
+
+  /** A word of the visitor's, with a space before it where one belongs. @param {string} text */
+  function joined(text) {
+    const [, before] = standing();
+    const said = before + told(known(), place);
+    return said === "" || /\s$/.test(said) || !/^[\p{L}\p{N}]/u.test(text) ? text : ` ${text}`;
+  }
+
+  /**
+   * Goes on another way from the token in view.
+   * @param {Way} way
+   * @param {Settings} [settings]  with others than before
+   */
+  function otherwise(way, settings) {
+    if (!subject || !house.isOurs(subject.leaf) || current().worker !== "ready") return;
+    const { turn } = subject;
+    const before = turn.settings;
+    if (!before) return;
+    const shown = turn.tokens.length;
+    const beginning = /** @type {Note[]} */ (known().slice(0, place));
+    if (beginning.some((note) => !note)) return;
+    const isOpenChoice = place >= shown;
+    if (current().request) house.abandon();
+    const { leaf } = current();
+    if (!leaf || !leaf.turns[turn.id]) return;
+    const told = turn.tokens.slice(0, place);
+    const text = beginning.map((note) => note.text).join("");
+    const anew = { ...before, ...settings };
+    const its = { ...anew, seed: anew.seed || house.newSeed() };
+    // Told with others, these tokens are what the settings say only if they are taken.
+    const taken = settings
+      ? told.map((token, index) => /** @type {[number, number]} */ ([index, token]))
+      : (turn.choices ?? []).filter(([index]) => index < place);
+    notes.begin(beginning);
+    keeps = !isOpenChoice;
+    follows = true;
+    walker.focus({ preventScroll: true }); // the button that was pressed goes
+    const message = asked(leaf, turn, text, its, { told, ...way });
+    if (isOpenChoice)
+      house.ask(message, () => set(leaf, turn.id, { settings: its, choices: taken }), { turn: turn.id });
+    else
+      house.ask(message, () => {
+        const made = add(leaf, turn.parent, "assistant", text, its);
+        return set(made, made.turns.length - 1, { tokens: told, choices: taken });
+      });
+  }
+
+  /** Which tokens the reader took goes down in the leaf: with them it can be told again. */
+  function noteTaken() {
+    const { leaf, request } = current();
+    if (leaf?.kind !== "story" || !request || request.turn === null || request.home !== leaf.id) return;
+    const turn = leaf.turns[request.turn];
+    const all = notes.of(leaf, turn);
+    const last = turn.choices?.at(-1)?.[0] ?? -1;
+    /** @type {[number, number][]} */
+    const more = [];
+    for (let index = Math.max(last + 1, checked); index < turn.tokens.length; index++) {
+      const note = all[index];
+      if (note && isGiven(note)) more.push([index, note.token]);
+    }
+    checked = turn.tokens.length;
+    if (more.length) change({ leaf: set(leaf, turn.id, { choices: [...(turn.choices ?? []), ...more] }) });
+  }
+
+  for (const box of [story, chat]) {
+    box.addEventListener(
+      "click",
+      (event) => {
+        if (!isOpen || !(event.target instanceof Element) || event.target.closest("button, a, textarea")) return;
+        if (box === chat) chooseAnswer(event.target);
+        const hit = marks.at(event);
+        if (hit < 0) return;
+        event.stopPropagation(); // or it would show the next word
+        go(hit);
+      },
+      { capture: true },
+    );
+  }
+
+  /** @param {Element} target  in the answer that is to be looked at */
+  function chooseAnswer(target) {
+    const { leaf } = current();
+    const index = [...chat.querySelectorAll("article")].findIndex((article) => article.contains(target));
+    const turn = leaf && path(leaf)[index];
+    if (turn?.role !== "assistant" || turn.id === subject?.turn.id) return;
+    chosen = turn.id;
+    place = 0;
+    draw();
+  }
+
+  document.addEventListener("keydown", (event) => {
+    if (!isOpen || event.altKey || event.ctrlKey || event.metaKey || document.querySelector("dialog[open]")) return;
+    const { target, key } = event;
+    if (key === "Escape" && !current().request && target instanceof Node && panel.contains(target)) {
+      toggle();
+      return;
+    }
+    const typing =
+      target instanceof Element &&
+      target.closest("textarea, input, select, [contenteditable], .wide, [role=grid], [role=tablist]");
+    if (key === " " && target === walker && isAtChoice()) {
+      event.preventDefault();
+      house.nextWord();
+    }
+    const across = { ArrowUp: -1, ArrowDown: 1 }[key];
+    const candidate = target instanceof Element && target.closest(".look-bars");
+    if (across && tab === "Choice" && (candidate || (isAtChoice() && (!typing || target === walker)))) {
+      event.preventDefault();
+      const all = /** @type {HTMLElement[]} */ ([...choice.element.querySelectorAll(".look-bars button")]);
+      const at = all.indexOf(/** @type {any} */ (target));
+      all[Math.max(0, Math.min(at + across, all.length - 1))]?.focus();
+      return;
+    }
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[key];
+    if (typing || !step) return;
+    event.preventDefault();
+    go(place + step);
+  });
+
+  function toggle() {
+    isOpen = !isOpen;
+    panel.hidden = !isOpen;
+    opener.ariaExpanded = String(isOpen);
+    house.lookOn(isOpen ? (request, steps) => notes.hear(request, steps) : null);
+    if (isOpen) {
+      draw();
+      walker.focus({ preventScroll: true });
+    } else {
+      notes.miss();
+      marks.mark(-1);
+      marks.tint([]);
+      opener.focus({ preventScroll: true });
+    }
+  }
+
+  watch(
+    ({ leaf, request, mode, worker, pace, prompt }) => [leaf, request, mode, worker, pace, prompt],
+    (_, request, ..._others) => {
+      if (request && request.id !== asking) {
+        asking = request.id;
+        checked = request.message.told?.length ?? 0;
+        notes.interrupt();
+        chosen = -1;
+      }
+      noteTaken();
+      later();
+    },
+  );
+  return { toggle };
+}
+
+const WAKING = "The model is still waking up: then it tells you.";
+const FINDING = "Looking …";
+const UNKNOWN = "How this was chosen is not known any more.";
+const OTHERS = "Another model wrote this: open that to look inside.";
+
+/** Whether the reader took the token in the place of another. @param {Note} note */
+function isGiven({ choice }) {
+  const bytes = Uint8Array.from(atob(choice.slice(0, 16)), (sign) => sign.charCodeAt(0));
+  const [, token, picked] = new Int32Array(bytes.buffer.slice(0, 12)); // as py/fabella/choice.py begins them
+  return token !== picked;
+}
