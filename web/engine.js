@@ -105,6 +105,8 @@ export async function startEngine({ simd, memory }, run, helper, count) {
 export class Engine {
   /** Who becomes thread 1, 2, ...  @type {Worker[]} */
   #helpers = [];
+  /** Who is not ready yet: a worker that nobody holds may be ended. @type {Set<Worker>} */
+  #starting = new Set();
   /** 0 until they are chosen. */
   threads = 0;
 
@@ -136,12 +138,15 @@ export class Engine {
         this.exports.release(stack);
         return;
       }
+      this.#starting.add(helper);
       helper.onmessage = () => {
+        this.#starting.delete(helper);
         helper.onerror = null;
         this.#helpers.push(helper);
       };
       helper.onerror = (event) => {
         event.preventDefault(); // the page goes on, with one thread less
+        this.#starting.delete(helper);
         this.exports.release(stack);
       };
     }
