@@ -22,14 +22,28 @@ from fabella.sources import BytesSource
 
 from .conftest import Site, Visit
 from .random_models import load, write_random_model
-from .test_chat import TEMPLATE
 
 CONFIG = Config(dim=64, hidden_dim=160, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=400, seq_len=300)
 SETTINGS = {"temperature": 0.9, "top_p": 0.9, "top_k": 0, "seed": "7", "length": 12, "repetition_penalty": 1.1}
 
+# What templates do, besides what those of the models in other tests do.
+RICH = (
+    "{%- macro said(text) -%}{{ text | trim | replace('\\u00a0', ' ') }}{%- endmacro -%}"
+    "{%- set ns = namespace(count=0) -%}"
+    "{%- if strftime_now('%Y') | int < 1970 or ({'a': [1, 2.5, none]} | tojson) != '{\"a\": [1, 2.5, null]}' -%}"
+    "{{ raise_exception('no such day') }}"
+    "{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{%- set ns.count = ns.count + 1 -%}"
+    "<s>{{ message.role.title() | lower }}{{ ': ' if loop.first or ns.count > 1 }}{{ said(message['content']) }}</s>"
+    "{%- endfor -%}"
+    "{%- if messages | selectattr('role', 'equalto', 'tool') | list | length -%}{{ messages[::-1] }}{%- endif -%}"
+    "{% if add_generation_prompt %}<s>assistant:{% endif %}"
+)
+
 ASK = """async (message) => {
   const answer = new Promise((resolve) => notebook.worker.addEventListener("message", ({ data }) => {
-    if (data.id === message.id && ["done", "error"].includes(data.type)) resolve(data);
+    if (data.type === "error" || (data.type === "done" && data.id === message.id)) resolve(data);
   }));
   notebook.worker.postMessage(message);
   const last = await answer;
@@ -40,7 +54,7 @@ ASK = """async (message) => {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_model(tmp_path_factory.mktemp("models") / "random.gguf", CONFIG, template=TEMPLATE)
+    return write_random_model(tmp_path_factory.mktemp("models") / "random.gguf", CONFIG, template=RICH)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +107,19 @@ def test_a_conversation_in_the_page_is_that_under_wasmtime(
         assert ask(1010, messages, length=5) == expected(conversation.go_on(PLAIN, Ending(5)))
     edited = [*conversation.messages[:3], *said("w9")]
     assert ask(1011, edited) == expected(conversation.edit(2, "w9", PLAIN, Ending(12)))
+
+
+def test_it_converses_before_all_of_python_is_there(visit: Visit, site: Site, conversation: Conversation) -> None:
+    """All that a conversation needs of the standard library is in the snapshot: the rest comes later, or never."""
+    visit.page.route("**/python-stdlib-*", lambda route: None)
+    visit.open(site)
+    messages = [*conversation.messages, *said("w1 w2")]
+    answer = visit.page.evaluate(ASK, {"type": "say", "id": 1000, "messages": messages, "settings": SETTINGS})
+    assert answer["type"] == "done", answer
+    steps = conversation.say("w1 w2", PLAIN, Ending(12))
+    assert [step["token"] for step in answer["steps"] if not step["from_prompt"]] == [
+        step.token for step in steps if not step.from_prompt
+    ]
 
 
 @pytest.mark.parametrize(

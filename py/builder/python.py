@@ -45,6 +45,7 @@ IN_PYODIDE = """
 """
 SITE_PACKAGES = "/lib/python3.14/site-packages"
 FURTHER = {f"fabella.{name}" for name in ("choice", "constraint", "glass", "live", "selftest")}  # not in the snapshot
+LATE = ("encodings.unicode_escape",)  # what of the library is imported by use only: Jinja reads strings with it
 SNAPSHOT = Path(__file__).with_name("snapshot.mjs")
 
 
@@ -109,15 +110,15 @@ def build_snapshot(stdlib_zip: Path, program: Path) -> Path:
         say("Taking a snapshot of Python for the page ...")
         take_snapshot(stdlib_zip, program, target)
 
-    sources = (ROOT / "package-lock.json", SNAPSHOT, WEB / "snapshot.js", pyodide_script(), stdlib_zip, program)
+    sources = (ROOT / "package-lock.json", SNAPSHOT, WEB / "snapshot.js", pyodide_script(), stdlib_zip, program, *LATE)
     return cached("snapshot.bin", digest(*sources), make)
 
 
 def take_snapshot(stdlib_zip: Path, program: Path, target: Path) -> None:
-    """Start Python in Node, import the modules of ours that are in the program, and write what that left in memory."""
+    """Start Python in Node, import the modules of ours that are in the program and LATE, and write what that left."""
     with zipfile.ZipFile(program) as archive:
         names = sorted(name.partition(".")[0] for name in archive.namelist() if name.startswith("fabella/"))
-    modules = ",".join(name.removesuffix("/__init__").replace("/", ".") for name in names)
+    modules = ",".join([*(name.removesuffix("/__init__").replace("/", ".") for name in names), *LATE])
     run("node", SNAPSHOT, pyodide_script(), stdlib_zip, program, modules, target, TZ="UTC")
 
 
