@@ -9,20 +9,20 @@ import { ChoiceView } from "./look/choice.js";
 import { InsideView } from "./look/inside.js";
 import css from "./look/look.css";
 import { Notes, asked } from "./look/notes.js";
-import { Marks, TINTS, canPaint } from "./look/text.js";
+import { Marks, TINTS, canPaint, steadily } from "./look/text.js";
 import { button, make } from "./make.js";
 import { TokensView } from "./look/tokens.js";
 import { Tour } from "./look/tour.js";
 import { percent, spoken } from "./look/words.js";
 
-/** @import { Bridge } from "../bridge.js" */
+/** @import { Bridge, Question } from "../bridge.js" */
 /** @import { Leaf, Turn } from "../leaf.js" */
 /** @import { Settings, Step, Way } from "../messages.js" */
 /** @import { House } from "../rooms.js" */
 /** @import { Described } from "./look/choice.js" */
 /** @import { Note } from "./look/notes.js" */
 
-/** @typedef {House & { question: Bridge["ask"], hush: (id: number) => void }} Glass  hush: that is answered at once */
+/** @typedef {House & { question: Bridge["ask"], hush: (id: number) => void, own: string }} Glass  hush: that is answered at once; own: the id of the page's model */
 
 /** Milliseconds for which a slider has to rest before a token is computed for what it says. */
 const REST = 200;
@@ -43,6 +43,9 @@ export function mount(house) {
   const margin = /** @type {HTMLElement} */ (document.getElementById("margin"));
   const story = /** @type {HTMLElement} */ (document.getElementById("story"));
   const chat = /** @type {HTMLElement} */ (document.getElementById("chat"));
+  const composer = /** @type {HTMLElement} */ (document.getElementById("composer"));
+  const bar = /** @type {HTMLElement} */ (document.querySelector(".bar"));
+  const isWide = matchMedia("(min-width: 62rem)"); // as look.css has it
   const notes = new Notes(house);
   const marks = new Marks();
   /** What is looked at. @type {{ leaf: Leaf, turn: Turn } | null} */
@@ -268,11 +271,15 @@ export function mount(house) {
       view.empty(current().worker === "ready" ? "Here you see how each word is chosen, once one is." : WAKING);
       return;
     }
-    if (!current().request && !notes.isWhole(subject.leaf, subject.turn)) {
-      const { leaf, turn } = subject;
-      const why = current().worker !== "ready" ? WAKING : notes.canFind(leaf, turn) ? FINDING : UNKNOWN;
-      view.empty(house.isOurs(leaf) ? why : OTHERS);
-      if (why === FINDING) notes.find(leaf, turn, later);
+    const { leaf, turn } = subject;
+    if (!house.isOurs(leaf) || current().worker !== "ready") {
+      view.empty(house.isOurs(leaf) ? WAKING : OTHERS);
+      return;
+    }
+    if (!current().request && !notes.isWhole(leaf, turn)) {
+      const canFind = notes.canFind(leaf, turn);
+      view.empty(canFind ? FINDING : UNKNOWN);
+      if (canFind) notes.find(leaf, turn, later);
       return;
     }
     if (view === inside) lookInside();
@@ -283,7 +290,7 @@ export function mount(house) {
   async function adopt() {
     const { leaf, worker, request, mode, model } = current();
     const told = document.querySelector("#told-before [data-seed]");
-    if (adopted || leaf || request || mode !== "story" || worker !== "ready" || !model) return;
+    if (adopted || leaf || request || mode !== "story" || worker !== "ready" || model?.id !== house.own) return;
     if (!(told instanceof HTMLElement) || !told.dataset.seed) return;
     adopted = true;
     const prompt = [...told.querySelectorAll(".given")].map(({ textContent }) => textContent).join("\n");
@@ -291,7 +298,8 @@ export function mount(house) {
     const settings = { ...presets(model).balanced, length: model.context, seed };
     /** @type {Step[]} */
     const steps = [];
-    const message = /** @type {const} */ ({ type: "tell", prompt, settings: { ...settings, look: true } });
+    /** @type {Question} */
+    const message = { type: "tell", prompt, settings: { ...settings, look: true }, plainly: true };
     const done = await house.question(message, (said) => steps.push(...said.steps)).answer.catch(() => null);
     const own = steps.filter((step) => !step.from_prompt);
     const text = [steps.filter((step) => step.from_prompt), own].map((all) => all.map((step) => step.text).join(""));
@@ -426,7 +434,8 @@ export function mount(house) {
   /** @param {Described} found @param {Note} note */
   function tell(found, note) {
     const open = isAtChoice() && place === known().length - 1;
-    choice.draw(found, open);
+    const isLost = note.again === true && subject?.turn.code === true;
+    choice.draw(found, open, isLost);
     const one = found.tokens[found.token];
     const likelier = found.candidates.findIndex(([id]) => id === found.token);
     const rank = likelier < FEW ? `number ${likelier + 1}` : `not among the ${FEW} likeliest`;
@@ -456,13 +465,26 @@ export function mount(house) {
     if (where === place) return;
     place = where;
     draw();
-    const range = marks.range(place);
-    const rect = range?.getBoundingClientRect();
-    const top = innerHeight * 0.12;
-    const bottom = matchMedia("(min-width: 62rem)").matches ? innerHeight : innerHeight * 0.45;
-    if (rect && (rect.top < top || rect.bottom > bottom))
-      scrollBy({ top: rect.top - (top + bottom) / 2, behavior: "instant" });
+    reveal();
   }
+
+  /** Scrolls until the token in view is seen, unless it is. */
+  function reveal() {
+    const rect = marks.range(place)?.getBoundingClientRect();
+    if (!rect) return;
+    const covered = current().mode === "chat" ? composer.offsetHeight : 0;
+    const top = current().mode === "chat" ? 0 : bar.offsetHeight; // it stays in sight along the story
+    const bottom = (isWide.matches ? innerHeight : panel.getBoundingClientRect().top) - covered;
+    if (rect.top < top || rect.bottom > bottom)
+      scrollBy({ top: (rect.top + rect.bottom - top - bottom) / 2, behavior: "instant" });
+  }
+
+  /** All of the panel is in the window, wherever the page is scrolled to. */
+  function fit() {
+    if (isOpen) panel.style.setProperty("--above", `${Math.max(0, margin.getBoundingClientRect().top)}px`);
+  }
+
+  for (const name of ["scroll", "resize"]) addEventListener(name, fit, { passive: true });
 
   /** A word of the visitor's, with a space before it where one belongs. @param {string} text */
   function joined(text) {
@@ -584,11 +606,15 @@ export function mount(house) {
 
   function toggle() {
     isOpen = !isOpen;
-    panel.hidden = !isOpen;
     opener.ariaExpanded = String(isOpen);
+    steadily(current().mode === "chat" ? chat : story, () => {
+      panel.hidden = !isOpen;
+    });
     house.lookOn(isOpen ? (request, steps) => notes.hear(request, steps) : null);
     if (isOpen) {
+      fit();
       draw();
+      if (!isWide.matches) reveal(); // the sheet lies over the lower half of the window
       walker.focus({ preventScroll: true });
     } else {
       notes.miss();
@@ -600,7 +626,12 @@ export function mount(house) {
 
   watch(
     ({ leaf, request, mode, worker, pace, prompt }) => [leaf, request, mode, worker, pace, prompt],
-    (_, request, ..._others) => {
+    (_, request, _mode, worker, ..._others) => {
+      if (worker !== "ready") {
+        notes.interrupt(); // what was asked of it is not answered any more, and another may say otherwise
+        described.clear();
+        adopted = false;
+      }
       if (request && request.id !== asking) {
         asking = request.id;
         checked = request.message.told?.length ?? 0;

@@ -23,6 +23,9 @@ export function shown({ text, kind }) {
   return make("bdi", {}, sign(before), inside, sign(after));
 }
 
+/** The same within a sentence, where it would be taken for the sentence's own. @param {Token} token */
+export const boxed = (token) => make("span", { class: "look-piece" }, shown(token));
+
 /** @param {string} space */
 const sign = (space) => make("i", { "aria-hidden": "true" }, visible(space));
 
