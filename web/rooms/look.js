@@ -9,7 +9,7 @@ import { ChoiceView } from "./look/choice.js";
 import { InsideView } from "./look/inside.js";
 import css from "./look/look.css";
 import { Notes, asked } from "./look/notes.js";
-import { Marks, TINTS, canPaint, steadily } from "./look/text.js";
+import { Marks, TINTS, canPaint } from "./look/text.js";
 import { button, make } from "./make.js";
 import { TokensView } from "./look/tokens.js";
 import { Tour } from "./look/tour.js";
@@ -44,6 +44,7 @@ export function mount(house) {
   const story = /** @type {HTMLElement} */ (document.getElementById("story"));
   const chat = /** @type {HTMLElement} */ (document.getElementById("chat"));
   const composer = /** @type {HTMLElement} */ (document.getElementById("composer"));
+  const box = /** @type {HTMLElement} */ (document.getElementById("prompt"));
   const bar = /** @type {HTMLElement} */ (document.querySelector(".bar"));
   const isWide = matchMedia("(min-width: 62rem)"); // as look.css has it
   const notes = new Notes(house);
@@ -161,7 +162,11 @@ export function mount(house) {
     show,
     go,
     isTold: () => known().length > 0,
-    tell: () => house.tell(),
+    tell: () => {
+      const { mode, prompt: said } = current();
+      if (mode === "chat" && !said.trim()) box.focus();
+      else house.tell();
+    },
     model: () => current().model,
   });
   const more = make("p", { id: "look-more", class: "actions" }, tour.begin); // and what else there is to look at
@@ -202,7 +207,7 @@ export function mount(house) {
     const before = subject;
     subject = leaf && turn ? { leaf, turn } : null;
     if (before && subject && (before.leaf.id !== subject.leaf.id || before.turn.id !== subject.turn.id)) {
-      chosen = -1;
+      if (subject.turn.id !== chosen) chosen = -1;
       if (keeps) keeps = false;
       else place = 0;
     }
@@ -268,12 +273,12 @@ export function mount(house) {
     const view = tab === "Inside" ? inside : choice;
     if (!subject) adopt();
     if (!subject || (count === 0 && subject.turn.reason === null)) {
-      view.empty(current().worker === "ready" ? "Here you see how each word is chosen, once one is." : WAKING);
+      view.empty(sleep() || "Here you see how each word is chosen, once one is.");
       return;
     }
     const { leaf, turn } = subject;
-    if (!house.isOurs(leaf) || current().worker !== "ready") {
-      view.empty(house.isOurs(leaf) ? WAKING : OTHERS);
+    if (!house.isOurs(leaf) || sleep()) {
+      view.empty(house.isOurs(leaf) ? sleep() : OTHERS);
       return;
     }
     if (!current().request && !notes.isWhole(leaf, turn)) {
@@ -311,18 +316,28 @@ export function mount(house) {
     change({ leaf: made });
   }
 
+  /** Why the model says nothing, if it does not. */
+  const sleep = () => ({ loading: WAKING, failed: FAILED, ready: "" })[current().worker];
+
+  /** What the visitor writes; if that is nothing, what was said last in a conversation. */
+  function written() {
+    const { prompt, leaf, mode } = current();
+    const said = leaf?.kind === mode && mode === "chat" ? path(leaf).findLast(({ role }) => role === "user") : null;
+    return prompt || (said?.text ?? "");
+  }
+
   /** Asks for the prompt's tokens, once the visitor pauses. */
   function drawTokens() {
-    const { prompt, worker } = current();
-    if (worker !== "ready") {
-      tokens.empty(WAKING);
+    if (sleep()) {
+      tokens.empty(sleep());
       return;
     }
     clearTimeout(resting);
     resting = setTimeout(async () => {
-      const found = await ask("tokens", { text: prompt }).catch(({ message }) => message);
-      if (prompt !== current().prompt) return;
-      read = prompt;
+      const text = written();
+      const found = await ask("tokens", { text }).catch(({ message }) => message);
+      if (text !== written()) return;
+      read = text;
       if (typeof found === "string") tokens.empty(found);
       else tokens.draw(found.words);
       tour.draw();
@@ -359,8 +374,9 @@ export function mount(house) {
     const all = known();
     const text = before + told(all, at);
     const short = text.length > 50 ? `…${text.slice(-50).replace(/^\S*\s/, " ")}` : text;
-    const count = make("span", { class: "look-count" }, `Token ${at + 1} of ${all.length}, after `);
-    return [count, make("q", {}, short.trim())];
+    const which = `Token ${at + 1} of ${all.length}`;
+    if (!short.trim()) return [make("span", { class: "look-count" }, `${which}, at the beginning`)];
+    return [make("span", { class: "look-count" }, `${which}, after `), make("q", {}, short.trim())];
   }
 
   /** @param {(Note | undefined)[]} all @param {number} at  up to which token */
@@ -372,7 +388,7 @@ export function mount(house) {
 
   function drawWays() {
     const all = subject ? branches(subject.leaf, subject.turn.id) : [];
-    ways.hidden = all.length < 2 || current().request !== null;
+    ways.hidden = all.length < 2 || current().request !== null || tab === "Tokens";
     if (ways.hidden || !subject) return;
     const { leaf, turn } = subject;
     const at = all.indexOf(turn.id);
@@ -472,7 +488,7 @@ export function mount(house) {
   function reveal() {
     const rect = marks.range(place)?.getBoundingClientRect();
     if (!rect) return;
-    const covered = current().mode === "chat" ? composer.offsetHeight : 0;
+    const covered = getComputedStyle(composer).position === "sticky" ? composer.offsetHeight : 0;
     const top = current().mode === "chat" ? 0 : bar.offsetHeight; // it stays in sight along the story
     const bottom = (isWide.matches ? innerHeight : panel.getBoundingClientRect().top) - covered;
     if (rect.top < top || rect.bottom > bottom)
@@ -607,9 +623,7 @@ export function mount(house) {
   function toggle() {
     isOpen = !isOpen;
     opener.ariaExpanded = String(isOpen);
-    steadily(current().mode === "chat" ? chat : story, () => {
-      panel.hidden = !isOpen;
-    });
+    panel.hidden = !isOpen;
     house.lookOn(isOpen ? (request, steps) => notes.hear(request, steps) : null);
     if (isOpen) {
       fit();
@@ -646,6 +660,7 @@ export function mount(house) {
 }
 
 const WAKING = "The model is still waking up: then it tells you.";
+const FAILED = "The model does not run: the page says why.";
 const FINDING = "Looking …";
 const UNKNOWN = "How this was chosen is not known any more.";
 const OTHERS = "Another model wrote this: open that to look inside.";

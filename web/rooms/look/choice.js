@@ -213,9 +213,9 @@ export class ChoiceView {
     this.#coin.replaceChildren(...(isLost ? [make("p", {}, LOST)] : decided(again ?? described, tokens, described)));
     this.#legend.replaceChildren(
       make("span", { class: "look-before" }),
-      again ? " as it was drawn, " : " what the model says, ",
+      again ? " as it was drawn, " : " the model says, ",
       make("span", { class: "look-after" }),
-      again ? " with your settings" : " what was left to draw from",
+      again ? " with your settings" : " left to draw from",
     );
     this.#table.replaceChildren(table(again ?? described, tokens));
     this.#again.disabled = described.coin === null;
@@ -239,7 +239,7 @@ export class ChoiceView {
       const notes = [
         taken && (open ? "comes next" : "taken"),
         id === picked && !taken && !isLost && "would have come",
-        isKnown(now, described) && again && id === now.picked && !taken && "would come now",
+        again && id === now.picked && id !== picked && !taken && isKnown(now, described) && "would come now",
         cut && `cut by ${called(cut)}`,
       ];
       const name = make("span", { class: "look-token" }, shown(one));
@@ -272,7 +272,7 @@ const sum = (candidates) => candidates.reduce((total, [, , probability]) => tota
  * @param {string} note
  * @param {number} before
  * @param {number} after
- * @param {number} most  the share whose bar is the longest
+ * @param {number} most  the share whose bar takes the whole width
  */
 function line(name, note, before, after, most) {
   const box = make("span", { class: "look-bar", "aria-hidden": "true" });
@@ -280,8 +280,9 @@ function line(name, note, before, after, most) {
     ["look-before", before],
     ["look-after", after],
   ])) {
-    const bar = make("span", { class: part, ...(!share && { hidden: "" }) });
-    bar.style.inlineSize = `${(100 * share) / most}%`;
+    const length = share / most;
+    const bar = make("span", { class: `${part}${length > 1 ? " beyond" : ""}`, ...(!share && { hidden: "" }) });
+    bar.style.inlineSize = `${100 * Math.min(length, 1)}%`;
     box.append(bar);
   }
   const shares = [before, after].map((share) =>

@@ -115,28 +115,18 @@ export class Marks {
   }
 }
 
-/** Between which characters a point lies. @param {number} x @param {number} y @returns {{ node: Text | null, offset: number }} */
+/**
+ * Between which characters a point lies.
+ * @param {number} x
+ * @param {number} y
+ * @returns {{ node: Text | null, offset: number }}
+ */
 function caret(x, y) {
   const any = /** @type {any} */ (document);
   const position = any.caretPositionFromPoint?.(x, y);
   const range = position ? null : any.caretRangeFromPoint?.(x, y);
   const node = position?.offsetNode ?? range?.startContainer;
   return { node: node instanceof Text ? node : null, offset: position?.offset ?? range?.startOffset ?? 0 };
-}
-
-/**
- * Does what may break the text's lines elsewhere; the line that is read stays where it is in the window.
- * @param {Element} text
- * @param {() => void} act
- */
-export function steadily(text, act) {
-  const { left, top } = text.getBoundingClientRect();
-  const { node, offset } = caret(left + 1, Math.max(top + 1, innerHeight / 4));
-  const line = new Range();
-  if (node && text.contains(node)) line.setStart(node, offset);
-  const before = line.getBoundingClientRect().top;
-  act();
-  if (node && top < 0) scrollBy({ top: line.getBoundingClientRect().top - before, behavior: "instant" });
 }
 
 /** Whether this browser can lay colours over a text. */
