@@ -172,7 +172,7 @@ const openShare = () => enter("share", assets, { ...telling, setMode, question }
 const openProof = () => enter("proof", assets, { assets, question }).catch(complain);
 const openShelf = () => enter("shelf", assets, { ...telling, assets, load, describe, adapt, versions }).catch(complain);
 
-const openLook = () => enter("look", assets, { ...telling, question, hush }).catch(complain);
+const openLook = () => enter("look", assets, { ...telling, question, hush, own: assets.model.id }).catch(complain);
 
 /** @type {Bridge["ask"]} */
 const question = (...asked) => bridge.ask(...asked);

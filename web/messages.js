@@ -110,9 +110,10 @@
  * page → worker
  * @typedef {{type: "load", id: number, assets: Assets, base: string, source: Source, python: StartOfPython}} Load  once,
  *     first; base: the page's URL; the answer is Ready
- * @typedef {{told?: number[], forced?: (number | null)[], typed?: string}} Way  told: all tokens that were sampled so
+ * @typedef {{told?: number[], forced?: (number | null)[], typed?: string, plainly?: boolean}} Way  told: all tokens that were sampled so
  *     far with these settings: it goes on after them, and they are not told again; forced: tokens that are taken then in
- *     the place of those sampled, null: the sampled one; typed: a text that is
+ *     the place of those sampled, null: the sampled one; typed: a text that is; plainly: the sampler picks, also where
+ *     the visitor's code would
  * @typedef {{type: "tell", id: number, prompt: string, settings: Settings} & Way} Tell  after Ready; the answer is Done,
  *     or Failure, and before it Steps
  * @typedef {{type: "say", id: number, messages: Message[], settings: Settings} & Way} Say  after Ready, to a model that

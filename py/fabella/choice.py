@@ -20,7 +20,7 @@ from fabella.errors import FabellaError
 from fabella.sampler import SHORTLIST, Allowed, Candidate, Logits, Sampler, Trace
 
 # The steps' names, by the numbers that they have in bytes.
-NAMES = ("penalties", "temperature", "typical", "top-k", "top-p", "min-p", "constraint")
+NAMES = ("penalties", "temperature", "typical", "top-k", "top-p", "min-p", "constraint", "code")
 KEEP_ALL = NAMES[:2]
 HEAD = struct.Struct("<iiiHH4d")  # position, token, picked, candidates, steps; entropy, coin, begin, end
 STEP = struct.Struct("<BBi")  # name, kept, total
@@ -77,9 +77,10 @@ class Choice(NamedTuple):
         The likeliest tokens, SHORTLIST at most, and those taken and picked: (token, logit, probability), where the
         probability is the model's own, softmax(logits), before the sampler.
     steps
-        What each step left, in their order; none at temperature 0, but for penalties.
+        What each step left, in their order; none at temperature 0, but for penalties. Where a visitor's code picked in
+        the sampler's place there is one alone, "code", which leaves the token that it picked.
     coin
-        The random number, from 0 to 1; None at temperature 0, which takes the likeliest.
+        The random number, from 0 to 1; None at temperature 0, which takes the likeliest, and where code picked.
     begin, end
         Where the picked token's share begins and ends on the running sum: `coin` lies between the two. The sum runs
         over what the last step left, likeliest first; if no step takes any away, over all tokens by their numbers.

@@ -9,7 +9,7 @@ from binascii import b2a_base64
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fabella.engine import Engine
 from fabella.errors import CodeError, EngineError, ModelFileError, PromptError, SettingsError, TemplateError
@@ -25,6 +25,7 @@ from fabella.summary import summary
 if TYPE_CHECKING:
     from fabella.adapter import Adapter
     from fabella.chat import Conversation
+    from fabella.choice import Visible
 
 
 def describe(blocks: Any, tokenizer: Any = None) -> str:
@@ -98,6 +99,9 @@ class LiveSampler(Sampler):
     def sample(self, logits: Logits, said: Sequence[int] = (), allowed: Allowed | None = None) -> int:
         code = self._code()
         token = super().sample(logits, said, allowed) if code is None else code.choose(self, logits)
+        if code and self.trace:
+            _, logit, _ = cast("Visible", logits).candidate(token, 1)
+            self.trace.steps.append(("code", [(token, logit, 1.0)]))
         self.picked += 1
         return token
 
@@ -178,6 +182,9 @@ class Page:
             Another way: ``"told"`` up to some place, and ``"forced"``, the tokens to take from there on in the place of
             those sampled, null where the sampled one is right, or ``"typed"``, a text to go on with. These are told.
 
+            With ``"plainly": true`` the sampler picks, also where a visitor's code would: a story that is known is told
+            again so that one can look.
+
         Raises
         ------
         FabellaError
@@ -208,7 +215,7 @@ class Page:
             JSON: ``{"messages": [{"role", "content"}, …], "settings"}``: the whole conversation and, last, what is to
             be answered; or an answer, which is gone on with. Settings as those of a story, but that the length is the
             answer's. Another way from a place of an answer: ``"told"``, its tokens up to there, with ``"forced"`` or
-            ``"typed"`` as of a story.
+            ``"typed"`` as of a story, and ``"plainly"``.
 
         Raises
         ------
@@ -415,6 +422,8 @@ class Page:
     def _settings(self, asked: dict[str, Any]) -> tuple[Settings, Ending]:
         """The settings of a request, and when it ends. Raises SettingsError."""
         settings, ending = settings_of(asked.get("settings", {}))
+        if asked.get("plainly") is True:
+            return settings, ending
         return settings, replace(ending, sampler=partial(LiveSampler, code=lambda: self._code))
 
 

@@ -15,14 +15,14 @@ import { TokensView } from "./look/tokens.js";
 import { Tour } from "./look/tour.js";
 import { percent, spoken } from "./look/words.js";
 
-/** @import { Bridge } from "../bridge.js" */
+/** @import { Bridge, Question } from "../bridge.js" */
 /** @import { Leaf, Turn } from "../leaf.js" */
 /** @import { Settings, Step, Way } from "../messages.js" */
 /** @import { House } from "../rooms.js" */
 /** @import { Described } from "./look/choice.js" */
 /** @import { Note } from "./look/notes.js" */
 
-/** @typedef {House & { question: Bridge["ask"], hush: (id: number) => void }} Glass  hush: that is answered at once */
+/** @typedef {House & { question: Bridge["ask"], hush: (id: number) => void, own: string }} Glass  hush: that is answered at once; own: the id of the page's model */
 
 /** Milliseconds for which a slider has to rest before a token is computed for what it says. */
 const REST = 200;
@@ -43,6 +43,10 @@ export function mount(house) {
   const margin = /** @type {HTMLElement} */ (document.getElementById("margin"));
   const story = /** @type {HTMLElement} */ (document.getElementById("story"));
   const chat = /** @type {HTMLElement} */ (document.getElementById("chat"));
+  const composer = /** @type {HTMLElement} */ (document.getElementById("composer"));
+  const box = /** @type {HTMLElement} */ (document.getElementById("prompt"));
+  const bar = /** @type {HTMLElement} */ (document.querySelector(".bar"));
+  const isWide = matchMedia("(min-width: 62rem)"); // as look.css has it
   const notes = new Notes(house);
   const marks = new Marks();
   /** What is looked at. @type {{ leaf: Leaf, turn: Turn } | null} */
@@ -158,7 +162,11 @@ export function mount(house) {
     show,
     go,
     isTold: () => known().length > 0,
-    tell: () => house.tell(),
+    tell: () => {
+      const { mode, prompt: said } = current();
+      if (mode === "chat" && !said.trim()) box.focus();
+      else house.tell();
+    },
     model: () => current().model,
   });
   const more = make("p", { id: "look-more", class: "actions" }, tour.begin); // and what else there is to look at
@@ -199,7 +207,7 @@ export function mount(house) {
     const before = subject;
     subject = leaf && turn ? { leaf, turn } : null;
     if (before && subject && (before.leaf.id !== subject.leaf.id || before.turn.id !== subject.turn.id)) {
-      chosen = -1;
+      if (subject.turn.id !== chosen) chosen = -1;
       if (keeps) keeps = false;
       else place = 0;
     }
@@ -265,14 +273,18 @@ export function mount(house) {
     const view = tab === "Inside" ? inside : choice;
     if (!subject) adopt();
     if (!subject || (count === 0 && subject.turn.reason === null)) {
-      view.empty(current().worker === "ready" ? "Here you see how each word is chosen, once one is." : WAKING);
+      view.empty(sleep() || "Here you see how each word is chosen, once one is.");
       return;
     }
-    if (!current().request && !notes.isWhole(subject.leaf, subject.turn)) {
-      const { leaf, turn } = subject;
-      const why = current().worker !== "ready" ? WAKING : notes.canFind(leaf, turn) ? FINDING : UNKNOWN;
-      view.empty(house.isOurs(leaf) ? why : OTHERS);
-      if (why === FINDING) notes.find(leaf, turn, later);
+    const { leaf, turn } = subject;
+    if (!house.isOurs(leaf) || sleep()) {
+      view.empty(house.isOurs(leaf) ? sleep() : OTHERS);
+      return;
+    }
+    if (!current().request && !notes.isWhole(leaf, turn)) {
+      const canFind = notes.canFind(leaf, turn);
+      view.empty(canFind ? FINDING : UNKNOWN);
+      if (canFind) notes.find(leaf, turn, later);
       return;
     }
     if (view === inside) lookInside();
@@ -283,7 +295,7 @@ export function mount(house) {
   async function adopt() {
     const { leaf, worker, request, mode, model } = current();
     const told = document.querySelector("#told-before [data-seed]");
-    if (adopted || leaf || request || mode !== "story" || worker !== "ready" || !model) return;
+    if (adopted || leaf || request || mode !== "story" || worker !== "ready" || model?.id !== house.own) return;
     if (!(told instanceof HTMLElement) || !told.dataset.seed) return;
     adopted = true;
     const prompt = [...told.querySelectorAll(".given")].map(({ textContent }) => textContent).join("\n");
@@ -291,7 +303,8 @@ export function mount(house) {
     const settings = { ...presets(model).balanced, length: model.context, seed };
     /** @type {Step[]} */
     const steps = [];
-    const message = /** @type {const} */ ({ type: "tell", prompt, settings: { ...settings, look: true } });
+    /** @type {Question} */
+    const message = { type: "tell", prompt, settings: { ...settings, look: true }, plainly: true };
     const done = await house.question(message, (said) => steps.push(...said.steps)).answer.catch(() => null);
     const own = steps.filter((step) => !step.from_prompt);
     const text = [steps.filter((step) => step.from_prompt), own].map((all) => all.map((step) => step.text).join(""));
@@ -303,18 +316,28 @@ export function mount(house) {
     change({ leaf: made });
   }
 
+  /** Why the model says nothing, if it does not. */
+  const sleep = () => ({ loading: WAKING, failed: FAILED, ready: "" })[current().worker];
+
+  /** What the visitor writes; if that is nothing, what was said last in a conversation. */
+  function written() {
+    const { prompt, leaf, mode } = current();
+    const said = leaf?.kind === mode && mode === "chat" ? path(leaf).findLast(({ role }) => role === "user") : null;
+    return prompt || (said?.text ?? "");
+  }
+
   /** Asks for the prompt's tokens, once the visitor pauses. */
   function drawTokens() {
-    const { prompt, worker } = current();
-    if (worker !== "ready") {
-      tokens.empty(WAKING);
+    if (sleep()) {
+      tokens.empty(sleep());
       return;
     }
     clearTimeout(resting);
     resting = setTimeout(async () => {
-      const found = await ask("tokens", { text: prompt }).catch(({ message }) => message);
-      if (prompt !== current().prompt) return;
-      read = prompt;
+      const text = written();
+      const found = await ask("tokens", { text }).catch(({ message }) => message);
+      if (text !== written()) return;
+      read = text;
       if (typeof found === "string") tokens.empty(found);
       else tokens.draw(found.words);
       tour.draw();
@@ -351,8 +374,9 @@ export function mount(house) {
     const all = known();
     const text = before + told(all, at);
     const short = text.length > 50 ? `…${text.slice(-50).replace(/^\S*\s/, " ")}` : text;
-    const count = make("span", { class: "look-count" }, `Token ${at + 1} of ${all.length}, after `);
-    return [count, make("q", {}, short.trim())];
+    const which = `Token ${at + 1} of ${all.length}`;
+    if (!short.trim()) return [make("span", { class: "look-count" }, `${which}, at the beginning`)];
+    return [make("span", { class: "look-count" }, `${which}, after `), make("q", {}, short.trim())];
   }
 
   /** @param {(Note | undefined)[]} all @param {number} at  up to which token */
@@ -364,7 +388,7 @@ export function mount(house) {
 
   function drawWays() {
     const all = subject ? branches(subject.leaf, subject.turn.id) : [];
-    ways.hidden = all.length < 2 || current().request !== null;
+    ways.hidden = all.length < 2 || current().request !== null || tab === "Tokens";
     if (ways.hidden || !subject) return;
     const { leaf, turn } = subject;
     const at = all.indexOf(turn.id);
@@ -426,7 +450,8 @@ export function mount(house) {
   /** @param {Described} found @param {Note} note */
   function tell(found, note) {
     const open = isAtChoice() && place === known().length - 1;
-    choice.draw(found, open);
+    const isLost = note.again === true && subject?.turn.code === true;
+    choice.draw(found, open, isLost);
     const one = found.tokens[found.token];
     const likelier = found.candidates.findIndex(([id]) => id === found.token);
     const rank = likelier < FEW ? `number ${likelier + 1}` : `not among the ${FEW} likeliest`;
@@ -456,13 +481,26 @@ export function mount(house) {
     if (where === place) return;
     place = where;
     draw();
-    const range = marks.range(place);
-    const rect = range?.getBoundingClientRect();
-    const top = innerHeight * 0.12;
-    const bottom = matchMedia("(min-width: 62rem)").matches ? innerHeight : innerHeight * 0.45;
-    if (rect && (rect.top < top || rect.bottom > bottom))
-      scrollBy({ top: rect.top - (top + bottom) / 2, behavior: "instant" });
+    reveal();
   }
+
+  /** Scrolls until the token in view is seen, unless it is. */
+  function reveal() {
+    const rect = marks.range(place)?.getBoundingClientRect();
+    if (!rect) return;
+    const covered = getComputedStyle(composer).position === "sticky" ? composer.offsetHeight : 0;
+    const top = current().mode === "chat" ? 0 : bar.offsetHeight; // it stays in sight along the story
+    const bottom = (isWide.matches ? innerHeight : panel.getBoundingClientRect().top) - covered;
+    if (rect.top < top || rect.bottom > bottom)
+      scrollBy({ top: (rect.top + rect.bottom - top - bottom) / 2, behavior: "instant" });
+  }
+
+  /** All of the panel is in the window, wherever the page is scrolled to. */
+  function fit() {
+    if (isOpen) panel.style.setProperty("--above", `${Math.max(0, margin.getBoundingClientRect().top)}px`);
+  }
+
+  for (const name of ["scroll", "resize"]) addEventListener(name, fit, { passive: true });
 
   /** A word of the visitor's, with a space before it where one belongs. @param {string} text */
   function joined(text) {
@@ -584,11 +622,13 @@ export function mount(house) {
 
   function toggle() {
     isOpen = !isOpen;
-    panel.hidden = !isOpen;
     opener.ariaExpanded = String(isOpen);
+    panel.hidden = !isOpen;
     house.lookOn(isOpen ? (request, steps) => notes.hear(request, steps) : null);
     if (isOpen) {
+      fit();
       draw();
+      if (!isWide.matches) reveal(); // the sheet lies over the lower half of the window
       walker.focus({ preventScroll: true });
     } else {
       notes.miss();
@@ -600,7 +640,12 @@ export function mount(house) {
 
   watch(
     ({ leaf, request, mode, worker, pace, prompt }) => [leaf, request, mode, worker, pace, prompt],
-    (_, request, ..._others) => {
+    (_, request, _mode, worker, ..._others) => {
+      if (worker !== "ready") {
+        notes.interrupt(); // what was asked of it is not answered any more, and another may say otherwise
+        described.clear();
+        adopted = false;
+      }
       if (request && request.id !== asking) {
         asking = request.id;
         checked = request.message.told?.length ?? 0;
@@ -615,6 +660,7 @@ export function mount(house) {
 }
 
 const WAKING = "The model is still waking up: then it tells you.";
+const FAILED = "The model does not run: the page says why.";
 const FINDING = "Looking …";
 const UNKNOWN = "How this was chosen is not known any more.";
 const OTHERS = "Another model wrote this: open that to look inside.";

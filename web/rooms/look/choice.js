@@ -4,7 +4,7 @@
  */
 
 import { button, make } from "../make.js";
-import { bits, percent, shown, spoken } from "./words.js";
+import { bits, boxed, percent, shown, spoken } from "./words.js";
 
 /** @import { Settings } from "../../messages.js" */
 /** @import { Candidate, Token } from "./words.js" */
@@ -44,7 +44,12 @@ const SHOWN = 10;
 /** Steps that take no candidate away. */
 const KEEP_ALL = ["penalties", "temperature"];
 
-const STEPS = /** @type {Record<string, string>} */ ({ penalties: "repetition penalty", typical: "typical-p" });
+const STEPS = /** @type {Record<string, string>} */ ({
+  penalties: "penalties",
+  temperature: "temper\u00adature",
+  typical: "typical-p",
+  code: "your code",
+});
 
 const SLIDERS = /** @type {const} */ ([
   { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, off: -1 },
@@ -66,8 +71,13 @@ const left = ({ steps, picked, coin, candidates }) =>
  * @param {Choice} choice
  */
 const takenBy = (id, { steps }) =>
-  steps.find(({ name, kept, total }) => !KEEP_ALL.includes(name) && total <= kept.length && !probabilityOf(id, kept))
-    ?.name;
+  steps.find(
+    ({ name, kept, total }) =>
+      ![...KEEP_ALL, "code"].includes(name) && total <= kept.length && !probabilityOf(id, kept),
+  )?.name;
+
+/** Whether the visitor's own code chose it. @param {Choice} choice */
+const byCode = ({ steps }) => steps.at(-1)?.name === "code";
 
 /** @param {string} name */
 const called = (name) => STEPS[name] ?? name;
@@ -95,19 +105,24 @@ export class ChoiceView {
   /** @param {Ways} ways */
   constructor(ways) {
     this.ways = ways;
-    const typing = make("p", { class: "look-own" }, make("label", { for: "look-own" }, "Or a word of your own:"));
-    const go = button("Go on with it", () => this.#typed());
+    const typing = make("p", { class: "look-own" }, make("label", { for: "look-own" }, "Or a word of your own"));
+    const go = button("Take it", () => this.#typed());
     typing.append(this.#own, go);
     this.#own.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.isComposing || event.keyCode === 229) return;
       event.preventDefault(); // the form around it would tell a story
       this.#typed();
     });
-    const other = make("fieldset", { class: "look-settings" }, make("legend", {}, "Other settings"), ...this.#rows());
+    const other = make(
+      "fieldset",
+      { class: "look-settings" },
+      make("legend", {}, "With other settings"),
+      ...this.#rows(),
+    );
     const acts = make("p", { class: "actions" }, this.#retell, this.#again, this.#reset);
     other.append(acts);
     const steps = make("details", {}, make("summary", {}, "Step by step"), this.#table);
-    this.element.append(this.#head, this.#bars, this.#legend, this.#coin, steps, typing, other);
+    this.element.append(this.#head, this.#legend, this.#bars, typing, this.#coin, other, steps);
   }
 
   #typed() {
@@ -180,33 +195,35 @@ export class ChoiceView {
   /**
    * @param {Described} described
    * @param {boolean} open  whether the token is not shown yet, and may still become another
+   * @param {boolean} isLost  whether nobody knows any more who chose it
    */
-  draw(described, open) {
-    const state = JSON.stringify([described, open]);
+  draw(described, open, isLost) {
+    const state = JSON.stringify([described, open, isLost]);
     if (state === this.#drawn) return;
     const focused = /** @type {HTMLElement | null} */ (document.activeElement)?.dataset.token;
     this.#drawn = state;
     for (const part of this.element.children) /** @type {HTMLElement} */ (part).hidden = false;
     const { tokens, entropy, again } = described;
-    const uncertain = make("b", {}, `${bits(entropy).toFixed(1)} bits`);
+    const uncertain = make("b", {}, `Unsure by ${bits(entropy).toFixed(1)} bits`);
     const many = Math.exp(entropy);
-    const among = many < 1.1 ? "it was sure." : `as unsure as among ${many.toFixed(many < 10 ? 1 : 0)} equal ones.`;
-    this.#head.replaceChildren("Uncertainty: ", uncertain, `: ${among}`);
-    this.#bars.replaceChildren(...this.#ranked(described, open));
-    this.#coin.replaceChildren(...coin(again ?? described, tokens, again !== undefined));
+    const as =
+      many < 1.1 ? "it is all but certain" : `as if among ${many.toFixed(many < 10 ? 1 : 0)} equally likely ones`;
+    this.#head.replaceChildren(uncertain, `: ${as}.`);
+    this.#bars.replaceChildren(...this.#ranked(described, open, isLost));
+    this.#coin.replaceChildren(...(isLost ? [make("p", {}, LOST)] : decided(again ?? described, tokens, described)));
     this.#legend.replaceChildren(
       make("span", { class: "look-before" }),
-      again ? " as it was drawn from " : " what the model says ",
+      again ? " as it was drawn, " : " the model says, ",
       make("span", { class: "look-after" }),
-      again ? " with the settings below" : " what the sampler left of it",
+      again ? " with your settings" : " left to draw from",
     );
     this.#table.replaceChildren(table(again ?? described, tokens));
     this.#again.disabled = described.coin === null;
     if (focused) /** @type {HTMLElement | null} */ (this.#bars.querySelector(`[data-token="${focused}"]`))?.focus();
   }
 
-  /** @param {Described} described @param {boolean} open */
-  #ranked(described, open) {
+  /** @param {Described} described @param {boolean} open @param {boolean} isLost */
+  #ranked(described, open, isLost) {
     const { again, token, picked, tokens } = described;
     const now = again ?? described;
     const named = [token, picked, now.picked];
@@ -217,10 +234,14 @@ export class ChoiceView {
     const rows = candidates.map(([id]) => {
       const one = tokens[id];
       const [was, is] = [probabilityOf(id, before), probabilityOf(id, after)];
-      const gone = takenBy(id, now);
+      const cut = takenBy(id, now);
       const taken = id === token;
-      const says = taken ? (open ? "comes next" : "taken") : "";
-      const row = make("li", { ...(taken && { "aria-current": "true" }), ...(!is && { class: "gone" }) });
+      const notes = [
+        taken && (open ? "comes next" : "taken"),
+        id === picked && !taken && !isLost && "would have come",
+        again && id === now.picked && id !== picked && !taken && isKnown(now, described) && "would come now",
+        cut && `cut by ${called(cut)}`,
+      ];
       const name = make("span", { class: "look-token" }, shown(one));
       const act = taken && !open ? name : button("", () => this.ways.take(id), `Take ${spoken(one)}, ${percent(was)}`);
       if (act !== name) {
@@ -228,53 +249,63 @@ export class ChoiceView {
         act.className = "plain";
         act.dataset.token = String(id);
       }
-      row.append(act, bars(was, is, most), make("span", { class: "look-percent" }, percent(was)));
-      row.append(make("span", { class: "look-percent after" }, is ? percent(is) : "–"));
-      const notes = [
-        says,
-        id === picked && id !== token ? "chance would have taken it" : "",
-        gone && `cut by ${called(gone)}`,
-      ];
-      const note = notes.filter(Boolean).join(", ");
-      if (note) row.append(make("small", {}, note));
+      const row = line(act, notes.filter(Boolean).join(", "), was, is, most);
+      if (taken) row.setAttribute("aria-current", "true");
       return row;
     });
     const ids = candidates.map(([id]) => id);
-    const [rest, stay] = [before, after].map((list) => Math.max(0, 1 - sum(list.filter(([id]) => ids.includes(id)))));
-    const all = make("li", { class: "look-others" }, make("span", { class: "look-token" }, "all others"));
-    all.append(bars(rest, stay, most), make("span", { class: "look-percent" }, rest > 5e-7 ? percent(rest) : "–"));
-    all.append(make("span", { class: "look-percent after" }, stay > 5e-7 ? percent(stay) : "–"));
-    return [...rows, all];
+    const [rest, stay] = [before, after].map((list) => 1 - sum(list.filter(([id]) => ids.includes(id))));
+    const others = make("span", { class: "look-token look-others" }, "all others");
+    return [...rows, line(others, "", rest > LEAST ? rest : 0, stay > LEAST ? stay : 0, most)];
   }
 }
+
+/** What float32 makes of a sum of shares that is 1. */
+const LEAST = 5e-7;
 
 /** @param {Candidate[]} candidates */
 const sum = (candidates) => candidates.reduce((total, [, , probability]) => total + probability, 0);
 
-/** @param {number} before @param {number} after @param {number} most */
-function bars(before, after, most) {
+/**
+ * A candidate's line, and its bars below.
+ * @param {HTMLElement} name
+ * @param {string} note
+ * @param {number} before
+ * @param {number} after
+ * @param {number} most  the share whose bar takes the whole width
+ */
+function line(name, note, before, after, most) {
   const box = make("span", { class: "look-bar", "aria-hidden": "true" });
-  for (const [name, share] of /** @type {const} */ ([
+  for (const [part, share] of /** @type {const} */ ([
     ["look-before", before],
     ["look-after", after],
   ])) {
-    const bar = make("span", { class: name });
-    bar.style.inlineSize = `${(100 * share) / most}%`;
+    const length = share / most;
+    const bar = make("span", { class: `${part}${length > 1 ? " beyond" : ""}`, ...(!share && { hidden: "" }) });
+    bar.style.inlineSize = `${100 * Math.min(length, 1)}%`;
     box.append(bar);
   }
-  return box;
+  const shares = [before, after].map((share) =>
+    make("span", { class: "look-percent" }, share > 0 ? percent(share) : "–"),
+  );
+  return make("li", {}, name, make("small", {}, note), ...shares, box);
 }
 
 /**
- * The running sum of what was left, with the coin on it.
- * @param {Choice} choice
+ * Who decided: the coin, where it fell on the running sum of what was left; or who did instead.
+ * @param {Choice} choice  or what the settings tried would have made of it
  * @param {Record<string, Token>} tokens
- * @param {boolean} tried  whether it is that of other settings
+ * @param {Choice} told  as it was
  */
-function coin(choice, tokens, tried) {
+function decided(choice, tokens, told) {
   const { coin, begin, end, picked, steps, token } = choice;
-  const given = token !== picked && !tried ? make("p", {}, "You took ", shown(tokens[token]), " in its place.") : "";
-  if (coin === null) return [make("p", {}, "No coin at temperature 0: the likeliest is taken."), given];
+  const isTried = choice !== told;
+  const given =
+    token !== picked && !isTried ? make("p", {}, "But ", boxed(tokens[token]), " was put in its place.") : "";
+  if (byCode(choice)) return [make("p", {}, "Your code chose ", boxed(tokens[picked]), "."), given];
+  if (coin === null) return [make("p", {}, "At temperature 0 there is no coin: the likeliest is taken."), given];
+  if (!isKnown(choice, told))
+    return [make("p", {}, "No coin was thrown here, so none is shown: a retelling throws one.")];
   const strip = make("div", { class: "look-sum", "aria-hidden": "true" });
   /** @param {number} from @param {number} to @param {string} name */
   const segment = (from, to, name) => {
@@ -289,35 +320,54 @@ function coin(choice, tokens, tried) {
     let reached = 0;
     for (const [id, , probability] of last.kept) {
       const part = segment(reached, (reached += probability), id === picked ? "here" : "");
-      if (probability > 0.12) part.append(shown(tokens[id]));
+      if (probability > ROOM) part.append(shown(tokens[id]));
     }
-  } else if (picked >= 0) segment(begin, end, "here").append(end - begin > 0.12 ? shown(tokens[picked]) : "");
+  } else if (picked >= 0) segment(begin, end, "here").append(end - begin > ROOM ? shown(tokens[picked]) : "");
   const mark = make("span", { class: "look-mark" });
   mark.style.insetInlineStart = `${100 * coin}%`;
   strip.append(mark);
   const says = make("p", {}, `The coin fell at ${coin.toFixed(4)}`);
-  if (picked < 0) says.append(": where that is, only all the numbers can tell …");
-  else says.append(", on ", shown(tokens[picked]), ` (${begin.toFixed(4)} to ${end.toFixed(4)} on the running sum).`);
+  if (picked < 0) says.append(": on which token, the model is being asked …");
+  else
+    says.append(
+      ", on ",
+      boxed(tokens[picked]),
+      `, which has the stretch from ${begin.toFixed(4)} to ${end.toFixed(4)}.`,
+    );
   return [strip, says, given];
 }
+
+/** Whether the coin is known: none is where another decided. @param {Choice} choice @param {Choice} told  as it was */
+const isKnown = (choice, told) => choice.coin === null || told.coin !== null;
+
+const LOST =
+  "Your code had a hand in this text. Whether it chose this token, or the coin did, is not known any more: these are the " +
+  "sampler’s numbers.";
+
+/** The share of the running sum that has room for a token's text. */
+const ROOM = 0.12;
 
 /** What each step left, in columns. @param {Choice} choice @param {Record<string, Token>} tokens */
 function table({ candidates, steps, others }, tokens) {
   const head = make("tr", {}, make("td"), make("th", { scope: "col" }, "model"));
   for (const { name } of steps) head.append(make("th", { scope: "col" }, called(name)));
   const rows = candidates.map(([id, , truth]) => {
-    const row = make("tr", {}, make("th", { scope: "row" }, shown(tokens[id])), make("td", {}, percent(truth)));
+    const row = make("tr", {}, make("th", { scope: "row" }, shown(tokens[id])), make("td", {}, hundredths(truth)));
     for (const { kept, total } of steps) {
       const share = probabilityOf(id, kept);
-      row.append(make("td", {}, share ? percent(share) : total > kept.length ? "?" : "–"));
+      row.append(make("td", {}, share ? hundredths(share) : total > kept.length ? "?" : "–"));
     }
     return row;
   });
-  const rest = make("tr", {}, make("th", { scope: "row" }, "others"), make("td", {}, percent(others)));
+  const rest = make("tr", {}, make("th", { scope: "row" }, "others"), make("td", {}, hundredths(others)));
   const count = make("tr", {}, make("th", { scope: "row" }, "left"), make("td", {}, "all"));
   for (const { others, total, name } of steps) {
-    rest.append(make("td", {}, others > 5e-7 ? percent(others) : "–"));
+    rest.append(make("td", {}, others > LEAST ? hundredths(others) : "–"));
     count.append(make("td", {}, KEEP_ALL.includes(name) ? "all" : String(total)));
   }
-  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows, rest, count));
+  const caption = make("caption", {}, "What each step left of the probabilities, in %");
+  return make("table", {}, caption, make("thead", {}, head), make("tbody", {}, ...rows, rest, count));
 }
+
+/** @param {number} share */
+const hundredths = (share) => percent(share).replace(" %", "").replace(" ", "");

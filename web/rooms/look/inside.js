@@ -4,7 +4,7 @@
  */
 
 import { make } from "../make.js";
-import { percent, shown, spoken } from "./words.js";
+import { boxed, percent, shown, spoken } from "./words.js";
 
 /** @import { Candidate, Token } from "./words.js" */
 
@@ -24,6 +24,9 @@ const LONGEST = 160;
 /** Pixels of a small multiple: as many columns at most, and its height. */
 const COLUMNS = 48;
 const HEIGHT = 14;
+
+/** More layers than these are drawn smaller. */
+const DEEP = 12;
 
 /** How deep a share's tint is: by its root, or all but the largest would be white. @param {number} share */
 const depth = (share) => 0.55 * Math.sqrt(share);
@@ -76,11 +79,8 @@ export class InsideView {
     const bytes = Uint8Array.from(atob(inside.attention), (sign) => sign.charCodeAt(0));
     this.#seen = { inside, weights: new Float32Array(bytes.buffer) };
     for (const part of this.element.children) /** @type {HTMLElement} */ (part).hidden = false;
-    this.#head.replaceChildren(
-      "At ",
-      shown(inside.tokens[inside.tokens.length - 1]),
-      ", where the next one was foretold.",
-    );
+    const last = inside.tokens[inside.tokens.length - 1];
+    this.#head.replaceChildren("The model has read all up to ", boxed(last), " and works out what comes next.");
     this.#layer = Math.min(this.#layer, inside.layers - 1);
     this.#head_ = Math.min(this.#head_, inside.heads - 1);
     this.#multiples();
@@ -106,7 +106,7 @@ export class InsideView {
     [this.#layer, this.#head_] = [layer, head];
     const weights = this.#weights(layer, head);
     this.#title.textContent =
-      head < 0 ? "Where it looks: the mean of all heads" : `Where layer ${layer + 1}, head ${head + 1} looks`;
+      head < 0 ? "Where it looks, all heads together" : `Where layer ${layer + 1}, head ${head + 1} looks`;
     const from = Math.max(1, tokens.length - LONGEST);
     /** @type {(string | Node)[]} */
     const parts = [];
@@ -119,48 +119,44 @@ export class InsideView {
     }
     this.#strip.replaceChildren(...parts);
     const order = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, 4);
-    const most = order.flatMap((at, rank) => [rank ? ", " : "Most: ", shown(tokens[at]), ` ${percent(weights[at])}`]);
+    const most = order.flatMap((at, rank) => [rank ? ", " : "Most at ", boxed(tokens[at]), ` ${percent(weights[at])}`]);
     this.#most.replaceChildren(...most);
-    for (const [at, row] of this.#cells.entries()) {
-      for (const [number, cell] of row.entries()) {
-        const isChosen = head < 0 ? at === 0 && number === 0 : at === layer && number === head + 1;
-        cell.ariaSelected = String(isChosen);
-        cell.tabIndex = isChosen ? 0 : -1;
-      }
+    for (const cell of this.#cells.flat()) {
+      const isChosen = cell.dataset.head === String(head) && (head < 0 || cell.dataset.layer === String(layer));
+      cell.ariaSelected = String(isChosen);
+      cell.tabIndex = isChosen ? 0 : -1;
     }
   }
 
-  /** All heads, each as a strip: a row for each layer, and before them the mean. */
+  /** All heads, each as a strip: a row for each layer, and above them the mean of all. */
   #multiples() {
-    const { inside } = /** @type {{ inside: Inside }} */ (this.#seen);
-    const { tokens, layers, heads } = inside;
+    const { layers, heads } = /** @type {{ inside: Inside }} */ (this.#seen).inside;
     const colour = getComputedStyle(document.documentElement).getPropertyValue("--tint");
-    const rows = Array.from({ length: layers }, (_, layer) => {
-      const cells = Array.from({ length: heads + 1 }, (_, number) => {
-        const head = number - 1;
-        if (number === 0 && layer > 0) return make("span", { role: "gridcell", class: "none" });
-        const weights = this.#weights(layer, head);
-        const most = weights.reduce((best, share, at) => (share > weights[best] ? at : best), 0);
-        const whose = head < 0 ? "Mean of all heads" : `Layer ${layer + 1}, head ${number}`;
-        const label = `${whose}: most at ${spoken(tokens[most])}, ${percent(weights[most])}`;
-        const data = { "data-layer": String(layer), "data-head": String(head) };
-        const cell = make(
-          "span",
-          { role: "gridcell", "aria-label": label, title: label, ...data },
-          strip(weights, colour),
-        );
-        return cell;
-      });
-      return cells;
+    const numbers = (/** @type {number} */ count) => Array.from({ length: count }, (_, index) => index);
+    this.#cells = [[this.#cell(0, -1, colour)]];
+    for (const layer of numbers(layers))
+      this.#cells.push(numbers(heads).map((head) => this.#cell(layer, head, colour)));
+    const names = numbers(heads).map((head) => make("span", { role: "columnheader" }, String(head + 1)));
+    const rows = this.#cells.map((cells, index) => {
+      const name = make("span", { role: "rowheader" }, index ? `layer ${index}` : "mean");
+      return make("div", { role: "row", ...(!index && { class: "look-mean" }) }, name, ...cells);
     });
-    this.#cells = rows;
-    this.#grid.style.setProperty("--heads", String(heads + 1));
-    this.#grid.replaceChildren(
-      ...rows.map((cells, layer) => {
-        const name = make("span", { role: "rowheader" }, String(layer + 1));
-        return make("div", { role: "row" }, name, ...cells);
-      }),
-    );
+    rows.splice(1, 0, make("div", { role: "row" }, make("span", { role: "columnheader" }, "head"), ...names));
+    this.#grid.style.setProperty("--heads", String(heads));
+    this.#grid.classList.toggle("deep", layers > DEEP);
+    this.#grid.replaceChildren(...rows);
+  }
+
+  /** @param {number} layer @param {number} head @param {string} colour */
+  #cell(layer, head, colour) {
+    const { tokens } = /** @type {{ inside: Inside }} */ (this.#seen).inside;
+    const weights = this.#weights(layer, head);
+    const most = weights.reduce((best, share, at) => (share > weights[best] ? at : best), 0);
+    const whose = head < 0 ? "Mean of all heads" : `Layer ${layer + 1}, head ${head + 1}`;
+    const label = `${whose}: most at ${spoken(tokens[most])}, ${percent(weights[most])}`;
+    const data = { "data-layer": String(layer), "data-head": String(head) };
+    const drawn = strip(weights, head < 0 ? LONGEST : COLUMNS, colour);
+    return make("span", { role: "gridcell", "aria-label": label, title: label, ...data }, drawn);
   }
 
   /** @param {KeyboardEvent} event */
@@ -170,8 +166,10 @@ export class InsideView {
     if (!step || !target.dataset.head) return;
     event.preventDefault();
     event.stopPropagation(); // the page's arrows walk through the text
-    const to = this.#cells[Number(target.dataset.layer) + step[0]]?.[Number(target.dataset.head) + 1 + step[1]];
-    if (!to?.dataset.head) return;
+    const row = this.#cells.findIndex((cells) => cells.includes(target));
+    const cells = this.#cells[row + step[0]];
+    const to = cells?.[Math.min(Math.max(Number(target.dataset.head), 0) + step[1], cells.length - 1)];
+    if (!to) return;
     this.#choose(Number(to.dataset.layer), Number(to.dataset.head));
     to.focus();
   }
@@ -189,16 +187,21 @@ export class InsideView {
   }
 }
 
-/** A small multiple: a column for each token, or for several the one most looked at. @param {Float32Array} weights @param {string} colour */
-function strip(weights, colour) {
-  const columns = Math.min(weights.length, COLUMNS);
+/**
+ * A small multiple: a column for each token, or for several the one most looked at.
+ * @param {Float32Array} weights
+ * @param {number} longest  columns at most
+ * @param {string} colour
+ */
+function strip(weights, longest, colour) {
+  const columns = Math.min(weights.length, longest);
   const canvas = make("canvas", { width: String(columns), height: String(HEIGHT), "aria-hidden": "true" });
   const paper = canvas.getContext("2d");
   for (let column = 0; column < columns; column++) {
     const from = Math.floor((column * weights.length) / columns);
     const share = Math.max(...weights.subarray(from, Math.floor(((column + 1) * weights.length) / columns)));
     if (!paper) break;
-    const height = Math.max(HEIGHT * share, share > 0.01 ? 1 : 0);
+    const height = HEIGHT * Math.sqrt(share); // as deep as the tint
     paper.fillStyle = `rgb(${colour})`;
     paper.fillRect(column, HEIGHT - height, 1, height);
   }

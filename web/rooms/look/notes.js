@@ -16,6 +16,7 @@ import { before, messages } from "../../leaf.js";
  * @property {string} text  what it adds to the text; may be empty
  * @property {string} choice  what Python has kept of how it was chosen
  * @property {number} probability  the token's own, before the sampler
+ * @property {boolean} [again]  whether it was found out by telling the text again: the sampler did, whoever had chosen
  */
 
 /** @param {Leaf} leaf @param {Turn} turn */
@@ -137,11 +138,11 @@ export class Notes {
     const settings = { ...turn.settings, look: true };
     /** @type {Note[]} */
     const notes = [];
-    const way = { told: [], forced: turn.tokens };
+    const way = { told: [], forced: turn.tokens, plainly: true };
     const { id, answer } = house.question(asked(leaf, turn, "", settings, way), ({ steps }) => {
       const given = steps.findLast((step) => step.from_prompt);
       if (given) this.#before.set(key(leaf, turn), given.token);
-      notes.push(...steps.filter((step) => !step.from_prompt).map(noted));
+      notes.push(...steps.filter((step) => !step.from_prompt).map((step) => ({ ...noted(step), again: true })));
       if (notes.length >= turn.tokens.length) house.hush(id);
     });
     try {

@@ -73,12 +73,8 @@ export class Marks {
 
   /** Which token is under the pointer. @param {MouseEvent} event @returns {number} -1: none */
   at({ clientX, clientY }) {
-    const any = /** @type {any} */ (document);
-    const caret = any.caretPositionFromPoint?.(clientX, clientY);
-    const range = caret ? null : any.caretRangeFromPoint?.(clientX, clientY);
-    const node = caret?.offsetNode ?? range?.startContainer;
-    if (!this.#nodes.includes(node)) return -1;
-    const caretAt = caret?.offset ?? range?.startOffset ?? 0;
+    const { node, offset: caretAt } = caret(clientX, clientY);
+    if (!node || !this.#nodes.includes(node)) return -1;
     // The caret stands between two characters: the pointer is on one of them.
     for (const offset of [caretAt, caretAt - 1]) {
       if (offset < 0 || offset >= node.data.length) continue;
@@ -117,6 +113,20 @@ export class Marks {
     }
     for (const [index, [, name]] of TINTS.entries()) paint(name, ranges[index], 0);
   }
+}
+
+/**
+ * Between which characters a point lies.
+ * @param {number} x
+ * @param {number} y
+ * @returns {{ node: Text | null, offset: number }}
+ */
+function caret(x, y) {
+  const any = /** @type {any} */ (document);
+  const position = any.caretPositionFromPoint?.(x, y);
+  const range = position ? null : any.caretRangeFromPoint?.(x, y);
+  const node = position?.offsetNode ?? range?.startContainer;
+  return { node: node instanceof Text ? node : null, offset: position?.offset ?? range?.startOffset ?? 0 };
 }
 
 /** Whether this browser can lay colours over a text. */

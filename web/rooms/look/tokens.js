@@ -14,7 +14,7 @@ export class TokensView {
   element = make("div", { class: "look-tokens" });
   #head = make("p", { class: "look-head", "aria-live": "polite" });
   #words = make("p", { class: "look-words", role: "group", "aria-label": "Your prompt’s tokens" });
-  #word = make("div", { "aria-live": "polite" });
+  #word = make("div", { class: "look-word", "aria-live": "polite" });
   #chosen = 0;
   /** @type {Word[]} */
   #all = [];
@@ -80,7 +80,7 @@ export class TokensView {
       const before = steps[at - 1];
       const joined = before ? parts.findIndex((part, place) => part !== before[place]) : -1;
       const pieces = parts.map((part, place) =>
-        make("span", place === joined ? { class: "joined" } : {}, part.replace(/ /g, "␣")),
+        make("span", place === joined ? { class: "joined" } : {}, part.replace(/[ ▁]/g, "␣")),
       );
       path.append(make("li", {}, ...pieces));
     }

@@ -45,7 +45,7 @@ const STOPS = [
       `${wholeNumber(model?.dim ?? 0)} values, learned from very many texts: it says what the token is like. From here on ` +
       "all is arithmetic.",
     tab: "Tokens",
-    points: ".look-tokens table",
+    points: ".look-word",
   },
   {
     title: "Attention",
@@ -96,6 +96,8 @@ export class Tour {
   #back = button("Back", () => this.#visit(this.#at - 1));
   #next = button("Next", () => this.#visit(this.#at + 1));
   #at = 0;
+  /** What it speaks of. @type {Element | null} */
+  #pointed = null;
 
   /** @param {Sights} sights */
   constructor(sights) {
@@ -134,7 +136,10 @@ export class Tour {
     if (place !== undefined) this.sights.go(place);
     this.draw();
     this.#title.focus({ preventScroll: true });
-    this.element.scrollIntoView({ block: "nearest" });
+    // What is spoken of is seen below the tour, which stays at the panel's upper edge.
+    const pointed = /** @type {HTMLElement} */ (this.#pointed ?? this.element);
+    pointed.style.scrollMarginTop = pointed === this.element ? "" : `calc(${this.element.offsetHeight}px + 4rem)`;
+    pointed.scrollIntoView({ block: "nearest" });
   }
 
   /** What it says may have become another: the model, or whether there is a text. */
@@ -148,8 +153,10 @@ export class Tour {
 
   /** @param {string} selector  of what it speaks of */
   #point(selector) {
-    const panel = this.element.parentElement;
-    for (const part of panel?.querySelectorAll(".look-pointed") ?? []) part.classList.remove("look-pointed");
-    if (selector) panel?.querySelector(selector)?.classList.add("look-pointed");
+    const pointed = (selector && this.element.parentElement?.querySelector(selector)) || null;
+    if (pointed === this.#pointed) return;
+    this.#pointed?.classList.remove("look-pointed");
+    pointed?.classList.add("look-pointed");
+    this.#pointed = pointed;
   }
 }

@@ -12,16 +12,25 @@ export function percent(share) {
   return `${value.toFixed(value >= 9.95 || value === 0 ? 0 : value >= 0.995 ? 1 : 2)} %`;
 }
 
-/** What nobody sees is made visible. @param {string} text */
+/** Space is made visible. @param {string} text */
 const visible = (text) => text.replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥");
+
+/** Characters without a shape are spelled by their numbers: those that control, and those by themselves that join. @param {string} text */
+const spelled = (text) => text.replace(/\p{Cc}|^\p{C}+$/gu, (signs) => [...signs].map(number).join(""));
+
+/** @param {string} sign */
+const number = (sign) => `⟨${sign.codePointAt(0)?.toString(16).toUpperCase().padStart(2, "0")}⟩`;
 
 /** A token on the page: spaces and line ends as quiet signs. @param {Token} token */
 export function shown({ text, kind }) {
   if (kind !== "text")
     return make("span", { class: "strange" }, text || "nothing", make("small", {}, ` ${KINDS[kind]}`));
   const [, before, inside, after] = /** @type {RegExpMatchArray} */ (text.match(/^(\s*)(.*?)(\s*)$/su));
-  return make("bdi", {}, sign(before), inside, sign(after));
+  return make("bdi", {}, sign(before), spelled(inside), sign(after));
 }
+
+/** The same within a sentence, where it would be taken for the sentence's own. @param {Token} token */
+export const boxed = (token) => make("span", { class: "look-piece" }, shown(token));
 
 /** @param {string} space */
 const sign = (space) => make("i", { "aria-hidden": "true" }, visible(space));
@@ -31,7 +40,7 @@ const KINDS = { control: "a sign for the model", bytes: "part of a character", u
 /** The same to be heard. @param {Token} token */
 export function spoken({ text, kind }) {
   if (kind !== "text") return `${text || "nothing"}, ${KINDS[kind]}`;
-  const word = text.trim();
+  const word = spelled(text.trim());
   if (!word) return text.includes("\n") ? "a line’s end" : "a space";
   return /^\s/.test(text) ? `“${word}”` : `“${word}”, joined to what is before it`;
 }
