@@ -44,7 +44,8 @@ IN_PYODIDE = """
     python.globals.get("compile_zip")("/fabella/" + source, "/fabella/" + target, folder, patterns, Number(optimize));
 """
 SITE_PACKAGES = "/lib/python3.14/site-packages"
-LATE = ("encodings.unicode_escape",)  # what of the library is imported by use only: Jinja reads strings with it
+# Codecs, which Python imports when they are used: by Jinja for strings, by filetype.py.
+LATE = ("encodings.unicode_escape", "encodings.utf_8_sig")
 SNAPSHOT = Path(__file__).with_name("snapshot.mjs")
 
 
