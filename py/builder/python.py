@@ -45,7 +45,8 @@ IN_PYODIDE = """
 """
 SITE_PACKAGES = "/lib/python3.14/site-packages"
 FURTHER = {f"fabella.{name}" for name in ("choice", "constraint", "glass", "live", "selftest")}  # not in the snapshot
-LATE = ("encodings.unicode_escape",)  # what of the library is imported by use only: Jinja reads strings with it
+# Codecs, which Python imports when they are used: by Jinja for strings, by filetype.py.
+LATE = ("encodings.unicode_escape", "encodings.utf_8_sig")
 SNAPSHOT = Path(__file__).with_name("snapshot.mjs")
 
 
