@@ -207,7 +207,9 @@ export class ChoiceView {
     const uncertain = make("b", {}, `Unsure by ${bits(entropy).toFixed(1)} bits`);
     const many = Math.exp(entropy);
     const as =
-      many < 1.1 ? "it is all but certain" : `as if among ${many.toFixed(many < 10 ? 1 : 0)} equally likely ones`;
+      many < 1.1
+        ? "it is all but certain"
+        : `as if choosing among ${many.toFixed(many < 10 ? 1 : 0)} equally likely ones`;
     this.#head.replaceChildren(uncertain, `: ${as}.`);
     this.#bars.replaceChildren(...this.#ranked(described, open, isLost));
     this.#coin.replaceChildren(...(isLost ? [make("p", {}, LOST)] : decided(again ?? described, tokens, described)));
