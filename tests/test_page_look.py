@@ -215,7 +215,7 @@ def test_each_tokens_choice_is_shown_by_keyboard_and_by_pointer(
     panel(opened).get_by_text("Step by step").click()
     rows = panel(opened).get_by_role("group", name="Step by step").get_by_role("row")
     expect(rows).to_have_count(len(first[8].candidates) + 3)
-    assert rows.first.get_by_role("columnheader").all_text_contents() == ["model", "temper\u00adature", "top-p"]
+    assert rows.first.get_by_role("columnheader").all_text_contents() == ["model", "temper\u00adature", "top\u2011p"]
     assert rows.last.get_by_role("cell").all_text_contents() == ["all", "all", str(first[8].steps[-1].total)]
 
 
@@ -703,6 +703,8 @@ def test_nothing_moves_when_it_is_opened_and_closed(visit: Visit, site: Site) ->
     page.set_viewport_size({"width": 1000, "height": 600})
     before = boxes(visit, *text)
     opener.evaluate("(button) => button.click()")
+    panel(visit).get_by_text("Step by step").evaluate("(summary) => summary.click()")
+    expect(panel(visit).get_by_role("table")).to_be_visible()
     assert [size[1:2] + size[3:] for size in boxes(visit, *text)] == [size[1:2] + size[3:] for size in before]
     page.evaluate("scrollTo(0, 900)")
     page.wait_for_function("() => document.querySelector('.look').offsetHeight === innerHeight")

@@ -79,7 +79,8 @@ export function mount(house) {
   const back = button("‹", () => go(place - 1), "The token before");
   const forth = button("›", () => go(place + 1), "The next token");
   const next = button("Next word", () => house.nextWord());
-  const hint = make("p", { class: "hint", hidden: "" }, OPEN);
+  const keys = make("span", { class: "keyboard" }, " By keys: Space; or ↓ and Enter.");
+  const hint = make("p", { class: "hint", hidden: "" }, OPEN, keys);
   const context = make("p", { class: "look-context", dir: "auto" });
   const heard = make("p", { class: "unseen-only", "aria-live": "polite" });
   const ways = make("p", { class: "actions look-branches" });
@@ -632,6 +633,7 @@ export function mount(house) {
     isOpen = !isOpen;
     opener.ariaExpanded = String(isOpen);
     panel.hidden = !isOpen;
+    document.body.toggleAttribute("data-look", isOpen); // look.css makes room for it
     house.lookOn(isOpen ? (request, steps) => notes.hear(request, steps) : null);
     if (isOpen) {
       isHidden = !isWide.matches; // the sheet lies over the lower half of the window
@@ -667,9 +669,7 @@ export function mount(house) {
   return { toggle };
 }
 
-const OPEN =
-  "What comes next is still open. Space takes it as it would come; press another below, or go there by ↓ and take it by " +
-  "Enter.";
+const OPEN = "The next word is still open: have it as it would come, or press another one below.";
 const WAKING = "The model is still waking up: then it tells you.";
 const FAILED = "The model does not run: the page says why.";
 const FINDING = "Looking …";

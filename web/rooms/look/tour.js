@@ -149,7 +149,7 @@ export class Tour {
     this.#point(points);
     const top = /** @type {HTMLElement} */ (this.element.parentElement);
     const pointed = /** @type {HTMLElement} */ (this.#pointed ?? top.nextElementSibling);
-    if (this.#isSeen || !pointed.checkVisibility()) return; // it is still to come
+    if (this.#isSeen || pointed.getClientRects().length === 0) return; // it is still to come
     this.#isSeen = true;
     pointed.style.scrollMarginTop = `calc(${top.offsetHeight}px + 1rem)`; // the tour stays at the panel's upper edge
     pointed.scrollIntoView({ block: "nearest" });
