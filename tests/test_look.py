@@ -25,6 +25,7 @@ from fabella.engine import Engine
 from fabella.errors import ConstraintError, FabellaError, PromptError, SettingsError
 from fabella.generate import Ending, generate
 from fabella.hosts import WasmtimeHost
+from fabella.live import Code
 from fabella.look import Story
 from fabella.modelfile import Config
 from fabella.page import Page
@@ -449,6 +450,33 @@ def test_the_page_takes_another_way(page: Page) -> None:
     for wrong in ({"forced": "x"}, {"forced": [999]}, {"typed": 5}, {"told": [1.5]}, {"typed": "w1 " * 2000}):
         with pytest.raises(PromptError):
             tell(page, **wrong)
+
+
+def test_a_visitors_code_is_named_where_it_chose(page: Page) -> None:
+    plain = tell(page)
+    source = "def choose(logits):\n    return logits.shortlist(len(logits.tokens) % 3 + 1)[-1][0]\n"
+    assert json.loads(page.use_code(Code, source, lambda: None))["problem"] is None
+    steps = tell(page)
+    for step in steps:
+        choice = Choice.from_bytes(binascii.a2b_base64(step["choice"]))
+        assert choice.token == choice.picked == choice.candidates[choice.position % 3][0] == step["token"]
+        assert (choice.coin, choice.begin, choice.end) == (None, 0.0, 1.0)
+        (left,) = choice.steps
+        assert (left.name, left.total) == ("code", 1)
+        assert left.kept == [(choice.token, choice.candidates[choice.position % 3][1], 1.0)]
+        seen = seen_in(page, "choice", {"choice": step["choice"], "settings": ASKED})
+        assert [left["name"] for left in seen["again"]["steps"]] == ["temperature", "top-p"], (
+            "what the sampler would have"
+        )
+
+    # Told again so that one can look, it is not asked.
+    assert tell(page, plainly=True) == plain
+    forced = [step["token"] for step in steps]
+    again = [Choice.from_bytes(binascii.a2b_base64(step["choice"])) for step in tell(page, plainly=True, forced=forced)]
+    assert [choice.token for choice in again] == forced
+    assert all(choice.coin is not None for choice in again)
+    page.use_code(None)
+    assert tell(page, forced=forced) == tell(page, plainly=True, forced=forced)
 
 
 def test_an_answer_goes_another_way(page: Page) -> None:

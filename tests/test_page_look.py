@@ -215,7 +215,7 @@ def test_each_tokens_choice_is_shown_by_keyboard_and_by_pointer(
     panel(opened).get_by_text("Step by step").click()
     rows = panel(opened).get_by_role("group", name="Step by step").get_by_role("row")
     expect(rows).to_have_count(len(first[8].candidates) + 3)
-    assert rows.first.get_by_role("columnheader").all_text_contents() == ["model", "temper\u00adature", "top-p"]
+    assert rows.first.get_by_role("columnheader").all_text_contents() == ["model", "temper\u00adature", "top\u2011p"]
     assert rows.last.get_by_role("cell").all_text_contents() == ["all", "all", str(first[8].steps[-1].total)]
 
 
@@ -456,7 +456,10 @@ def test_the_tour_is_about_the_visitors_own_prompt(visit: Visit, site: Site) -> 
     page = visit.page
     visit.open(site)
     visit.setting("Length").fill("30")
+    page.set_viewport_size({"width": 375, "height": 760})  # where there is least room
     press(visit, "Look inside")
+    expect(candidates(visit).first).to_be_visible()
+    assert word_bottom(visit) <= boxes(visit, ".look")[0][2], "the token in view is brought into sight"
     begin = panel(visit).get_by_role("button", name="How does it pick a word?")
     tour = panel(visit).locator(".look-tour")
     begin.focus()
@@ -472,6 +475,8 @@ def test_the_tour_is_about_the_visitors_own_prompt(visit: Visit, site: Site) -> 
         if point:
             expect(panel(visit).locator(".look-pointed")).to_have_count(1)
             expect(panel(visit).locator(f".{point}.look-pointed")).to_be_in_viewport()
+            top, part = boxes(visit, ".look-top", f".{point}")
+            assert part[2] >= top[2] + top[4] - 1, "what is spoken of is below the words"
         if number == 2:
             expect(tour).to_contain_text("4,096")
             visit.prompt.fill("My own zebra")
@@ -656,6 +661,12 @@ def boxes(visit: Visit, *names: str) -> Any:
     return visit.page.evaluate(BOXES, list(names))
 
 
+def word_bottom(visit: Visit) -> float:
+    """Where the token in view ends in the window."""
+    bottom: float = visit.page.evaluate("[...CSS.highlights.get('look-word')][0].getBoundingClientRect().bottom")
+    return bottom
+
+
 def serious(visit: Visit, within: str = ".look") -> list[str]:
     found = visit.page.evaluate("(within) => axe.run(within)", within)["violations"]
     return [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
@@ -692,6 +703,8 @@ def test_nothing_moves_when_it_is_opened_and_closed(visit: Visit, site: Site) ->
     page.set_viewport_size({"width": 1000, "height": 600})
     before = boxes(visit, *text)
     opener.evaluate("(button) => button.click()")
+    panel(visit).get_by_text("Step by step").evaluate("(summary) => summary.click()")
+    expect(panel(visit).get_by_role("table")).to_be_visible()
     assert [size[1:2] + size[3:] for size in boxes(visit, *text)] == [size[1:2] + size[3:] for size in before]
     page.evaluate("scrollTo(0, 900)")
     page.wait_for_function("() => document.querySelector('.look').offsetHeight === innerHeight")
@@ -699,7 +712,7 @@ def test_nothing_moves_when_it_is_opened_and_closed(visit: Visit, site: Site) ->
     page.keyboard.press("End")  # the token that ends the text, which has none of it
     page.keyboard.press("ArrowLeft")
     expect(walker(visit)).not_to_have_value("0")
-    assert 0 < page.evaluate("[...CSS.highlights.get('look-word')][0].getBoundingClientRect().bottom") <= 600
+    assert 0 < word_bottom(visit) <= 600
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])
@@ -721,8 +734,9 @@ def test_it_is_accessible_and_fits(opened: Visit, screenshots: Path, width: int,
         for part in (".look", ".look .wide", ".look-grid"):
             assert page.evaluate("(name) => (({ scrollWidth, clientWidth }) => scrollWidth <= clientWidth)"
                                  "(document.querySelector(name))", part), (name, part)  # fmt: skip
-    word = page.evaluate("[...CSS.highlights.get('look-word')][0].getBoundingClientRect().bottom")
-    assert word <= boxes(opened, ".look")[0][2] or width > 375, "the token in view is not covered"
+    tab(opened, "Choice")
+    walker(opened).press("ArrowRight")
+    assert word_bottom(opened) <= boxes(opened, ".look")[0][2] or width > 375, "the token in view is not covered"
 
 
 def test_in_forced_colours_all_is_told_apart(opened: Visit, screenshots: Path) -> None:
@@ -740,6 +754,8 @@ def test_in_forced_colours_all_is_told_apart(opened: Visit, screenshots: Path) -
     strip = panel(opened).get_by_role("group", name="The text so far").locator("> span")
     expect(strip.first).to_be_visible()
     assert len(set(strip.evaluate_all(f"(parts) => parts.map({background})"))) > 1
+    adjust = "(parts) => parts.map((part) => getComputedStyle(part).forcedColorAdjust)"
+    assert set(strip.evaluate_all(adjust)) == {"none"}, "the browser leaves them as they are"
     page.screenshot(path=screenshots / "look-forced-Inside.png")
     tab(opened, "Tokens")
     expect(panel(opened).locator(".look-words button").first).to_be_visible()

@@ -64,6 +64,7 @@ export function mount(house) {
   let asking = -1; // the last request
   let checked = 0; // tokens of what is being told
   let keeps = false; // whether the next text is looked at where this one is
+  let isHidden = false; // whether the token in view is to be brought into sight, once there is one
   let follows = true; // whether the token in view is the next one, where the reader decides word by word
   /** By what was kept of a token, and the settings tried. @type {Map<string, Described>} */
   const described = new Map();
@@ -78,6 +79,8 @@ export function mount(house) {
   const back = button("‹", () => go(place - 1), "The token before");
   const forth = button("›", () => go(place + 1), "The next token");
   const next = button("Next word", () => house.nextWord());
+  const keys = make("span", { class: "keyboard" }, " By keys: Space; or ↓ and Enter.");
+  const hint = make("p", { class: "hint", hidden: "" }, OPEN, keys);
   const context = make("p", { class: "look-context", dir: "auto" });
   const heard = make("p", { class: "unseen-only", "aria-live": "polite" });
   const ways = make("p", { class: "actions look-branches" });
@@ -173,10 +176,10 @@ export function mount(house) {
   const panel = make(
     "section",
     { class: "look", "aria-labelledby": "look-title", hidden: "" },
-    make("header", {}, title, close),
-    tour.element,
+    make("div", { class: "look-top" }, make("header", {}, title, close), tour.element),
     tabs,
     walk,
+    hint,
     context,
     heard,
     ...Object.values(views),
@@ -257,12 +260,15 @@ export function mount(house) {
     marks.find(element, before, all);
     marks.mark(count ? place : -1);
     marks.tint(tint.checked ? all : []);
+    if (isHidden && count) reveal();
+    isHidden &&= !count;
     walker.max = String(Math.max(place, count - 1));
     walker.value = String(place);
     back.disabled = place === 0;
     forth.disabled = place >= count - 1;
     if (count === 0) walker.ariaValueText = "none";
     next.hidden = !open;
+    hint.hidden = !open || tab === "Tokens";
     context.replaceChildren(...(count ? surroundings(before, place) : []));
     drawWays();
     tour.draw();
@@ -367,6 +373,7 @@ export function mount(house) {
     if (number !== questions) return;
     if (found) inside.draw(found);
     else inside.empty(UNKNOWN);
+    tour.draw();
   }
 
   /** Which token it is, and what stands before it, in a few words. @param {string} before @param {number} at */
@@ -374,7 +381,7 @@ export function mount(house) {
     const all = known();
     const text = before + told(all, at);
     const short = text.length > 50 ? `…${text.slice(-50).replace(/^\S*\s/, " ")}` : text;
-    const which = `Token ${at + 1} of ${all.length}`;
+    const which = current().request ? `Token ${at + 1}` : `Token ${at + 1} of ${all.length}`;
     if (!short.trim()) return [make("span", { class: "look-count" }, `${which}, at the beginning`)];
     return [make("span", { class: "look-count" }, `${which}, after `), make("q", {}, short.trim())];
   }
@@ -452,6 +459,7 @@ export function mount(house) {
     const open = isAtChoice() && place === known().length - 1;
     const isLost = note.again === true && subject?.turn.code === true;
     choice.draw(found, open, isLost);
+    tour.draw();
     const one = found.tokens[found.token];
     const likelier = found.candidates.findIndex(([id]) => id === found.token);
     const rank = likelier < FEW ? `number ${likelier + 1}` : `not among the ${FEW} likeliest`;
@@ -478,9 +486,10 @@ export function mount(house) {
     const count = known().length;
     const where = Math.max(0, Math.min(to, count - 1));
     follows = where === count - 1;
-    if (where === place) return;
-    place = where;
-    draw();
+    if (where !== place) {
+      place = where;
+      draw();
+    }
     reveal();
   }
 
@@ -624,11 +633,12 @@ export function mount(house) {
     isOpen = !isOpen;
     opener.ariaExpanded = String(isOpen);
     panel.hidden = !isOpen;
+    document.body.toggleAttribute("data-look", isOpen); // look.css makes room for it
     house.lookOn(isOpen ? (request, steps) => notes.hear(request, steps) : null);
     if (isOpen) {
+      isHidden = !isWide.matches; // the sheet lies over the lower half of the window
       fit();
       draw();
-      if (!isWide.matches) reveal(); // the sheet lies over the lower half of the window
       walker.focus({ preventScroll: true });
     } else {
       notes.miss();
@@ -659,6 +669,7 @@ export function mount(house) {
   return { toggle };
 }
 
+const OPEN = "The next word is still open: have it as it would come, or press another one below.";
 const WAKING = "The model is still waking up: then it tells you.";
 const FAILED = "The model does not run: the page says why.";
 const FINDING = "Looking …";

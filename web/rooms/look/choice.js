@@ -45,7 +45,7 @@ const SHOWN = 10;
 const KEEP_ALL = ["penalties", "temperature"];
 
 const STEPS = /** @type {Record<string, string>} */ ({
-  penalties: "penalties",
+  penalties: "penal\u00adties",
   temperature: "temper\u00adature",
   typical: "typical-p",
   code: "your code",
@@ -207,7 +207,9 @@ export class ChoiceView {
     const uncertain = make("b", {}, `Unsure by ${bits(entropy).toFixed(1)} bits`);
     const many = Math.exp(entropy);
     const as =
-      many < 1.1 ? "it is all but certain" : `as if among ${many.toFixed(many < 10 ? 1 : 0)} equally likely ones`;
+      many < 1.1
+        ? "it is all but certain"
+        : `as if choosing among ${many.toFixed(many < 10 ? 1 : 0)} equally likely ones`;
     this.#head.replaceChildren(uncertain, `: ${as}.`);
     this.#bars.replaceChildren(...this.#ranked(described, open, isLost));
     this.#coin.replaceChildren(...(isLost ? [make("p", {}, LOST)] : decided(again ?? described, tokens, described)));
@@ -350,7 +352,7 @@ const ROOM = 0.12;
 /** What each step left, in columns. @param {Choice} choice @param {Record<string, Token>} tokens */
 function table({ candidates, steps, others }, tokens) {
   const head = make("tr", {}, make("td"), make("th", { scope: "col" }, "model"));
-  for (const { name } of steps) head.append(make("th", { scope: "col" }, called(name)));
+  for (const { name } of steps) head.append(make("th", { scope: "col" }, called(name).replace("-", "\u2011")));
   const rows = candidates.map(([id, , truth]) => {
     const row = make("tr", {}, make("th", { scope: "row" }, shown(tokens[id])), make("td", {}, hundredths(truth)));
     for (const { kept, total } of steps) {

@@ -15,7 +15,7 @@ export class TokensView {
   #head = make("p", { class: "look-head", "aria-live": "polite" });
   #words = make("p", { class: "look-words", role: "group", "aria-label": "Your prompt’s tokens" });
   #word = make("div", { class: "look-word", "aria-live": "polite" });
-  #chosen = 0;
+  #chosen = -1; // the number of the word that the visitor chose
   /** @type {Word[]} */
   #all = [];
   #steps = 0; // of the word that was asked about last
@@ -26,7 +26,7 @@ export class TokensView {
     this.element.append(this.#head, this.#words, this.#word, make("p", { class: "hint" }, HINT));
     this.#words.addEventListener("click", ({ target }) => {
       const word = target instanceof Element ? target.closest("button") : null;
-      if (word) this.#choose(Number(word.dataset.word));
+      if (word) this.#choose((this.#chosen = Number(word.dataset.word)));
     });
   }
 
@@ -50,14 +50,13 @@ export class TokensView {
       return make("button", { type: "button", "data-word": String(index), "aria-label": label }, ...pieces);
     });
     this.#words.replaceChildren(...nodes);
-    this.#chosen = Math.min(this.#chosen, Math.max(0, nodes.length - 1));
-    if (words.length) this.#choose(this.#chosen);
+    const first = words.findIndex(({ tokens }) => tokens.every(({ kind }) => kind === "text"));
+    if (words.length) this.#choose(this.#chosen in nodes ? this.#chosen : Math.max(first, 0));
     else this.#word.replaceChildren();
   }
 
   /** @param {number} index */
   async #choose(index) {
-    this.#chosen = index;
     for (const button of this.#words.querySelectorAll("button"))
       button.ariaPressed = String(button.dataset.word === String(index));
     const asked = ++this.#steps;

@@ -98,6 +98,7 @@ export class Tour {
   #at = 0;
   /** What it speaks of. @type {Element | null} */
   #pointed = null;
+  #isSeen = true; // whether that was brought into sight
 
   /** @param {Sights} sights */
   constructor(sights) {
@@ -134,12 +135,9 @@ export class Tour {
     this.#next.textContent = this.#at === STOPS.length - 1 ? "Done" : "Next";
     this.sights.show(tab);
     if (place !== undefined) this.sights.go(place);
+    this.#isSeen = false;
     this.draw();
     this.#title.focus({ preventScroll: true });
-    // What is spoken of is seen below the tour, which stays at the panel's upper edge.
-    const pointed = /** @type {HTMLElement} */ (this.#pointed ?? this.element);
-    pointed.style.scrollMarginTop = pointed === this.element ? "" : `calc(${this.element.offsetHeight}px + 4rem)`;
-    pointed.scrollIntoView({ block: "nearest" });
   }
 
   /** What it says may have become another: the model, or whether there is a text. */
@@ -149,11 +147,17 @@ export class Tour {
     this.#says.textContent = says(this.sights.model());
     this.#needs.hidden = place === undefined || this.sights.isTold();
     this.#point(points);
+    const top = /** @type {HTMLElement} */ (this.element.parentElement);
+    const pointed = /** @type {HTMLElement} */ (this.#pointed ?? top.nextElementSibling);
+    if (this.#isSeen || pointed.getClientRects().length === 0) return; // it is still to come
+    this.#isSeen = true;
+    pointed.style.scrollMarginTop = `calc(${top.offsetHeight}px + 1rem)`; // the tour stays at the panel's upper edge
+    pointed.scrollIntoView({ block: "nearest" });
   }
 
   /** @param {string} selector  of what it speaks of */
   #point(selector) {
-    const pointed = (selector && this.element.parentElement?.querySelector(selector)) || null;
+    const pointed = (selector && this.element.closest(".look")?.querySelector(selector)) || null;
     if (pointed === this.#pointed) return;
     this.#pointed?.classList.remove("look-pointed");
     pointed?.classList.add("look-pointed");
