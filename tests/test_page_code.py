@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, expect
@@ -15,8 +13,12 @@ from builder.tools import NODE_MODULES
 from fabella import samplers
 
 from .conftest import Site, Visit
+from .random_models import write_random_model
+from .reach import found_in, reaching
 from .stories import PROMPT, assert_told, reference
 from .test_leaf import told
+from .test_proof import SMALL
+from .test_shelf import drop
 
 LIKELIEST = "def choose(logits):\n    return logits.shortlist(1)[0][0]\n"
 SLOWLY = (
@@ -25,8 +27,16 @@ SLOWLY = (
 TITLES = [example["title"] for example in samplers.texts()["examples"]]  # type: ignore[attr-defined]
 AXE = NODE_MODULES / "axe-core/axe.min.js"
 
+# How long the page waits for code that hangs is the test's affair: on a busy machine others seem to.
+WAITS = """{
+  const { setTimeout } = globalThis;
+  globalThis.hang = 1e8;
+  globalThis.setTimeout = (callback, milliseconds, ...rest) =>
+    setTimeout(callback, [4000, 15000].includes(milliseconds) ? hang : milliseconds, ...rest);
+}"""
 
-@pytest.fixture
+
+@pytest.fixture(scope="module")
 def site(built: Callable[[Path], Path], shipped_model: Path) -> Iterator[Site]:
     """The page as it is published."""
     site = Site(built(shipped_model))
@@ -39,6 +49,7 @@ class Coder:
 
     def __init__(self, visit: Visit, site: Site) -> None:
         self.visit, self.page = visit, visit.page
+        self.page.add_init_script(WAITS)
         visit.open(site)
         visit.setting("Temperature").fill("0.8")
         visit.setting("Repetition penalty").fill("1")
@@ -78,10 +89,18 @@ class Coder:
         self.write(source)
         self.page.keyboard.press("ControlOrMeta+Enter")
 
-    def text(self) -> str:
-        """All that is in the editor, of which it shows only what is in view."""
+    def kept(self) -> str:
+        """The visitor's own code, of which the editor shows only what is in view."""
         kept = "localStorage.getItem('fabella ' + location.pathname + ' code')"
         return str(self.page.evaluate(kept) or samplers.chain())
+
+    def told(self, count: int) -> str:
+        """Waits until so many stories have been told from the start; returns the one on the page."""
+        return told(self.visit, count)
+
+    def wait(self, milliseconds: float) -> None:
+        """From now on the page waits so long for code that hangs."""
+        self.page.evaluate("(milliseconds) => { hang = milliseconds; }", milliseconds)
 
 
 @pytest.fixture
@@ -89,34 +108,36 @@ def coder(visit: Visit, site: Site) -> Coder:
     return Coder(visit, site)
 
 
-def test_the_editor_is_loaded_when_it_is_opened(visit: Visit, site: Site) -> None:
-    def fetched() -> set[str]:
-        return {name for url in visit.requests if (name := re.sub(r".*/assets/(\w+)-.*", r"\1", url)) in PARTS}
+# ---- Choosing --------------------------------------------------------------------------------------------------------
 
-    PARTS = {"code", "samplers", "live"}
+
+def test_the_editor_has_the_sampler_s_own_source(visit: Visit, site: Site, shipped_model: Path) -> None:
+    """It is loaded when it is opened, and Python's part of it when it is run; that tells what the sampler told."""
+
+    def fetched() -> set[str]:
+        return {name for url in visit.requests if (name := re.sub(r".*/assets/([a-z-]+)-.*", r"\1", url)) in PARTS}
+
+    PARTS = {"code", "python-further"}
     visit.open(site)
-    visit.tell(PROMPT, length=20)
+    visit.tell(PROMPT, length=60, seed=1, temperature=0.8, repetition_penalty=1)
+    expected = reference(shipped_model, PROMPT, 60, temperature=0.8)
+    assert_told(visit, expected)
     assert fetched() == set()
     visit.page.get_by_role("button", name="Change the code that chooses").click()
     expect(visit.page.get_by_role("textbox", name="Code", exact=True)).to_be_focused()
-    assert fetched() == {"code", "samplers"}
+    assert fetched() == {"code"}
     visit.page.keyboard.press("ControlOrMeta+Enter")
     told(visit, 2)
     assert fetched() == PARTS
-
-
-def test_the_sampler_s_own_source_tells_the_same_story(coder: Coder, shipped_model: Path) -> None:
-    coder.press("Run")
-    told(coder.visit, 1)
-    assert_told(coder.visit, reference(shipped_model, PROMPT, 60, temperature=0.8))
-    expect(coder.problem).to_be_empty()
+    assert_told(visit, expected)
+    expect(visit.page.locator("#code-problem")).to_be_empty()
 
 
 def test_examples_run_in_the_page(coder: Coder) -> None:
     for number, title in enumerate(TITLES, 1):
         coder.page.get_by_role("combobox", name="Example").select_option(title)
         coder.press("Run")
-        assert len(told(coder.visit, number).split()) > 8, title
+        assert len(coder.told(number).split()) > 8, title
         expect(coder.problem).to_be_empty()
 
 
@@ -127,7 +148,7 @@ def test_an_edit_counts_from_the_next_token_on(coder: Coder, shipped_model: Path
     coder.write(SLOWLY.format("second", 1))
     expect(coder.console).to_contain_text("second\nsecond")
     coder.page.keyboard.press("Escape")
-    told(coder.visit, 1)
+    coder.told(1)
     assert len([sent for sent in coder.page.evaluate("notebook.sent") if sent["type"] == "tell"]) == 1
     printed = (coder.console.text_content() or "").split()
     first = printed.count("first")
@@ -140,6 +161,9 @@ def test_an_edit_counts_from_the_next_token_on(coder: Coder, shipped_model: Path
 
 
 def test_an_error_shows_its_line_and_the_story_waits(coder: Coder, shipped_model: Path) -> None:
+    coder.run("def choose(logits)\n    pass")
+    expect(coder.problem).to_have_text("Line 1: SyntaxError: expected ':'")
+    expect(coder.page.get_by_text("The sampler chooses the words")).to_be_visible()
     source = samplers.chain()
     wrong = source.replace(
         '    """Return the next token: this is called before each."""\n', "    if len(logits.tokens) == 30: oops\n"
@@ -155,140 +179,200 @@ def test_an_error_shows_its_line_and_the_story_waits(coder: Coder, shipped_model
     assert whole.startswith(begun)
     assert whole != begun
     coder.run(source)  # and it goes on, as if nothing had been
-    assert told(coder.visit, 2) == whole
+    assert coder.told(2) == whole
     expect(coder.problem).to_be_empty()
 
 
-def test_what_is_no_python_is_not_used(coder: Coder) -> None:
-    coder.run("def choose(logits)\n    pass")
-    expect(coder.problem).to_have_text("Line 1: SyntaxError: expected ':'")
-    expect(coder.page.get_by_text("The sampler chooses the words")).to_be_visible()
-    coder.visit.tell(PROMPT)
-
-
-def test_an_endless_loop_is_stopped_and_named(coder: Coder) -> None:
-    coder.run("def choose(logits):\n    while True:\n        print('again')")
-    expect(coder.problem).to_have_text(
-        re.compile(r"^Line [23]: stopped after 0.4 seconds: a loop without end\? Line [23]:")
-    )
-    expect(coder.console).to_contain_text("characters more")
-    expect(coder.visit.alert).to_be_empty()
-    sent = next(m["at"] for m in coder.page.evaluate("notebook.sent") if m["type"] == "tell")
-    done = coder.visit.received("done")[0]["at"]
-    print(f"stopped after {done - sent:.0f} ms")
-    coder.run(LIKELIEST)
-    told(coder.visit, 2)
-
-
-# What no watchdog reaches.
-HANGS = {
-    "power": "9 ** 9 ** 9",
-    "expression": "__import__('re').match('(a+)+$', 'a' * 50 + 'b')",
-    "iterator": "max(iter(int, 1))",
-    "the driver": "exec('import fabella.engine\\ndef f(*a):\\n while True: pass\\nfabella.engine.Engine.forward = f')",
-    "the end of the worker": "__import__('js').close()",
-}
-
-
-@pytest.mark.parametrize("name", HANGS)
-def test_what_hangs_costs_the_worker_and_nothing_else(coder: Coder, name: str) -> None:
-    """The storyteller is started anew by the page itself, with the model that is kept."""
-    models = sum(url.endswith(".gguf") for url in coder.visit.requests)
-    coder.run(f"def choose(logits):\n    {HANGS[name]}\n    return 5\n")
-    expect(coder.problem).to_contain_text("The storyteller was started anew.")
-    expect(coder.page.locator("body")).to_have_attribute("data-state", "ready")
-    expect(coder.visit.alert).to_be_empty()
-    assert HANGS[name].split("\\n")[0] in coder.text()
-    coder.run(LIKELIEST)
-    expect(coder.problem).to_be_empty()
-    coder.page.wait_for_function(
-        "() => notebook.received.some(({ type, reason }) => type === 'done' && reason !== 'code')"
-    )
-    assert sum(url.endswith(".gguf") for url in coder.visit.requests) == models
-
-
-# Each is a way out that a visitor's code might try; what it finds there is printed.
-WAYS_OUT = {
-    "another host": "js.fetch('https://example.com/')",
-    "the page's own host": "js.fetch('index.html')",
-    "pyodide's way to a host": "__import__('pyodide.http', fromlist=['x']).pyfetch('index.html').send(None)",
-    "a request": "js.XMLHttpRequest.new()",
-    "a socket": "js.WebSocket.new('wss://example.com')",
-    "Python's socket": "__import__('urllib.request', fromlist=['x']).urlopen('http://127.0.0.1')",
-    "conversations": "js.indexedDB.open('fabella')",
-    "models": "js.navigator.storage.getDirectory()",
-    "caches": "js.caches.open('x')",
-    "another worker": "js.Worker.new('blob:x')",
-    "other pages": "js.BroadcastChannel.new('x')",
-    "JavaScript": "js.eval('1')",
-    "a function": "js.Function.new('return 1')",
-    "pyodide's JavaScript": "__import__('pyodide.code', fromlist=['x']).run_js('1')",
-    "the prototype": "js.Object.getPrototypeOf(js.Object.getPrototypeOf(js.self)).indexedDB.open('x')",
-    "a file": "open('/etc/passwd').read()",
-    "files": "print(__import__('os').listdir('/home/pyodide')) or 1/len(__import__('os').listdir('/home/pyodide'))",
-    "the page's memory": "js.localStorage.getItem('x')",
-    "the page itself": "js.document.body",
-}
-
-REACH = """
-import js, json
-WAYS_OUT = {}
-try:
-    __import__("pyodide_js").loadPackage("micropip")  # which asks for it, or not, a moment later
-except BaseException:
-    pass
-def choose(logits):
-    for name, way in WAYS_OUT.items():
-        try:
-            found = eval(way)
-            print(json.dumps([name, "reached", repr(found)[:60]]))
-        except BaseException as error:
-            print(json.dumps([name, type(error).__name__, str(error)[:60]]))
-    print("over")
-    return 5
-"""
-
-
-def test_what_the_code_cannot_reach(coder: Coder) -> None:
-    """No server, its own included; nothing that is kept here; no fresh worker."""
-    before = len(coder.visit.requests)
-    coder.visit.setting("Length").fill("8")
-    coder.run(REACH.replace("{}", json.dumps(WAYS_OUT), 1))
-    expect(coder.console).to_contain_text("over")
-    lines = (coder.console.text_content() or "").split("over")[0].splitlines()
-    found: dict[str, Any] = {
-        name: what for name, *what in map(json.loads, [line for line in lines if line.startswith("[")])
-    }
-    print("\n".join(f"{name}: {what}" for name, what in found.items()))
-    assert found.keys() == WAYS_OUT.keys()
-    assert {name for name, what in found.items() if what[0] == "reached"} == set()
-    assert [url for url in coder.visit.requests[before:] if "/assets/live-" not in url] == []
-    coder.visit.complaints.clear()  # that JavaScript may not be made of a text, Chromium says in its console
-
-
-def test_the_code_stays_where_it_was_and_is_not_run_unasked(coder: Coder) -> None:
-    coder.write("def choose(logits):\n    print('mine')\n    return 5\n")
+def test_the_code_stays_where_it_was_and_is_not_run_unasked(coder: Coder, shipped_model: Path) -> None:
+    coder.run("print('ready')\ndef choose(logits):\n    print('mine')\n    return 5\n")
+    coder.told(1)
     coder.page.reload()
     coder.visit.awake()
     coder.visit.tell(PROMPT)
+    assert_told(coder.visit, reference(shipped_model, PROMPT, 60, temperature=0.8))
     coder.open()
     expect(coder.editor).to_contain_text("print('mine')")
     expect(coder.console).to_be_empty()
     coder.press("Reset")
     expect(coder.editor).to_contain_text("How the next token is chosen.")
-    assert coder.text() == samplers.chain()
+    assert coder.kept() == samplers.chain()
 
 
 def test_the_sampler_can_choose_again(coder: Coder, shipped_model: Path) -> None:
-    coder.run(LIKELIEST)
-    told(coder.visit, 1)
-    expect(coder.page.get_by_role("button", name="Share link")).to_be_hidden()  # settings alone do not tell it again
+    """In a worker of its own, where nothing is left of the code."""
+    coder.run("import fabella.engine\n" + LIKELIEST + "fabella.engine.Logits.shortlist = None\n")
+    expect(coder.problem).to_contain_text("TypeError: 'NoneType' object is not callable")
     coder.press("Let the sampler choose")
     expect(coder.page.get_by_text("The sampler chooses the words")).to_be_visible()
-    coder.visit.tell_button.click()
-    told(coder.visit, 2)
+    expect(coder.editor).to_be_focused()
+    coder.visit.awake()
+    coder.visit.tell(PROMPT)
     assert_told(coder.visit, reference(shipped_model, PROMPT, 60, temperature=0.8))
-    expect(coder.page.get_by_role("button", name="Share link")).to_be_visible()
+    assert len(coder.visit.received("ready")) == 2
+
+
+def test_files_and_the_self_test_are_for_a_worker_without_code(
+    visit: Visit, built: Callable[[Path], Path], random_model: Path, tmp_path: Path
+) -> None:
+    site = Site(built(random_model))
+    coder = Coder(visit, site)
+    coder.run("import js\njs.self.onmessage = lambda event: print(event.data)\n" + LIKELIEST)
+    expect(coder.page.get_by_text("This code chooses the words.")).to_be_visible()
+    other = write_random_model(tmp_path / "other.gguf", SMALL)
+    drop(coder.visit, ("other.gguf", other.read_bytes()))
+    row = coder.page.get_by_role("tabpanel").get_by_role("listitem").filter(has_text="yours")
+    expect(row).to_contain_text("thousand parameters")
+    coder.page.keyboard.press("Escape")
+    assert len(coder.visit.received("ready")) == 2
+    coder.run(
+        "def choose(logits):\n    return 5\nimport fabella.selftest\nfabella.selftest.hash_of = lambda logits: 'x'\n"
+    )
+    expect(coder.page.get_by_text("This code chooses the words.")).to_be_visible()
+    coder.press("Computes right?")
+    expect(coder.page.get_by_role("button", name="Computes right ✓")).to_be_visible()
+    assert len(coder.visit.received("ready")) == 3
+    site.close()
+
+
+# ---- What never ends -------------------------------------------------------------------------------------------------
+
+# What no watchdog reaches, and what the code has done to those who would hear of it.
+HANGS = {
+    "power": "9 ** 9 ** 9",
+    "expression": "__import__('re').match('(a+)+$', 'a' * 50 + 'b')",
+    "iterator": "max(iter(int, 1))",
+    "sleep": "__import__('time').sleep(1000)",
+    "the driver": "exec('import fabella.engine\\ndef f(*a):\\n while True: pass\\nfabella.engine.Engine.forward = f')",
+    "the end of the worker": "__import__('js').close()",
+    "the end of Python": (
+        'exec(\'from pyodide_js import FS\\nFS.createLazyFile("/", "x", "y", True, False)\\nopen("/x").read()\')'
+    ),
+    "a worker that is deaf": "__import__('js').self.postMessage = int",
+    "a promise": (
+        "exec('import js\\nfrom pyodide.ffi import create_once_callable as o\\ndef f(*a):\\n while True: pass\\n"
+        "js.Promise.resolve(0).then(o(f))')"
+    ),
+}
+
+
+def test_what_never_ends_is_stopped_or_costs_the_worker(coder: Coder) -> None:
+    """The watchdog names it; where that does not reach, the page starts the storyteller anew with the model kept."""
+    coder.run("def choose(logits):\n    while True:\n        print('again')")
+    expect(coder.problem).to_have_text(
+        re.compile(r"^Line [23]: stopped after 0.4 seconds: a loop without end\? Line [23]:")
+    )
+    expect(coder.console).to_contain_text("characters more")
+    sent = next(m["at"] for m in coder.page.evaluate("notebook.sent") if m["type"] == "tell")
+    done = coder.visit.received("done")[0]["at"]
+    print(f"stopped after {done - sent:.0f} ms")
+    models = sum(url.endswith(".gguf") for url in coder.visit.requests)
+    for count, (name, body) in enumerate(HANGS.items(), 2):
+        coder.wait(1000)
+        coder.run(f"def choose(logits):\n    {body}\n    return 5\n")
+        coder.page.wait_for_function(
+            "(count) => notebook.received.filter(({ type }) => type === 'ready').length === count", arg=count
+        )
+        expect(coder.problem).to_contain_text("anew")
+        assert coder.kept().startswith(f"def choose(logits):\n    {body}"), name
+        expect(coder.visit.alert).to_be_empty()
+    expect(coder.problem).to_have_text(
+        "Your code did not come back for 4 seconds, and nothing could stop it: a single step that takes too long, as "
+        "9**9**9 does. The storyteller was started anew."
+    )
+    expect(coder.page.get_by_text("The sampler chooses the words")).to_be_visible()
+    assert sum(url.endswith(".gguf") for url in coder.visit.requests) == models
+    coder.wait(1e8)
+    before = len(coder.visit.received("done"))
+    coder.run(LIKELIEST)
+    coder.told(before + 1)
+    expect(coder.problem).to_be_empty()
+
+
+def test_code_that_lies_in_wait_costs_the_worker_too(coder: Coder) -> None:
+    """Between two stories, or in the place of what would hear Stop."""
+    later = "import js\nfrom pyodide.ffi import create_once_callable as o\ndef f(*a):\n    while True: pass\n"
+    coder.run(f"{later}def choose(logits):\n    if len(logits.tokens) == 59: js.setTimeout(o(f), 1)\n    return 5\n")
+    coder.told(1)
+    coder.wait(1000)
+    coder.visit.tell_button.click()
+    expect(coder.problem).to_contain_text("Your code did not come back for 15 seconds")
+    coder.page.wait_for_function("() => notebook.received.filter(({ type }) => type === 'ready').length === 2")
+    coder.wait(1e8)
+    coder.visit.setting("Length").fill("500")
+    coder.run(
+        SLOWLY.format("on", 0).replace("time.sleep(0.05)", "import js; js.self.onmessage = None; time.sleep(0.05)")
+    )
+    expect(coder.console).to_contain_text("on\non")
+    coder.wait(1000)
+    coder.visit.stop_button.click()
+    expect(coder.problem).to_contain_text("Your code did not come back for 4 seconds")
+    expect(coder.page.get_by_text("You stopped the story here.")).to_be_visible()
+    coder.visit.awake()
+
+
+# ---- What code cannot reach ------------------------------------------------------------------------------------------
+
+
+def test_what_the_code_cannot_reach(coder: Coder, site: Site) -> None:
+    """No server, its own included; nothing that is kept; no fresh worker. Nor after the worker was started anew."""
+    for _ in range(2):
+        stories = len(coder.visit.received("done"))
+        coder.run(LIKELIEST)
+        coder.told(stories + 1)
+        before = len(coder.visit.requests)
+        coder.run(reaching(site.url))
+        coder.told(stories + 2)
+        found = found_in(coder.console.text_content() or "")
+        print("\n".join(f"{name}: {what}" for name, what in found.items()))
+        assert {name for name, what in found.items() if what[0] == "reached"} == set()
+        assert coder.visit.requests[before:] == []
+        coder.visit.complaints.clear()  # that JavaScript may not be made of a text, Chromium says in its console
+        coder.press("Let the sampler choose")
+        coder.visit.awake()
+
+
+# What it sends for the story that is being told, whose number it has heard.
+SENDS = """
+import js
+from pyodide.ffi import create_proxy
+heard = []
+js.self.addEventListener("message", create_proxy(lambda event: heard.append(event.data.id)))
+def choose(logits):
+    js.postMessage(js.JSON.parse(MESSAGE.replace("ID", str(heard[-1]))))
+    return 5
+"""
+PICTURE = '{"token": 5, "text": "<img src=x>", "from_prompt": false}'
+STEPS = '{"type": "steps", "id": ID, "steps": [STEP], "tokens_per_second": 1}'
+FORGED = {
+    "words of the page's": '{"type": "error", "id": null, "field": null, "message": "Log in!", "way_out": "reload"}',
+    "another beginning": '{"type": "ready", "id": 1, "model": {"bytes": 1e99}, "kept": true}',
+    "a story without end": STEPS.replace("STEP", ",".join([PICTURE.replace("=x", "=" + "x" * 900)] * 60)),
+}
+
+
+def test_the_page_does_not_believe_what_the_code_sends(coder: Coder) -> None:
+    """What is no message costs the worker, and so does a text without end; what is one is shown as text."""
+
+    def send(message: str) -> None:
+        coder.run(SENDS.replace("MESSAGE", repr(message)))
+
+    send(STEPS.replace("STEP", PICTURE))
+    coder.told(1)
+    expect(coder.visit.story).to_contain_text("<img src=x>")
+    assert coder.visit.story.locator("img").count() == 0
+    for count, message in enumerate(FORGED.values(), 2):
+        send(message)
+        coder.page.wait_for_function(
+            "(count) => notebook.received.filter(({ model }) => model?.name).length === count", arg=count
+        )
+        expect(coder.problem).to_have_text(
+            "Your code has broken the storyteller, which runs beside it. It was started anew."
+        )
+        coder.visit.awake()
+        expect(coder.visit.alert).to_be_empty()
+
+
+# ---- For everyone ----------------------------------------------------------------------------------------------------
 
 
 def test_keyboard_phone_and_axe(coder: Coder, screenshots: Path) -> None:

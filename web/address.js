@@ -50,7 +50,7 @@ export function read(fragment) {
     settings,
     mode: mode === "story" || mode === "chat" ? mode : "",
     compact: named.get("view") === "leaf",
-    shared: named.has("v") || named.has("c"),
+    shared: ["v", "c", "code"].some((name) => named.has(name)),
   };
 }
 

@@ -13,7 +13,7 @@ import { path } from "./leaf.js";
 import { recall, remember } from "./memory.js";
 import { keepForOffline, mendKept } from "./offline.js";
 import { presets } from "./presets.js";
-import { Hung, Problem, noSuchModel } from "./problem.js";
+import { Problem, Spoilt, noSuchModel } from "./problem.js";
 import { enter } from "./rooms.js";
 import { change, current, watch } from "./state.js";
 import { list } from "./store.js";
@@ -35,6 +35,9 @@ const assets = JSON.parse(element("assets", HTMLScriptElement).text);
 
 /** @type {Bridge} */
 let bridge;
+
+/** The file of the adapter in use, if the visitor has opened one. @type {File | null} */
+let adapted = null;
 
 /** The model for which the settings are as they are: its id. */
 let settingsOf = "";
@@ -66,7 +69,7 @@ async function load(source) {
     ended: null,
     unkept: "",
     adapter: null,
-    code: false,
+    code: null,
     engine: null,
     counted: null,
   });
@@ -126,11 +129,11 @@ function hear(message) {
  */
 function fail(problem) {
   const { message, wayOut } = problem;
-  const { code, source } = current();
+  const { source } = current();
   telling.giveUp();
-  if (source && (code || problem instanceof Hung)) {
+  if (source && problem instanceof Spoilt) {
     change({ codeProblem: { message, line: null } });
-    load(source); // what it was, the visitor's code has broken
+    restart().catch(complain);
     return;
   }
   if (wayOut === "reload" && assets.offline) mended = mendKept();
@@ -167,9 +170,9 @@ function setMode(mode) {
 const complain = ({ message }) => change({ complaint: { message, field: null, wayOut: "again" } });
 
 const openChat = () => enter("chat", assets, telling).catch(complain);
-const openCode = () => enter("code", assets, { ...telling, useCode }).catch(complain);
-const openShare = () => enter("share", assets, { ...telling, setMode, question }).catch(complain);
-const openProof = () => enter("proof", assets, { assets, question }).catch(complain);
+const openCode = () => enter("code", assets, { ...telling, useCode, untouched }).catch(complain);
+const openShare = () => enter("share", assets, { ...telling, setMode, question, openCode, untouched }).catch(complain);
+const openProof = () => enter("proof", assets, { assets, question, untouched }).catch(complain);
 const openShelf = () => enter("shelf", assets, { ...telling, assets, load, describe, adapt, versions }).catch(complain);
 
 const openLook = () => enter("look", assets, { ...telling, question, hush, own: assets.model.id }).catch(complain);
@@ -187,7 +190,7 @@ const hush = (id) => bridge.stop(id);
  * @returns {Promise<Card & { adapter?: AdapterCard }>}
  */
 async function describe(file, tokenizer) {
-  const worker = await settled();
+  const worker = await untouched();
   const nothing = /** @type {Card} */ ({ name: file.name, bytes: file.size });
   if (worker === "failed") return nothing;
   const { card } = await bridge.ask({ type: "describe", file, tokenizer }).answer;
@@ -208,22 +211,43 @@ async function settled() {
 }
 
 /**
- * Has the visitor's code choose the tokens from the next one on, or with null the sampler again.
- * @param {string | null} source
+ * Has the visitor's code choose the tokens from the next one on.
+ * @param {string} source
  * @returns {Promise<boolean>} whether it does; if not, what did before goes on
  */
 async function useCode(source) {
   if ((await settled()) === "failed") return false;
   const { printed, problem } = await bridge.ask({ type: "code", source }).answer;
   if (printed) change({ printed: { text: printed } });
-  change({ codeProblem: problem, ...(!problem && { code: source !== null }) });
+  change({ codeProblem: problem, ...(!problem && { code: source }) });
   return !problem;
+}
+
+/**
+ * Waits for a worker in which no code of the visitor's has run: whatever such code has left behind ends with its worker.
+ * The sampler chooses there, and there alone files are read and the self-test is made.
+ */
+async function untouched() {
+  if (bridge?.isTouched) restart().catch(complain);
+  return settled();
+}
+
+/** Starts the worker anew, with what it had but for the visitor's code. */
+async function restart() {
+  const { source, adapter } = current();
+  const file = adapter && !adapter.own ? adapted : null;
+  if (!source) return;
+  await load(source);
+  if (file) await adapt(file);
+  if (adapter && !adapter.on) await useAdapter(false);
 }
 
 /** Has the model in use speak through an adapter; rejects with a Refusal if that is for another. @param {File} file */
 async function adapt(file) {
+  await untouched();
   const { adapter } = await bridge.ask({ type: "adapt", file, on: true }).answer;
   change({ adapter: { ...adapter, name: adapter.name || file.name, on: true, own: false } });
+  adapted = file;
 }
 
 /** @param {boolean} on */
@@ -291,8 +315,8 @@ function takeAddress() {
   if (!model) return;
   if (shared && !compact) {
     const { hash } = location;
-    openShare().then((room) => {
-      addressed = room?.follow(hash) === false; // it needs another model, which the visitor may open
+    openShare().then(async (room) => {
+      addressed = (await room?.follow(hash)) === false; // it needs another model, which the visitor may open
     });
     return;
   }
@@ -308,6 +332,7 @@ function takeAddress() {
 
 /** The address has become another. */
 async function follow() {
+  if (current().code !== null) await untouched(); // it tells what the sampler chooses, or code of its own
   const { model, shared } = read(location.hash);
   const source = model ? await sourceOf(model, current().model?.id ?? "") : null;
   if (model && !source && !shared) {

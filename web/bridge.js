@@ -2,8 +2,9 @@
  * The page's end of the bridge: starts the worker, and asks it. A question has a number, and its answer is a promise.
  */
 
+import { TOLD, isMessage, told } from "./distrust.js";
 import { damageOf, download, downloadModule, startWorker } from "./download.js";
-import { HANG, Problem, SILENCE, causeOf, hung, impossible, notStarted } from "./problem.js";
+import { HANG, Problem, SILENCE, broken, causeOf, hung, impossible, notStarted } from "./problem.js";
 import { decompress } from "./snapshot.js";
 import { persist } from "./store.js";
 
@@ -43,11 +44,13 @@ export class Bridge {
   #worker;
   #over = false;
   #questions = 0;
-  /** Those without an answer. @type {Map<number, { hear: (message: Steps) => void, resolve: (answer: any) => void, reject: (error: unknown) => void }>} */
+  /** Those without an answer. @type {Map<number, { hear: (message: Steps) => void, resolve: (answer: any) => void, reject: (error: unknown) => void, told: number }>} */
   #asked = new Map();
   #silence = 0; // a timer
-  #calls = false; // whether the visitor's code runs in it
-  #calling = 0; // the question that it may run for
+  #calls = false; // whether the visitor's code is called now
+  #calling = 0; // the question that it may be called for
+  /** Whether code of the visitor's has run in it, which may have changed anything there. */
+  isTouched = false;
 
   /**
    * @param {Assets} assets
@@ -94,14 +97,14 @@ export class Bridge {
       // Hosts may add lines to a script, so it is compared only if it does not start.
       download({ ...at(worker), sha256: undefined }, NAME, count),
     ]);
-    const broken = async (/** @type {string} */ reason) => {
+    const notHeard = async (/** @type {string} */ reason) => {
       const damage = await damageOf(script, worker, NAME);
       this.#fail(damage ?? (await causeOf(notStarted(NAME, reason))));
     };
     if (this.#over) return new Promise(() => {});
-    this.#start(startWorker(engine, script), broken);
+    this.#start(startWorker(engine, script), notHeard);
     const [module, snapshot] = await Promise.all([compiled, decompressed]);
-    this.#silence = setTimeout(broken, 1000 * SILENCE, "it says nothing");
+    this.#silence = setTimeout(notHeard, 1000 * SILENCE, "it says nothing");
     /** @type {Omit<Load, "id">} */
     const question = {
       type: "load",
@@ -116,19 +119,29 @@ export class Bridge {
 
   /**
    * @param {Worker} worker
-   * @param {(reason: string) => void} broken
+   * @param {(reason: string) => void} notHeard
    */
-  #start(worker, broken) {
+  #start(worker, notHeard) {
     this.#worker = worker;
     worker.onmessage = ({ data }) => {
       clearTimeout(this.#silence);
-      this.#receive(data);
-      if (this.#calls && !this.#over) this.#silence = setTimeout(() => this.#fail(hung()), 1000 * HANG);
+      this.#silence = 0;
+      if (this.isTouched && !isMessage(data)) this.#fail(broken());
+      else this.#receive(data);
+      this.#listen();
     };
     worker.onerror = ({ message }) => {
       clearTimeout(this.#silence);
-      broken(message);
+      if (this.isTouched) this.#fail(broken());
+      else notHeard(message);
     };
+  }
+
+  /** From now on silence means that the visitor's code hangs, if it has run at all and there is something to be said. */
+  #listen() {
+    if (!this.isTouched || this.#over || this.#silence || this.#asked.size === 0) return;
+    const seconds = this.#calls ? HANG : SILENCE; // other things may take long, too
+    this.#silence = setTimeout(() => this.#fail(hung(seconds)), 1000 * seconds);
   }
 
   /**
@@ -141,14 +154,16 @@ export class Bridge {
   ask(question, hear = () => {}, given = []) {
     const id = ++this.#questions;
     if (question.type === "tell" || question.type === "say") this.#calling = id;
-    const answer = new Promise((resolve, reject) => this.#asked.set(id, { hear, resolve, reject }));
+    const answer = new Promise((resolve, reject) => this.#asked.set(id, { hear, resolve, reject, told: 0 }));
     this.#worker?.postMessage(/** @type {ToWorker} */ ({ ...question, id }), given);
+    this.#listen();
     return { id, answer };
   }
 
   /** @param {number} id  the question's whose answer may come at once */
   stop(id) {
     this.#worker?.postMessage(/** @type {ToWorker} */ ({ type: "stop", id }));
+    if (this.isTouched) setTimeout(() => this.#asked.has(id) && this.#fail(hung(HANG)), 1000 * HANG);
   }
 
   /** @param {FromWorker} message */
@@ -158,7 +173,7 @@ export class Bridge {
       return;
     }
     if (message.type === "calls") {
-      this.#calls = true;
+      this.isTouched = this.#calls = true;
       return;
     }
     if (message.type === "error" && message.id === null) {
@@ -167,7 +182,10 @@ export class Bridge {
     }
     const asked = this.#asked.get(/** @type {number} */ (message.id));
     if (message.type === "steps") {
-      asked?.hear(message);
+      if (!asked) return;
+      asked.told += told(message);
+      if (this.isTouched && asked.told > TOLD) this.#fail(broken());
+      else asked.hear(message);
       return;
     }
     if (message.id === this.#calling || message.type === "coded") this.#calls = false;

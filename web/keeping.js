@@ -69,14 +69,17 @@ export async function startKeeping(own) {
     },
   );
   let stood = false; // whether the address is that of a leaf
+  const bare = () => location.pathname + location.search;
   watch(
     ({ leaf, request, model, unkept }) => [request === null ? leaf : undefined, model, unkept],
     (leaf, model, unkept) => {
-      if (leaf === null && stood) history.replaceState(history.state, "", location.pathname + location.search);
+      if (leaf === null && stood) history.replaceState(history.state, "", bare());
       if (leaf !== undefined) stood = leaf !== null;
       if (leaf?.kind !== "story" || !model || leaf.model.id !== model.id || unkept || path(leaf).length !== 2) return;
       const turn = last(leaf);
-      if (turn?.reason && !turn.code) history.replaceState(history.state, "", write(leaf, turn, model));
+      if (!turn?.reason) return;
+      const toldAgain = turn.code === undefined; // by what an address says
+      history.replaceState(history.state, "", toldAgain ? write(leaf, turn, model) : bare());
     },
   );
 

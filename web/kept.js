@@ -151,6 +151,7 @@ function wrongInTurn(turn, index) {
   if (![turn.seconds, turn.rate, turn.dropped].every(isNumber)) return "the figures";
   if (turn.reason !== null && !["end", "length", "context", "stop", "stopped", "loop", "code"].includes(turn.reason))
     return "the end";
+  if (turn.code !== undefined && !isText(turn.code)) return "the code";
   if (turn.settings === null) return "";
   const { seed, ...numbers } = turn.settings ?? { seed: null };
   return isText(seed) && Object.values(numbers).every(isNumber) ? "" : "the settings";

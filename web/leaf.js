@@ -17,7 +17,8 @@ import { hex } from "./bytes.js";
  * @property {string} text  so far; of a prompt, once the model has read it, what its tokens say
  * @property {number[]} tokens  that the model has chosen for it
  * @property {Settings | null} settings  of the model's turns, with the seed
- * @property {boolean} [code]  whether the visitor's code chose of it: the settings alone do not tell it again
+ * @property {string} [code]  of the visitor's, which chose all of its tokens, in one go; "" if it chose some of them: then
+ *     nothing tells it again
  * @property {Reason | null} reason  why it ended; null as long as it has not
  * @property {number} seconds
  * @property {number} rate  tokens a second

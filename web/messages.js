@@ -127,8 +127,8 @@
  *     is stopped. Answered by Adapted, or by Failure: then nothing has changed
  * @typedef {{type: "call", id: number, module: string, request: string, file?: File}} Call  after Ready: hands a request
  *     to the function `answer` of one of our further modules of Python's; answered by Called, or by Failure
- * @typedef {{type: "code", id: number, source: string | null}} UseCode  after Ready: has the visitor's code choose the
- *     tokens from the next one on; null: the sampler again. Answered by Coded
+ * @typedef {{type: "code", id: number, source: string}} UseCode  after Ready: has the visitor's code choose the tokens
+ *     from the next one on. Answered by Coded
  * @typedef {Load | Tell | Say | Stop | Count | Describe | Adapt | Call | UseCode} ToWorker
  *
  * worker → page

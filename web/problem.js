@@ -27,13 +27,17 @@ export class Problem extends Error {
 export const HANG = 4;
 
 /** The worker has to be started anew because of the visitor's code; the page does so itself. */
-export class Hung extends Problem {}
+export class Spoilt extends Problem {}
 
-export const hung = () =>
-  new Hung(
-    `Your code did not come back for ${HANG} seconds, and nothing could stop it: a single step that takes too long, as ` +
-      "9**9**9 does. The storyteller was started anew.",
+/** @param {number} seconds */
+export const hung = (seconds) =>
+  new Spoilt(
+    `Your code did not come back for ${seconds} seconds, and nothing could stop it: a single step that takes too long, ` +
+      "as 9**9**9 does. The storyteller was started anew.",
   );
+
+export const broken = () =>
+  new Spoilt("Your code has broken the storyteller, which runs beside it. It was started anew.");
 
 /** @param {string} part */
 export const unreachable = (part) =>

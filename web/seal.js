@@ -3,7 +3,9 @@
  * given, and have not understood. What is left computes, and tells the page; it asks no server for anything, reads and
  * writes nothing that is kept on this machine, and starts no other worker, which would have all of this again.
  *
- * The page's policy forbids the rest: to make JavaScript of a text, and to reach any server but the page's own.
+ * The page's policy forbids the rest: to make JavaScript of a text, and to reach any server but the page's own. What the
+ * code has changed here ends with the worker; what it sends, the page believes only as far as distrust.js says; and files
+ * that the visitor opens go to another worker (app.js: untouched).
  */
 
 /** To servers, to what is kept here, to other pages and workers, to files and fonts. */
@@ -22,6 +24,7 @@ const OF_NAVIGATOR = "storage storageBuckets serviceWorker sendBeacon locks usb 
 export function seal(scope) {
   for (const name of words(DOORS)) remove(scope, name);
   for (const name of words(OF_NAVIGATOR)) remove(scope.navigator, name);
+  remove(URL, "createObjectURL"); // an address within the page's origin, for what the code has made
 }
 
 /** @param {string} text */

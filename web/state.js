@@ -29,7 +29,7 @@
  * @property {Complaint | null} complaint
  * @property {{ name: string, about: string, on: boolean, own: boolean } | null} adapter  beside the model; own:
  *     the page came with it
- * @property {boolean} code  whether the visitor's code chooses the tokens
+ * @property {string | null} code  of the visitor's that chooses the tokens; null: the sampler does
  * @property {CodeProblem | null} codeProblem  what went wrong in it last
  * @property {{ text: string }} printed  by it, last
  * @property {string} unkept  why the model is not kept on this machine; "" if it is
@@ -47,6 +47,8 @@
  * @property {Done | null} done  how it ended at the worker, which may be ahead of the reader
  * @property {number} rate  tokens a second
  * @property {boolean} stopped  Stop was pressed: nothing more of it is shown
+ * @property {string | null} [code]  what has chosen all that the worker has told of it: the visitor's code, or with null
+ *     the sampler; "" if not the same has chosen all
  *
  * @typedef {Omit<Extract<ToWorker, { type: "tell" }>, "id"> | Omit<Extract<ToWorker, { type: "say" }>, "id">} Asked
  *
@@ -76,7 +78,7 @@ const state = {
   ended: null,
   complaint: null,
   adapter: null,
-  code: false,
+  code: null,
   codeProblem: null,
   printed: { text: "" },
   unkept: "",

@@ -303,9 +303,28 @@ function hear(id, { steps, tokens_per_second: rate, printed }) {
   const { request } = current();
   if (printed) change({ printed: { text: printed } });
   if (request?.id !== id || request.stopped) return;
-  change({ request: { ...request, rate } });
+  change({ request: { ...request, rate, code: chooser(request, steps) } });
   onlooker?.(request, steps);
   pacer.push(steps);
+}
+
+/** What has chosen all that is told, with these tokens; undefined before the first. @param {Request} request @param {Step[]} steps */
+function chooser({ code: before }, steps) {
+  const { code } = current(); // the worker says that it is another before it tells what that has chosen
+  if (steps.every((step) => step.from_prompt)) return before;
+  return before === undefined || before === code ? code : "";
+}
+
+/**
+ * A turn's `code`, once more of it is told.
+ * @param {Turn} turn
+ * @param {Request} request
+ */
+function codeOf({ code: before }, { code = null, message }) {
+  const { told = [], forced = [], typed = "" } = message;
+  const isWhole = told.length === 0 && forced.length === 0 && !typed;
+  if (isWhole) return code ?? undefined; // such code may remember what it has told
+  return code === null && before === undefined ? undefined : "";
 }
 
 /** @param {Step[]} steps */
@@ -317,6 +336,7 @@ function show(steps) {
   const given = steps.filter((step) => step.from_prompt); // the prompt comes first
   const told = steps.slice(given.length);
   const { text: before, tokens, dropped, parent } = leaf.turns[id];
+  const code = codeOf(leaf.turns[id], request);
   if (told.length > 0 && performance.getEntriesByName("first-token").length === 0) performance.mark("first-token");
   const prompt = request.reads && parent !== null ? leaf.turns[parent] : null;
   const read = prompt && given.length > 0 ? set(leaf, prompt.id, { text: prompt.text + text(given) }) : leaf;
@@ -326,7 +346,7 @@ function show(steps) {
     dropped: Math.max(dropped, ...steps.map(({ dropped }) => dropped ?? 0)),
     rate: request.rate,
     reason: null,
-    ...(current().code && { code: true }),
+    ...(code !== undefined && { code }),
   };
   change({ leaf: set(read, id, shown) });
 }

@@ -37,7 +37,7 @@ const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ 
  *   forward_time: (milliseconds: number) => number,
  *   adapt: (file: unknown) => string,
  *   use_adapter: (on: boolean) => void,
- *   use_code: (make?: unknown, source?: string, begins?: () => void) => string,
+ *   use_code: (make: unknown, source: string, begins: () => void) => string,
  * }}
  */
 let storyteller;
@@ -58,6 +58,9 @@ let page;
 let awake = Promise.reject(new Error("nothing was loaded"));
 awake.catch(() => {});
 
+/** Whether a model is loaded, or about to be: that is done once. */
+let loads = false;
+
 /** Fetches our further modules of Python's. @type {() => Promise<void>} */
 let fetchFurther;
 
@@ -77,6 +80,8 @@ nextTurn.port1.onmessage = ({ data: id }) => {
 
 scope.onmessage = (/** @type {MessageEvent<ToWorker>} */ { data: message }) => {
   if (message.type === "load") {
+    if (loads) return; // a visitor's code might ask for it, and so for files
+    loads = true;
     load(message).catch(async (error) => {
       fail(null, await causeOf(error), "The model could not be loaded: ");
     });
@@ -174,11 +179,6 @@ async function call({ id, module, request, file }) {
 
 /** @param {UseCode} message */
 async function useCode({ id, source }) {
-  if (source === null) {
-    storyteller.use_code();
-    send({ type: "coded", id, printed: "", problem: null });
-    return;
-  }
   await wantFurther();
   seal(scope);
   rehearsed = true;

@@ -4,11 +4,17 @@ The code is a visitor's. It defines a function ``choose(logits)``, which is call
 token's number; what it can ask of `logits`, `LiveLogits` says. What goes wrong in it becomes a `CodeError` with its
 line, and neither the model's logits nor the random numbers are left changed.
 
-What such code can reach: it runs in the page's worker, with all that Python brings along, and beside the driver. It
-can break that, and then the worker has to be started anew. It sees the text that it picks tokens for, and may print and
-return what it likes. Before the first such code runs, the worker gives away all that leads out of it (web/seal.js):
-requests to any server, the page's own included; what is kept on this machine, conversations and models; and the means
-to get a fresh worker. There is no file that it could read but Python's own.
+What such code can reach: it runs in the page's worker, with all that Python and JavaScript bring along, and beside the
+driver. It sees every text that this worker goes on with from then on, and the model; it may change both Python's and
+JavaScript's side of the worker, and send the page whatever it likes.
+
+What it cannot: before the first such code runs, the worker gives away all that leads out of it (web/seal.js): requests
+to any server, the page's own included; what is kept on this machine, conversations and models; and the means to get a
+fresh worker. There is no file that it could read but Python's own, and one that the visitor opens goes to a worker in
+which no such code has run, as does the self-test. Of what it sends the page takes only what has the form of a message
+(web/distrust.js), and shows that as text. What it has broken, or made hang, ends with the worker, which the page starts
+anew. Memory and the processor's time it shares with the page: at the worst the browser ends the tab, and what is kept
+stays; a reload does not run the code again.
 """
 
 from __future__ import annotations

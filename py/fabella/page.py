@@ -385,13 +385,13 @@ class Page:
         self._is_adapted = on
         self._session.forget()
 
-    def use_code(self, make: Callable[..., Code] | None, source: str = "", begins: Any = None) -> str:
-        """Has a visitor's code pick the tokens, or the sampler again: from the next token on, also of a story begun.
+    def use_code(self, make: Callable[..., Code], source: str, begins: Any) -> str:
+        """Has a visitor's code pick the tokens, from the next one on, also of a story begun.
 
         Parameters
         ----------
         make
-            `fabella.live.Code`; None: the sampler picks.
+            `fabella.live.Code`.
         source, begins
             As for that.
 
@@ -399,21 +399,14 @@ class Page:
         -------
         JSON ``{"printed", "problem"}``, the latter null or as `advance` has it: then all is as it was.
         """
-        if make is None:
-            self._close_code()
-            return json.dumps({"printed": "", "problem": None})
         try:
             code = make(source, self._session, self._model.tokenizer, begins)
         except CodeError as error:
             return json.dumps({"printed": error.printed, "problem": _problem(error)})
-        self._close_code()
-        self._code = code
-        return json.dumps({"printed": code.console.take(), "problem": None})
-
-    def _close_code(self) -> None:
         if self._code:
             self._code.close()
-        self._code = None
+        self._code = code
+        return json.dumps({"printed": code.console.take(), "problem": None})
 
     def stop(self) -> None:
         """Forgets the story that is going on."""

@@ -1,8 +1,8 @@
 """Stops Python code that takes too long, where nothing else can: a page's only thread is the one that is busy.
 
 Python itself tells of each step that could be one of an endless loop: a jump back, a branch, a function begun or gone
-on with (:mod:`sys.monitoring`). Past the deadline each such step raises `TookTooLong`, also where the code has caught
-it before. Code that is made on the way, by exec() or a lambda, is watched from its first step on.
+on with (:mod:`sys.monitoring`). When its time is over each such step raises `TookTooLong`, also where the code has
+caught it before. Code that is made on the way, by exec() or a lambda, is watched from its first step on.
 
 What a single call of C does cannot be stopped so: ``9**9**9``, a regular expression that tries everything, a long
 sleep. Whoever needs an end to these, too, has to run all of Python in a worker and end that.
@@ -37,8 +37,11 @@ INTERRUPTED = (f"{DRIVER}/sampler.py", f"{DRIVER}/constraint.py")
 IN_ORDER = (f"{DRIVER}/", _file(contextlib.contextmanager.__code__), _file(codecs.IncrementalDecoder.decode.__code__))
 
 
+STALL = 0.1  # seconds: if more pass between two steps, the machine had something else to do
+
+
 class TookTooLong(BaseException):
-    """The deadline is over. No Exception, which code often catches without a look."""
+    """The time is over. No Exception, which code often catches without a look."""
 
 
 class Watchdog:
@@ -48,7 +51,8 @@ class Watchdog:
     """
 
     def __init__(self) -> None:
-        self._deadline: float | None = None
+        self._left: float | None = None  # seconds
+        self._last = 0.0
         if monitoring is None:
             return
         events = monitoring.events
@@ -70,36 +74,39 @@ class Watchdog:
     @contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
         """Let what is done meanwhile take so long at most."""
-        self._deadline = clock() + seconds
+        self._left, self._last = seconds, clock()
         try:
             yield
         finally:
-            self._deadline = None
+            self._left = None
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Within what is limited: what is done meanwhile does not count."""
-        deadline, self._deadline = self._deadline, None
-        began = clock()
+        left, self._left = self._left, None
         try:
             yield
         finally:
-            self._deadline = None if deadline is None else deadline + clock() - began
+            self._left, self._last = left, clock()
 
     def _begin(self, code: CodeType, _offset: int) -> Any:
         """Called when a function begins: any there is."""
         file = _file(code)
         if file.startswith(IN_ORDER) and file not in INTERRUPTED:
             return monitoring.DISABLE
-        if self._deadline is not None:
+        if self._left is not None:
             if monitoring.get_local_events(self._tool, code) != self._steps:
                 monitoring.set_local_events(self._tool, code, self._steps)
             self._step()
         return None
 
     def _step(self, *_: object) -> None:
-        if self._deadline is not None and clock() > self._deadline:
-            raise TookTooLong
+        if self._left is not None:
+            now = clock()
+            self._left -= min(now - self._last, STALL)
+            self._last = now
+            if self._left < 0:
+                raise TookTooLong
 
 
 def _single(events: int) -> Iterator[int]:

@@ -12,7 +12,7 @@ import { button, make } from "./make.js";
 
 /**
  * @typedef {{ chain: string, examples: { title: string, source: string }[], help: string }} Texts
- * @typedef {Given & { useCode: (source: string | null) => Promise<boolean> }} House
+ * @typedef {Given & { useCode: (source: string) => Promise<boolean>, untouched: () => Promise<unknown> }} House
  */
 
 /** Milliseconds of rest after which an edit is used. */
@@ -39,7 +39,7 @@ const STYLE = `
 
 /** @param {House} house */
 export function mount(house) {
-  const { current, change, watch, useCode, goOn, tell } = house;
+  const { current, change, watch, useCode, untouched, goOn, tell } = house;
   const texts = /** @type {Texts} */ (samplers);
   const sheet = new CSSStyleSheet();
   sheet.replaceSync(STYLE);
@@ -56,7 +56,10 @@ export function mount(house) {
   );
   const examples = make("select", { id: "code-examples" }, make("option", { value: "" }, "the sampler itself"));
   texts.examples.forEach(({ title }, number) => examples.append(make("option", { value: String(number) }, title)));
-  const handBack = button("Let the sampler choose", () => useCode(null));
+  const handBack = button("Let the sampler choose", () => {
+    editor.focus(); // the button goes
+    untouched();
+  });
   const row = make(
     "p",
     { class: "row" },
@@ -66,6 +69,20 @@ export function mount(house) {
     examples,
     handBack,
     button("Close", close),
+  );
+  const guest = make(
+    "p",
+    { class: "row", role: "status" },
+    "This code came with a link. Your own is kept.",
+    button("Back to mine", () => {
+      const text = own;
+      own = "";
+      editor.write(text);
+    }),
+    button("Keep this one instead", () => {
+      own = "";
+      changed();
+    }),
   );
   const host = make("div", { class: "editor" });
   const says = make("p", { class: "hint", role: "status" });
@@ -78,17 +95,20 @@ export function mount(house) {
     make("pre", { tabindex: "0", "aria-label": "What logits offers" }, texts.help),
   );
   const heading = make("p", { class: "hint" }, "Console: what print() says");
-  section.replaceChildren(title, hint, row, host, says, problem, heading, console, help);
+  section.replaceChildren(title, hint, row, guest, host, says, problem, heading, console, help);
 
   const kept = recall(ownKey(KEY));
   const editor = openEditor(host, "Code", kept || texts.chain, { run, changed });
   let timer = 0;
+  let own = ""; // what the visitor has written, while code from a link stands in its place
+  guest.hidden = true;
 
   function changed() {
     const text = editor.read();
-    remember(ownKey(KEY), text === texts.chain ? "" : text);
+    guest.hidden = !own;
+    if (!own) remember(ownKey(KEY), text === texts.chain ? "" : text);
     clearTimeout(timer);
-    timer = setTimeout(() => current().code && useCode(text), REST);
+    timer = setTimeout(() => current().code !== null && useCode(text), REST);
   }
 
   /** Has the code choose: in the story that is told, in one that waits for it, or else in a new one. */
@@ -119,7 +139,7 @@ export function mount(house) {
   watch(
     ({ code }) => [code],
     (code) => {
-      handBack.hidden = !code;
+      handBack.hidden = code === null;
       opener.textContent = code ? "Your code chooses: change it" : "Change the code that chooses";
       says.textContent = code
         ? "This code chooses the words."
@@ -144,15 +164,30 @@ export function mount(house) {
   watch(
     ({ request }) => [request?.id ?? 0],
     (id) => {
-      if (id && current().code) change({ codeProblem: null });
+      if (id && current().code !== null) change({ codeProblem: null });
     },
   );
 
+  function open() {
+    section.hidden = false;
+    section.scrollIntoView({ block: "nearest" });
+    editor.focus();
+  }
+
   return {
-    open() {
-      section.hidden = false;
-      section.scrollIntoView({ block: "nearest" });
-      editor.focus();
+    open,
+    /**
+     * Has code choose that came with a link; the visitor's own stays kept.
+     * @param {string} text
+     * @returns {Promise<boolean>} whether it does
+     */
+    use(text) {
+      open();
+      const before = own || editor.read();
+      own = [texts.chain, text].includes(before) ? "" : before;
+      editor.write(text);
+      clearTimeout(timer);
+      return useCode(text);
     },
   };
 }

@@ -34,6 +34,9 @@ const RANGES = {
 };
 const WHOLE = ["top_k", "length"];
 
+/** Characters of a program, as in py/fabella/live.py. */
+const LONGEST_CODE = 100_000;
+
 /** What may stand behind a link in a sentence, and is taken for its end. */
 const BEHIND = "[.,;:!?)\\]}>*\"'”’]*";
 
@@ -51,7 +54,7 @@ const BEHIND = "[.,;:!?)\\]}>*\"'”’]*";
  * @property {Partial<Settings>} settings  that are not the model's own
  * @property {[place: number, token: number][]} choices
  * @property {Mark | null} mark  null: the page's own address, which has none
- * @property {string} code  of a sampler of its own, in Python: to be read, and never run unread
+ * @property {string} code  of a sampler of its own, packed; "" if it has none: to be read, and never run unread
  */
 
 /** Why a link is not followed, in words. */
@@ -68,11 +71,24 @@ export class Damaged extends Error {
  * @param {string} address  of the story, by address.js
  * @param {string} name  the model's
  * @param {number[]} tokens  told
+ * @param {string} [code]  that chose them, packed
  */
-export function format(address, name, tokens) {
+export function format(address, name, tokens, code = "") {
   const { count, hash, checks } = markOf(tokens);
-  const named = new URLSearchParams({ name, h: `${count}.${hash}.${checks}` }); // last: it is missed if it is cut off
+  const named = new URLSearchParams({ ...(code && { code }), name });
+  named.set("h", `${count}.${hash}.${checks}`); // last: it is missed if it is cut off
   return `#v=${VERSION}&${address.slice(1)}&${named}`;
+}
+
+/**
+ * Makes a program short: DEFLATE, in base64url.
+ * @param {string} text
+ */
+export async function pack(text) {
+  const stream = new Blob([text]).stream().pipeThrough(new CompressionStream("deflate-raw"));
+  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+  const digits = btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+  return digits.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
 /** @param {number[]} tokens @returns {Mark} */
@@ -126,6 +142,31 @@ export function compare(tokens, mark) {
 // ---- Reading ---------------------------------------------------------------------------------------------------------
 
 /**
+ * The program in a link.
+ * @param {string} packed
+ * @throws {Damaged}
+ */
+export async function unpack(packed) {
+  const bytes = Uint8Array.from(atob(packed.replaceAll("-", "+").replaceAll("_", "/")), (sign) => sign.charCodeAt(0));
+  const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+  const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw")).getReader();
+  let text = "";
+  try {
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      text += decoder.decode(part.value, { stream: true });
+      if (text.length > LONGEST_CODE) break;
+    }
+    text += decoder.decode();
+  } catch {
+    throw new Damaged("the code in it is none");
+  } finally {
+    reader.cancel().catch(() => {}); // a small link may hold a text without end
+  }
+  if (text.length > LONGEST_CODE) throw new Damaged(`the code in it has more than ${LONGEST_CODE} characters`);
+  return text;
+}
+
+/**
  * @param {string} fragment  with its #
  * @returns {Link}
  * @throws {Damaged}
@@ -142,6 +183,7 @@ export function parse(fragment) {
   if (!/^[1-9][0-9]{0,17}$/.test(seed)) throw new Damaged("it has no seed");
   if (prompt === undefined) throw new Damaged("the story’s beginning is not in it");
   if (version && mark === undefined) throw new Damaged("its end is missing");
+  if (!/^[\w-]*$/.test(code) || code.length % 4 === 1) throw new Damaged("the code in it is none");
   return {
     model,
     name: (named.get("name") ?? "").slice(0, 80),

@@ -553,7 +553,8 @@ export function mount(house) {
     else
       house.ask(message, () => {
         const made = add(leaf, turn.parent, "assistant", text, its);
-        return set(made, made.turns.length - 1, { tokens: told, choices: taken });
+        const code = turn.code !== undefined && told.length > 0 ? { code: "" } : {};
+        return set(made, made.turns.length - 1, { tokens: told, choices: taken, ...code });
       });
   }
 

@@ -15,7 +15,7 @@ import { button, make } from "./make.js";
 /** @import { Assets } from "../messages.js" */
 
 /**
- * @typedef {Given & { assets: Assets, question: Bridge["ask"] }} House
+ * @typedef {Given & { assets: Assets, question: Bridge["ask"], untouched: () => Promise<unknown> }} House
  *
  * @typedef {{ place: number, expected: string, found: string }} Difference
  * @typedef {{ tokens: number, same: number, differences: Difference[] }} Followed
@@ -54,6 +54,7 @@ export function mount(house) {
     try {
       box.append(bar);
       said.textContent = "Computing on this device …";
+      await house.untouched();
       const result = await run(house, (share) => {
         bar.value = share;
       });

@@ -7,13 +7,13 @@ import { last, path, plainText, titleOf } from "../leaf.js";
 import { presets } from "../presets.js";
 import { sentence, tokens as inTokens, wholeNumber } from "../words.js";
 import { draw } from "./card.js";
-import { Damaged, compare, format, parse } from "./link.js";
+import { Damaged, compare, format, pack, parse, unpack } from "./link.js";
 import { button, make } from "./make.js";
 import { command, markdown, signature } from "./texts.js";
 
 /** @import { Bridge } from "../bridge.js" */
 /** @import { Leaf, Turn } from "../leaf.js" */
-/** @import { Card } from "../messages.js" */
+/** @import { Card, Settings } from "../messages.js" */
 /** @import { House as Given } from "../rooms.js" */
 /** @import { Link } from "./link.js" */
 
@@ -21,8 +21,13 @@ import { command, markdown, signature } from "./texts.js";
  * @typedef {Given & {
  *   question: Bridge["ask"],
  *   setMode: (mode: "story" | "chat") => void,
+ *   openCode: () => Promise<{ use: (text: string) => Promise<boolean> } | undefined>,
+ *   untouched: () => Promise<unknown>,
  * }} House
  */
+
+/** Characters of a link that carries code: what most places take that one posts it to. */
+const LONGEST_WITH_CODE = 4000;
 
 const STYLE = `
   #sharing h2 { margin: 1.5rem 0 0.6rem }
@@ -57,10 +62,12 @@ async function open(house, dialog) {
   const turn = last(leaf);
   if (!leaf || !turn || !model) return;
   const story = leaf.kind === "story";
-  const ours = story && house.isOurs(leaf) && turn.settings !== null && !turn.code; // of its settings, and nothing else
+  const ours = story && house.isOurs(leaf) && turn.settings !== null;
   // Whoever follows a link meets the page with its own adapter, or none; a command has none.
   const asBuilt = Boolean(adapter?.on) === Boolean(adapter?.own);
-  const link = ours && asBuilt ? await linkOf(house, leaf, turn, model) : "";
+  const whole = ours && asBuilt && turn.code !== "" ? await linkOf(house, leaf, turn, model) : "";
+  const isTooLong = turn.code !== undefined && whole.length > LONGEST_WITH_CODE;
+  const link = isTooLong ? "" : whole;
 
   const said = make("p", { class: "hint", role: "status" });
   const say = (/** @type {string} */ text) => {
@@ -95,10 +102,20 @@ async function open(house, dialog) {
     make(
       "p",
       { class: "hint" },
-      `Whoever opens it hears this very story, and whether it is the same to the last bit. It has ` +
-        `${wholeNumber(link.length)} characters; what is behind the # no server ever sees.`,
+      (turn.code
+        ? "It carries the code that chose the words. Whoever opens it reads that first, and then may run it: then they " +
+          "hear this very story, and whether it is the same to the last bit. "
+        : "Whoever opens it hears this very story, and whether it is the same to the last bit. ") +
+        `It has ${wholeNumber(link.length)} characters; what is behind the # no server ever sees.`,
     ),
   ];
+  const whyNoLink = isTooLong
+    ? `There is no link to this story: with the code that chose its words it would have ${wholeNumber(whole.length)} ` +
+      `characters, and ${wholeNumber(LONGEST_WITH_CODE)} are what most places take. Shorter code would do.`
+    : ours && turn.code === ""
+      ? "There is no link to this story: code of yours chose some of its words, but not all of them in one go, and so " +
+        "nothing tells it again."
+      : "";
   const text = `${plainText(leaf).trim()}\n\n${signature(leaf, turn, model)}\n${link ? `${link}\n` : ""}`;
   const asText = make(
     "p",
@@ -106,7 +123,7 @@ async function open(house, dialog) {
     button("Copy as Markdown", () => copy(markdown(leaf, turn, model, link), "The Markdown")),
     button("Save as text", () => save(new Blob([text], { type: "text/plain;charset=utf-8" }), ".txt")),
   );
-  if (ours && !adapter?.on)
+  if (ours && turn.code === undefined && !adapter?.on)
     asText.append(button("Copy as command", () => copy(command(leaf, turn, model), "The command")));
 
   const canvas = make("canvas", { role: "img", "aria-label": "The text, as a picture" });
@@ -135,6 +152,7 @@ async function open(house, dialog) {
       button("Close", () => dialog.close()),
     ),
     ...(link ? toLink : []),
+    ...(whyNoLink ? [make("h2", {}, "A link"), make("p", { class: "hint" }, whyNoLink)] : []),
     make("h2", {}, "Text"),
     asText,
     said,
@@ -156,7 +174,8 @@ async function linkOf(house, leaf, turn, model) {
     settings = { ...settings, length: tokens + turn.tokens.length - 1 };
   }
   const address = write(leaf, { ...turn, settings }, model);
-  return new URL(format(address, model.title || model.name, turn.tokens), location.href).href;
+  const code = turn.code ? await pack(turn.code) : "";
+  return new URL(format(address, model.title || model.name, turn.tokens, code), location.href).href;
 }
 
 /** What is on the picture. @param {Leaf} leaf @returns {Parameters<typeof draw>[1]["blocks"]} */
@@ -221,11 +240,14 @@ function follower(house, confirmed, code) {
       : difference(turn, mark.count, after, before, isPart);
   }
 
-  /** @param {string} fragment @returns {boolean} false: its story is another model's */
-  return function follow(fragment) {
+  /** @param {string} fragment @returns {Promise<boolean>} false: its story is another model's */
+  return async function follow(fragment) {
+    /** @type {Link} */
     let link;
+    let program = "";
     try {
       link = parse(fragment);
+      program = await unpack(link.code);
     } catch (error) {
       if (!(error instanceof Damaged)) throw error;
       complain(error.message);
@@ -242,32 +264,48 @@ function follower(house, confirmed, code) {
     code.hidden = true;
     const usual = { ...presets(model).balanced, length: model.context };
     const settings = { ...usual, ...link.settings, seed: link.seed };
-    const standing = standsThere(house, link, settings);
+    const standing = standsThere(house, link, settings, program);
     if (standing) {
       followed = link;
       told = `${house.current().leaf?.id} ${standing.id}`;
       confirm(standing);
       return true;
     }
+    if (program) show(program, () => tell(link, settings));
+    else tell(link, settings);
+    return true;
+  };
+
+  /** @param {Link} link @param {Settings} settings */
+  function tell(link, settings) {
     house.abandon();
     house.setMode("story");
     house.change({ prompt: link.prompt, settings: { ...house.current().settings, ...settings } });
-    if (link.code) {
-      show(link.code);
-      return true;
-    }
     house.tell(link.choices.length ? link.choices : undefined);
     followed = link;
     request = house.current().request?.id ?? 0;
     house.change({ settings: { ...house.current().settings, seed: "" } }); // the next story is another
-    return true;
-  };
+  }
 
-  /** @param {string} text  a program of whoever made the link */
-  function show(text) {
+  /**
+   * @param {string} text  a program of whoever made the link
+   * @param {() => void} tell  has it choose the words of the link's story, once it is in use
+   */
+  function show(text, tell) {
     const said = make("p", { class: "hint", role: "status" });
+    const run = async () => {
+      code.hidden = true;
+      await house.untouched();
+      const room = await house.openCode();
+      if (await room?.use(text)) tell();
+    };
     const copy = async () => {
       said.textContent = (await copyText(text)) ? "The code is copied." : "The browser did not allow it.";
+    };
+    const leave = () => {
+      code.hidden = true;
+      history.replaceState(history.state, "", location.pathname + location.search);
+      element("prompt", HTMLTextAreaElement).focus();
     };
     code.replaceChildren(
       make(
@@ -276,8 +314,20 @@ function follower(house, confirmed, code) {
         "This link carries a program of its own, which chose the words of its story. It comes from whoever made the " +
           "link, so nothing of it has run, and nothing was told. Read it first:",
       ),
-      make("pre", { tabindex: "0" }, text),
-      make("p", { class: "actions" }, button("Copy the code", copy)),
+      make("pre", { tabindex: "0", "aria-label": "The code" }, text),
+      make(
+        "p",
+        { class: "hint" },
+        "If you run it, it chooses the words of the story, and sees them; it reaches neither the network nor what is kept " +
+          "on this machine.",
+      ),
+      make(
+        "p",
+        { class: "actions" },
+        button("Run this code and hear the story", run),
+        button("Copy the code", copy),
+        button("Leave it", leave),
+      ),
       said,
     );
     code.hidden = false;
@@ -290,12 +340,13 @@ function follower(house, confirmed, code) {
  * @param {House} house
  * @param {Link} link
  * @param {Record<string, unknown>} settings
+ * @param {string} code  that chose the words; "" if the sampler did
  */
-function standsThere(house, link, settings) {
+function standsThere(house, link, settings, code) {
   const { leaf, request } = house.current();
   if (request || leaf?.kind !== "story" || !house.isOurs(leaf)) return null;
   const [given, turn] = path(leaf);
-  if (given?.text !== link.prompt || !turn?.settings || !turn.reason) return null;
+  if (given?.text !== link.prompt || !turn?.settings || !turn.reason || turn.code !== (code || undefined)) return null;
   const isSame = Object.entries(turn.settings).every(([name, value]) => settings[name] === value);
   const choices = JSON.stringify(turn.choices ?? []);
   return isSame && choices === JSON.stringify(link.choices) ? turn : null;

@@ -11,10 +11,11 @@ import { path } from "../leaf.js";
  * @param {Turn} turn  the last
  * @param {Card} model  the page's, which may be another than the leaf's
  */
-export function signature(leaf, { settings }, model) {
+export function signature(leaf, { settings, code }, model) {
   const name = (leaf.model.id === model.id && model.title) || leaf.model.name;
   const seed = leaf.kind === "story" && settings ? ` with seed ${settings.seed}` : "";
-  return `Told by ${name}${seed}, a small language model in a browser.`;
+  const by = code === undefined ? "" : `${seed && " and"} with code of its reader’s`;
+  return `Told by ${name}${seed}${by}, a small language model in a browser.`;
 }
 
 /**
