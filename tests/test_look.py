@@ -475,8 +475,6 @@ def test_a_visitors_code_is_named_where_it_chose(page: Page) -> None:
     again = [Choice.from_bytes(binascii.a2b_base64(step["choice"])) for step in tell(page, plainly=True, forced=forced)]
     assert [choice.token for choice in again] == forced
     assert all(choice.coin is not None for choice in again)
-    page.use_code(None)
-    assert tell(page, forced=forced) == tell(page, plainly=True, forced=forced)
 
 
 def test_an_answer_goes_another_way(page: Page) -> None:

@@ -457,7 +457,7 @@ export function mount(house) {
   /** @param {Described} found @param {Note} note */
   function tell(found, note) {
     const open = isAtChoice() && place === known().length - 1;
-    const isLost = note.again === true && subject?.turn.code === true;
+    const isLost = note.again === true && subject?.turn.code !== undefined;
     choice.draw(found, open, isLost);
     tour.draw();
     const one = found.tokens[found.token];
