@@ -7,7 +7,15 @@ from pathlib import Path
 from builder.tools import NODE_MODULES, PYTHON, ROOT, BuildError, run, say
 
 C_SOURCES = ("wasm/*.[ch]", "tests/*.[ch]", "tests/bench/*.c")
-WEB_SOURCES = ("web/*.js", "web/views/*.js", "web/rooms/*.js", "web/rooms/*/*", "web/*.css", "web/*.html", "py/builder/*.mjs")
+WEB_SOURCES = (
+    "web/*.js",
+    "web/views/*.js",
+    "web/rooms/*.js",
+    "web/rooms/*/*",
+    "web/*.css",
+    "web/*.html",
+    "py/builder/*.mjs",
+)
 BENCH_SOURCES = ("tests/bench/*.mjs", "tests/bench/web/*")
 
 
