@@ -101,8 +101,7 @@ def test_has_exactly_the_files_that_the_page_needs(dist: Path, random_model: Pat
         *(rf"assets/run-{name}-\w+\.wasm" for name in builder.engines.ENGINES),
         *(r"assets/favicon-\w+\.svg", r"assets/icon-192-\w+\.png", r"assets/icon-512-\w+\.png"),
         *(r"assets/share-\w+\.png", r"assets/manifest-\w+\.webmanifest"),
-        *(r"assets/python-\w+\.bin", r"assets/python-stdlib-\w+\.zip"),
-        *(r"assets/live-\w+\.zip", r"assets/samplers-\w+\.json"),
+        *(r"assets/python-\w+\.bin", r"assets/python-stdlib-\w+\.zip", r"assets/python-further-\w+\.zip"),
         r"assets/random-\w+\.gguf",
     ]
     names = {name for name in contents(dist) if not name.endswith((".br", ".gz"))}
@@ -124,7 +123,7 @@ def test_names_every_part_by_its_content(dist: Path, random_model: Path) -> None
         assert engine["url"] == f"assets/run-{name}-{builder.tools.digest(dist / engine['url'])}.wasm"
     lock = json.loads((builder.tools.NODE_MODULES / "pyodide/pyodide-lock.json").read_text())
     assert python.pop("info") == lock["info"]
-    assert python.keys() == {"script", "wasm", "snapshot", "stdlib"}
+    assert python.keys() == {"script", "wasm", "snapshot", "stdlib", "further"}
     for part in (parts["worker"], parts["helper"], model, *engines.values(), *python.values()):
         data = (dist / part["url"]).read_bytes()
         assert part["bytes"] == len(data)
@@ -207,8 +206,8 @@ def test_the_style_is_in_the_page_and_its_policy_knows_it(dist: Path) -> None:
 
 def test_no_file_of_ours_names_another_origin(dist: Path) -> None:
     ours = [path for path in dist.rglob("*") if path.suffix in (".html", ".svg")]
-    # In the conversation's room the Markdown parser knows what an address looks like.
-    ours += [path for path in (dist / "assets").glob("*.js") if not path.name.startswith("chat-")]
+    # In the conversation's room the Markdown parser knows what an address looks like; the code's shows a source.
+    ours += [path for path in (dist / "assets").glob("*.js") if not path.name.startswith(("chat-", "code-"))]
     assert len(ours) >= 5
     for path in ours:
         text = path.read_text().replace("http://www.w3.org/2000/svg", "")  # a name, never fetched
@@ -287,10 +286,10 @@ def wheel(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_package_and_the_engine(wheel: Path, dist: Path) -> None:
-    sources = {f"fabella/{path.name}" for path in (ROOT / "py/fabella").glob("*.py")}
+    sources = {path.relative_to(ROOT / "py").as_posix() for path in (ROOT / "py/fabella").rglob("*.py")}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        others = {"fabella/py.typed", "fabella/run.wasm"}
+        others = {"fabella/py.typed", "fabella/run.wasm", "fabella/look.ipynb"}
         assert sources | others == {name for name in names if name.startswith("fabella/")}
         (engine,) = (dist / "assets").glob("run-simd-*.wasm")
         assert archive.read("fabella/run.wasm") == engine.read_bytes()
