@@ -535,7 +535,7 @@ def test_where_the_visitors_code_chose_it_says_so(opened: Visit, first: list[Cho
     expect(candidates(opened).first).to_be_visible()
     expect(coin(opened)).to_have_text(re.compile("^Your code had a hand in this text"))
     tokens = [step["token"] for step in opened.steps() if not step["from_prompt"]]
-    assert [message["forced"] for message in sent(opened, "tell")] == [tokens]
+    assert [(message["forced"], message["plainly"]) for message in sent(opened, "tell")] == [(tokens, True)]
     for _ in range(2):
         page.get_by_role("button", name="The telling before").click()
     expect(page.locator("#branch")).to_have_text("1/3")
