@@ -374,8 +374,9 @@ def test_mirostat_keeps_the_surprise(teller: Teller) -> None:
 
 def test_no_letter_e(teller: Teller) -> None:
     teller.use(EXAMPLES["No letter e"])
-    for seed in (1, 2, 3):
-        assert "e" not in teller.said(length=100, seed=seed, prompt="A dog and a cat").lower()
+    said = teller.said(length=100, prompt="A dog and a cat")
+    assert len(said.split()) > 20
+    assert "e" not in said.lower()
 
 
 def test_sentences_rhyme(teller: Teller) -> None:
@@ -404,8 +405,7 @@ def test_contrast_makes_the_prompt_count(teller: Teller) -> None:
         measure += "    gain = math.log(logits.probability(token)) - logits.without_prompt([token])[0]\n"
         measure += "    print(gain)\n    return token\n"
         code = teller.use(source + "\nimport math" + measure)
-        for seed in (1, 2):
-            list(teller.tell(length=40, seed=seed, prompt="The old dragon lived in a cold cave. He was"))
+        list(teller.tell(length=50, prompt="The old dragon lived in a cold cave. He was"))
         gains = [float(line) for line in code.console.take().splitlines()]
         return sum(gains) / len(gains)
 
@@ -418,7 +418,7 @@ def test_a_regular_expression_is_matched(teller: Teller) -> None:
     assert found
     assert Regex(found[1])
     teller.use(EXAMPLES["A regular expression"])
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         assert re.fullmatch(found[1], teller.said(length=150, seed=seed))
 
 
@@ -426,6 +426,7 @@ def test_a_regular_expression_is_matched(teller: Teller) -> None:
 
 IN_PYODIDE = """
 import json, time
+from fabella import live
 from fabella.errors import CodeError
 from fabella.live import Code
 from fabella.page import LiveSampler
@@ -441,6 +442,7 @@ class Still:
     def rewind(self, position): pass
 
 clock, model = time.perf_counter, Still()
+live.LIMIT = 0.05
 tokenizer = SentencePiece(["<unk>", "<s>", "</s>", "a", "b"], [0.0] * 5, [2, 3, 3, 1, 1])
 session = Session(model)
 list(session.read([1, 3]))
@@ -458,7 +460,10 @@ def pick(body):
 
 endless = {name: pick(body) for name, body in ENDLESS.items()}
 enormous = {name: pick(body) for name, (body, _) in ENORMOUS.items()}
-print(json.dumps({"endless": endless, "enormous": enormous, "afterwards": pick("pass"), "started": len(started)}))
+count = len(started)
+live.LIMIT = 0.4
+stalled = pick("import time\\n    for _ in range(3): time.sleep(0.2)") # the machine had something else to do
+print(json.dumps({"endless": endless, "enormous": enormous, "afterwards": stalled, "started": count}))
 """
 
 
@@ -467,9 +472,9 @@ def test_endless_code_is_stopped_in_the_pages_python(tmp_path: Path) -> None:
     told = json.loads(in_pyodide(tmp_path, IN_PYODIDE, ROOT / "py", ROOT))
     for name, (seconds, message, line) in told["endless"].items():
         print(f"{1000 * seconds:.0f} ms: {name}: {message}")
-        assert "stopped after 0.4 seconds" in message or "they took too long" in message, (name, message)
+        assert "stopped after 0.05 seconds" in message or "they took too long" in message, (name, message)
         assert line, name
     for name, (_, message, _) in told["enormous"].items():
         assert re.search(ENORMOUS[name][1], message), (name, message)
     assert told["afterwards"] == 4
-    assert told["started"] == 2 * (len(ENDLESS) + len(ENORMOUS) + 1)  # the page knows when to listen: before any of it
+    assert told["started"] == 2 * (len(ENDLESS) + len(ENORMOUS))  # the page knows when to listen: before any of it
