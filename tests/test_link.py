@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
 from typing import IO, Any
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
@@ -176,8 +176,13 @@ def test_what_is_wrong_is_said(links: Links, old: str, new: str, said: str) -> N
 
 def test_unknown_fields_are_passed_over_and_code_is_text(links: Links) -> None:
     code = "import os\nos.system('x')  # <script>alert(1)</script>"
-    read = links("parse", f"{LINK.removesuffix('h=')}later=1&__proto__=1&code={quote(code)}&{good(links)[-35:]}")
-    assert read["code"] == code
+    packed = links("pack", code)
+    read = links("parse", f"{LINK.removesuffix('h=')}later=1&__proto__=1&code={packed}&{good(links)[-35:]}")
+    assert read["code"] == packed
+    assert links("unpack", packed) == code
+    for damaged in ("$", "A", packed[:-9], "x" + packed):
+        with pytest.raises(Refused, match="the code in it is none"):
+            links("unpack", damaged)
     assert set(read) == {"model", "name", "prompt", "seed", "settings", "choices", "mark", "code"}
 
 

@@ -141,15 +141,23 @@ export function compare(tokens, mark) {
 
 // ---- Reading ---------------------------------------------------------------------------------------------------------
 
+/** What base64url says. @param {string} text @throws {Damaged} */
+function bytesOf(text) {
+  try {
+    return Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (sign) => sign.charCodeAt(0));
+  } catch {
+    throw new Damaged("the code in it is none");
+  }
+}
+
 /**
  * The program in a link.
  * @param {string} packed
  * @throws {Damaged}
  */
 export async function unpack(packed) {
-  const bytes = Uint8Array.from(atob(packed.replaceAll("-", "+").replaceAll("_", "/")), (sign) => sign.charCodeAt(0));
   const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-  const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw")).getReader();
+  const reader = new Blob([bytesOf(packed)]).stream().pipeThrough(new DecompressionStream("deflate-raw")).getReader();
   let text = "";
   try {
     for (let part = await reader.read(); !part.done; part = await reader.read()) {
