@@ -1,5 +1,5 @@
 /** A style, as a text: esbuild puts it there. */
 declare module "*.css" {
-  const text: string;
-  export default text;
+    const text: string;
+    export default text;
 }
