@@ -123,6 +123,7 @@ export class ChoiceView {
     other.append(acts);
     const steps = make("details", {}, make("summary", {}, "Step by step"), this.#table);
     this.element.append(this.#head, this.#legend, this.#bars, typing, this.#coin, other, steps);
+    this.empty("");
   }
 
   #typed() {

@@ -64,6 +64,7 @@ export class InsideView {
       if (cell instanceof HTMLElement) this.#choose(Number(cell.dataset.layer), Number(cell.dataset.head));
     });
     this.#grid.addEventListener("keydown", (event) => this.#walk(event));
+    this.empty("");
   }
 
   /** @param {string} words  why there is nothing */
