@@ -23,7 +23,7 @@ from builder.offline import compress, publish_manifest, write_service_worker
 from builder.proof import noted
 from builder.python import build_further, build_program, build_snapshot, build_stdlib, copy_pyodide
 from builder.told import as_html, told_before
-from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, digest, run, say, scratch, size
+from builder.tools import NODE_MODULES, PYTHON, ROOT, WEB, BuildError, cached, digest, run, say, scratch, size
 
 EMBEDDING = "fabella.js"  # the name stays, for other pages have it
 ASSETS_BLOCK = '<script type="application/json" id="assets">'  # in index.html; what follows it, the build fills in
@@ -90,7 +90,7 @@ def bundle(
             if models[-1]["id"] in [other["id"] for other in models[:-1]]:
                 raise BuildError(f"{offer.url or offer.file}: the page has this model already")
         notes = noted(gguf, model)
-        scripts = bundle_scripts(new, {"noted": notes, "samplers": write_samplers(folder)})
+        scripts = bundle_scripts(new, {"noted": notes, "samplers": write_samplers()})
         assets = {
             "worker": part(new, scripts["worker.js"]),
             "helper": part(new, scripts["helper.js"]),
@@ -124,13 +124,15 @@ def bundle(
     say(f"Built {os.path.relpath(out)} around {model.name}: {bytes_of_page / 1e6:.1f} MB.")
 
 
-def write_samplers(folder: Path) -> Path:
-    """Write what the editor of the visitor's code shows: the sampler's source, examples, help."""
+def write_samplers() -> Path:
+    """Write what the editor of the visitor's code shows: the sampler's source, examples, help.
+
+    In the cache, because esbuild's hashes are also of where a bundle's parts lie.
+    """
     from fabella.samplers import texts
 
-    path = folder / "samplers.json"
-    path.write_text(json.dumps(texts(), ensure_ascii=False), encoding="utf-8")
-    return path
+    shown = json.dumps(texts(), ensure_ascii=False)
+    return cached("samplers.json", digest(shown), lambda target: target.write_text(shown, encoding="utf-8"))
 
 
 def model_as_gguf(model: Path, tokenizer: Path | None, folder: Path) -> Path:
