@@ -57,7 +57,7 @@ def links() -> Iterator[Links]:
 
 def leaf_of(prompt: str, values: dict[str, Any], choices: list[list[int]] | None = None) -> tuple[Any, Any]:
     told: dict[str, Any] = {"id": 1, "parent": 0, "role": "assistant", "text": "", "tokens": TOKENS, "settings": values}
-    if choices:
+    if choices is not None:
         told["choices"] = choices
     model = {"id": MODEL, "name": "stories"}
     return {"kind": "story", "model": model, "turns": [{"id": 0, "text": prompt}, told], "picked": {}}, told
@@ -172,6 +172,15 @@ def test_what_is_wrong_is_said(links: Links, old: str, new: str, said: str) -> N
     with pytest.raises(Refused) as refused:
         links("parse", link.replace(old, new))
     assert said in str(refused.value)
+
+
+def test_a_story_retold_from_its_first_token_has_no_choices_in_its_link(links: Links) -> None:
+    assert (
+        links("parse", links("format", links("write", *leaf_of("a", {**VALUES, "seed": "1"}, []), None), "n", TOKENS))[
+            "choices"
+        ]
+        == []
+    )
 
 
 def test_unknown_fields_are_passed_over_and_code_is_text(links: Links) -> None:

@@ -270,6 +270,7 @@ WRONG_CHOICES = [
     ("with logits.changed([1], lambda l: l * 9): pass", 3, "ValueError: the change of 1 logits has made 9 of them"),
     ("with logits.changed([1], list), logits.changed([2], list): pass", 3, "by one “with” at a time"),
     ("with logits.changed([1], list): logits.without_prompt([3])", 3, "while logits are changed"),
+    ("for _ in range(99): logits.without_prompt([3])", 3, "can be asked 8 times for a token"),
     ("raise KeyboardInterrupt", 3, "KeyboardInterrupt"),
     ("class E(Exception):\n        def __str__(self): return 1/0\n    raise E", 5, "E"),
     ("import re\n    re.compile('(')", 4, "missing )"),

@@ -503,6 +503,9 @@ def test_the_page_looks_inside(page: Page) -> None:
     position = seen_in(page, "choice", {"choice": steps[3]["choice"]})["position"]
     asked = {"position": position - 1, "token": steps[2]["token"]}
     seen = seen_in(page, "inside", asked)
+    assert seen_in(page, "inside", asked | {"choice": steps[3]["choice"]}) == seen
+    with pytest.raises(PromptError, match="another text"):
+        seen_in(page, "inside", asked | {"choice": steps[7]["choice"]})
     assert (seen["layers"], seen["heads"], len(seen["tokens"])) == (2, 4, position)
     attention = np.frombuffer(binascii.a2b_base64(seen["attention"]), "<f4").reshape(2, 4, position)
     assert attention.sum(axis=-1) == pytest.approx(1)

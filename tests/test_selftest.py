@@ -125,9 +125,6 @@ class FakePage:
     def lend(self) -> tuple[Session, ModelFile]:
         return self.session, self.model
 
-    def stop(self) -> None:
-        pass
-
 
 class Blocks:
     """As those of web/bytes.js."""

@@ -73,6 +73,6 @@ export function write(leaf, turn, model) {
     const key = /** @type {keyof typeof NAMES} */ (setting);
     if (settings[key] !== usual?.[key]) named.set(name, String(settings[key]));
   }
-  if (turn.choices) named.set("c", turn.choices.map((choice) => choice.join(".")).join("_"));
+  if (turn.choices?.length) named.set("c", turn.choices.map((choice) => choice.join(".")).join("_"));
   return `#${named}`;
 }

@@ -4,7 +4,7 @@
  */
 
 import { read } from "./address.js";
-import { Bridge } from "./bridge.js";
+import { Bridge, Refusal } from "./bridge.js";
 import { startCounting } from "./count.js";
 import { element } from "./dom.js";
 import { mountEmbedded } from "./embedded.js";
@@ -171,7 +171,8 @@ const complain = ({ message }) => change({ complaint: { message, field: null, wa
 
 const openChat = () => enter("chat", assets, telling).catch(complain);
 const openCode = () => enter("code", assets, { ...telling, useCode, untouched }).catch(complain);
-const openShare = () => enter("share", assets, { ...telling, setMode, question, openCode, untouched }).catch(complain);
+const openShare = () =>
+  enter("share", assets, { ...telling, setMode, question, openCode, untouched, settled, anew }).catch(complain);
 const openProof = () => enter("proof", assets, { assets, question, untouched }).catch(complain);
 const openShelf = () => enter("shelf", assets, { ...telling, assets, load, describe, adapt, versions }).catch(complain);
 
@@ -217,10 +218,17 @@ async function settled() {
  */
 async function useCode(source) {
   if ((await settled()) === "failed") return false;
-  const { printed, problem } = await bridge.ask({ type: "code", source }).answer;
-  if (printed) change({ printed: { text: printed } });
-  change({ codeProblem: problem, ...(!problem && { code: source }) });
-  return !problem;
+  try {
+    const { printed, problem } = await bridge.ask({ type: "code", source }).answer;
+    if (printed) change({ printed: { text: printed } });
+    change({ codeProblem: problem, ...(!problem && { code: source }) });
+    if (problem && current().code === null) await untouched(); // what it has done before it went wrong
+    return !problem;
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    change({ codeProblem: { message: error.message, line: null } });
+    return false;
+  }
 }
 
 /**
@@ -229,6 +237,12 @@ async function useCode(source) {
  */
 async function untouched() {
   if (bridge?.isTouched) restart().catch(complain);
+  return settled();
+}
+
+/** As `untouched`, but that it is another worker in any case, which has read nothing yet. */
+async function anew() {
+  restart().catch(complain);
   return settled();
 }
 
@@ -252,6 +266,7 @@ async function adapt(file) {
 
 /** @param {boolean} on */
 async function useAdapter(on) {
+  await untouched();
   await bridge.ask({ type: "adapt", on }).answer;
   const { adapter } = current();
   if (adapter) change({ adapter: { ...adapter, on } });
@@ -332,7 +347,7 @@ function takeAddress() {
 
 /** The address has become another. */
 async function follow() {
-  if (current().code !== null) await untouched(); // it tells what the sampler chooses, or code of its own
+  await untouched(); // it tells what the sampler chooses, or code of its own
   const { model, shared } = read(location.hash);
   const source = model ? await sourceOf(model, current().model?.id ?? "") : null;
   if (model && !source && !shared) {

@@ -38,13 +38,15 @@ const number = (value) => Number.isFinite(value) && /** @type {number} */ (value
 /** @type {Form} */
 const whole = (value) => Number.isSafeInteger(value) && number(value);
 const absent = oneOf(undefined);
+/** At least the 48 bytes with which py/fabella/choice.py begins. @type {Form} */
+const base64 = (value) => typeof value === "string" && value.length < 1 << 16 && /^[\w+/]{64,}={0,2}$/.test(value);
 
 const step = having({
   token: whole,
   text: text(TOKEN),
   from_prompt: oneOf(true, false),
   dropped: either(whole, absent),
-  choice: either(text(1 << 16), absent),
+  choice: either(base64, absent),
   probability: either(number, absent),
 });
 
@@ -53,7 +55,7 @@ const problem = having({ message: text(SENTENCE), line: either(whole, oneOf(null
 /** By the message's type. Those of a worker that starts are not among them. @type {Record<string, Form>} */
 const FORMS = {
   calls: having({}),
-  called: having({ id: whole, answer: (value) => typeof value === "string" }),
+  called: having({ id: whole, answer: text(1 << 26) }),
   coded: having({ id: whole, printed: text(PRINTED), problem: either(problem, oneOf(null)) }),
   counted: having({ id: whole, tokens: whole, strange: whole }),
   done: having({

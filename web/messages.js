@@ -125,8 +125,9 @@
  * @typedef {{type: "adapt", id: number, file?: File, on: boolean}} Adapt  after Ready: has the model use the adapter in
  *     the file, in the place of one that it may have; without a file, switches what it has on or off. What is being told
  *     is stopped. Answered by Adapted, or by Failure: then nothing has changed
- * @typedef {{type: "call", id: number, module: string, request: string, file?: File}} Call  after Ready: hands a request
- *     to the function `answer` of one of our further modules of Python's; answered by Called, or by Failure
+ * @typedef {{type: "call", id: number, module: string, request: string, file?: File, alone?: boolean}} Call  after
+ *     Ready: hands a request to the function `answer` of one of our further modules of Python's; alone: what is being told
+ *     is stopped. Answered by Called, or by Failure
  * @typedef {{type: "code", id: number, source: string}} UseCode  after Ready: has the visitor's code choose the tokens
  *     from the next one on. Answered by Coded
  * @typedef {Load | Tell | Say | Stop | Count | Describe | Adapt | Call | UseCode} ToWorker

@@ -49,7 +49,6 @@ export async function completePython(python, stdlib) {
 }
 
 /**
-/**
  * Downloads modules of ours that are not in the snapshot. Python has its standard library by then.
  * @param {any} python
  * @param {Part} modules  a zip; its URL is absolute

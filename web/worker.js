@@ -111,6 +111,7 @@ function send(message) {
 
 /** @param {Tell | Say} message */
 async function begin({ id, type, ...request }) {
+  stop();
   story = { id, tokens: 0, seconds: 0, tokens_per_second: 0 };
   try {
     rehearsed = true; // or will be, by this
@@ -119,6 +120,7 @@ async function begin({ id, type, ...request }) {
     if (engine.threads === 0) chooseThreads(); // there was no rest yet
     storyteller[type](JSON.stringify(request));
   } catch (error) {
+    if (story?.id !== id) return;
     story = null;
     if (error instanceof Problem) refuse(id, error);
     else fail(id, error);
@@ -168,13 +170,18 @@ async function wantFurther() {
 }
 
 /** @param {Call} message */
-async function call({ id, module, request, file }) {
+async function call({ id, module, request, file, alone }) {
   await wantFurther();
+  if (alone) {
+    stop();
+    clearTimeout(resting);
+  }
   if (!rehearsed) storyteller.stop(); // the rehearsal
   rehearsed = true;
   if (engine.threads === 0) chooseThreads();
   const { answer } = (await awake).pyimport(`fabella.${module}`);
   send({ type: "called", id, answer: answer(page, request, file && new LocalFile(file)) });
+  if (alone) rest();
 }
 
 /** @param {UseCode} message */

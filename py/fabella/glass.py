@@ -100,7 +100,8 @@ class Glass:
         ----------
         asked
             ``{"position", "token"}``: of the session's tokens, the number and which it is; to see what led to a chosen
-            token, the one before it. ``"top"``: how many of each layer's likeliest tokens; 3 if it is not said.
+            token, the one before it, and ``"choice"``, what was kept of how that was chosen, if it is known. ``"top"``:
+            how many of each layer's likeliest tokens; 3 if it is not said.
 
         Returns
         -------
@@ -115,6 +116,10 @@ class Glass:
         if 0 <= position < len(tokens) and asked.get("token") != tokens[position]:
             raise PromptError("this token is not what the model has computed there: tell the text again")
         inside = self._session.inside(position, min(max(top, 1), 100))
+        if "choice" in asked:  # or else another text may have this token there
+            candidates, _ = cast(Visible, self._session.visit(position)).truth()
+            if candidates[:SHORTLIST] != self._choice_of(asked).candidates[:SHORTLIST]:
+                raise PromptError("the model has computed another text meanwhile: tell this one again")
         layers, heads, _ = inside.attention.shape or (0, 0, 0)
         return {
             "tokens": [self._token(id) for id in tokens[: position + 1]],

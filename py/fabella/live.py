@@ -43,6 +43,7 @@ T = TypeVar("T")
 NAME = "<your code>"
 LONGEST_SOURCE = 100_000  # characters
 LIMIT = 0.4  # seconds that one token's choice may take; stopping the code takes a moment more
+OFTEN = 8  # that the text may be computed anew for one token
 DEEP = 20  # calls within each other that look like a recursion
 PRINTED = 4000  # characters that are kept until the page takes them
 
@@ -131,6 +132,7 @@ class LiveLogits:
         self._told = told
         self._session = session
         self._changed: _Changed | None = None
+        self._alone = 0
 
     @property
     def coin(self) -> float:
@@ -193,6 +195,9 @@ class LiveLogits:
         """What the model would say that has only heard itself."""
         if self._changed:
             raise ValueError("without_prompt() cannot be asked while logits are changed")
+        self._alone += 1
+        if self._alone > OFTEN:
+            raise ValueError(f"without_prompt() can be asked {OFTEN} times for a token: of many tokens at once")
         wanted = [self._number(token) for token in tokens]
         return self._told.alone(self._session, wanted)
 
@@ -255,12 +260,15 @@ class Told:
         The code's own.
     computes : function
         Makes a context in which what the model computes does not count as the code's time.
+    begins : function
+        Called whenever a part of that is done.
     """
 
     def __init__(self, session: Session, tokenizer: Tokenizer, sampler: Sampler, before: int) -> None:
         self.tokenizer = tokenizer
         self.memory: dict[Any, Any] = {}
         self.computes: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.begins: Callable[[], object] = lambda: None
         self._sampler = sampler
         self._decoder = tokenizer.decoder()
         self._given = len(session.tokens) - before
@@ -296,17 +304,18 @@ class Told:
         with self.computes():
             try:
                 model.rewind(0)
-                logits = cast(Logits, _read(session, own))
+                logits = cast(Logits, self._read(session, own))
                 return [logits.log_probability(token) for token in tokens]
             finally:
                 model.rewind(0)
-                _read(session, session.tokens)
+                self._read(session, session.tokens)
 
-
-def _read(session: Session, tokens: Sequence[int]) -> Any:
-    """Have the model compute tokens that are none of the session's doing; return the logits after them."""
-    parts = (tokens[start : start + PREFILL_TOKENS] for start in range(0, len(tokens), PREFILL_TOKENS))
-    return [session.model.prefill(part) for part in parts][-1]
+    def _read(self, session: Session, tokens: Sequence[int]) -> Any:
+        """Have the model compute tokens that are none of the session's doing; return the logits after them."""
+        for start in range(0, len(tokens), PREFILL_TOKENS):
+            logits = session.model.prefill(tokens[start : start + PREFILL_TOKENS])
+            self.begins()  # it may take its time, but does not hang
+        return logits
 
 
 class Code:
@@ -375,11 +384,14 @@ class Code:
             self._following = told
             self._begins()
         told.follow(self._session.tokens)
-        told.computes = self._computing
+        told.computes, told.begins = self._computing, self._begins
         live = LiveLogits(logits, sampler.settings, told, self._session)
         state = sampler.random.state
         try:
-            return self._run(self._picked, live)
+            token = self._run(self._picked, live)
+            if sampler.settings.temperature:
+                told.coin()  # each token has one, as the sampler's have: whether or not the code asked
+            return token
         except CodeError:
             sampler.random.state = state
             raise

@@ -291,7 +291,6 @@ def answer(page: Page, request: str, blocks: Any = None) -> str:
     asked = json.loads(request)
     session, model = page.lend()
     if "reference" in asked:
-        page.stop()
         session.forget()
         assert isinstance(session.model, Engine)
         source = None

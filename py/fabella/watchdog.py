@@ -47,7 +47,7 @@ class TookTooLong(BaseException):
 class Watchdog:
     """Ends what runs too long in a ``with watchdog.limit(seconds):`` statement, by `TookTooLong`.
 
-    Only one can be in use; it costs a little for each function that begins, watched or not, until `close`.
+    Only one can be used at a time; it costs a little for each function that begins, watched or not, until `close`.
     """
 
     def __init__(self) -> None:

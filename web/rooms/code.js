@@ -73,7 +73,7 @@ export function mount(house) {
   const guest = make(
     "p",
     { class: "row", role: "status" },
-    "This code came with a link. Your own is kept.",
+    "This stands in the place of your own, which is kept.",
     button("Back to mine", () => {
       const text = own;
       own = "";
@@ -100,7 +100,7 @@ export function mount(house) {
   const kept = recall(ownKey(KEY));
   const editor = openEditor(host, "Code", kept || texts.chain, { run, changed });
   let timer = 0;
-  let own = ""; // what the visitor has written, while code from a link stands in its place
+  let own = ""; // what the visitor has written, while an example or code from a link stands in its place
   guest.hidden = true;
 
   function changed() {
@@ -131,10 +131,16 @@ export function mount(house) {
     opener.focus();
   }
 
-  examples.addEventListener("change", () => {
-    const { source } = texts.examples[Number(examples.value)] ?? { source: texts.chain };
-    editor.write(examples.value === "" ? texts.chain : source);
-  });
+  const given = [texts.chain, ...texts.examples.map(({ source }) => source)];
+
+  examples.addEventListener("change", () => stand(given[examples.value === "" ? 0 : Number(examples.value) + 1]));
+
+  /** Puts code in the place of the visitor's own, which is kept. @param {string} text */
+  function stand(text) {
+    const before = own || editor.read();
+    own = [...given, text].includes(before) ? "" : before;
+    editor.write(text);
+  }
 
   watch(
     ({ code }) => [code],
@@ -183,9 +189,7 @@ export function mount(house) {
      */
     use(text) {
       open();
-      const before = own || editor.read();
-      own = [texts.chain, text].includes(before) ? "" : before;
-      editor.write(text);
+      stand(text);
       clearTimeout(timer);
       return useCode(text);
     },

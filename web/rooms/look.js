@@ -8,7 +8,7 @@ import { presets } from "../presets.js";
 import { ChoiceView } from "./look/choice.js";
 import { InsideView } from "./look/inside.js";
 import css from "./look/look.css";
-import { Notes, asked } from "./look/notes.js";
+import { Notes, asked, isGiven } from "./look/notes.js";
 import { Marks, TINTS, canPaint } from "./look/text.js";
 import { button, make } from "./make.js";
 import { TokensView } from "./look/tokens.js";
@@ -369,7 +369,7 @@ export function mount(house) {
       inside.empty("There is nothing before this token to look at.");
       return;
     }
-    const found = await exactly(leaf, turn, "inside", { position: said.position - 1, token });
+    const found = await exactly(leaf, turn, "inside", { position: said.position - 1, token, choice: note.choice });
     if (number !== questions) return;
     if (found) inside.draw(found);
     else inside.empty(UNKNOWN);
@@ -426,14 +426,23 @@ export function mount(house) {
     const number = ++questions;
     clearTimeout(resting);
     const settings = tried && { ...tried, seed: turn.settings?.seed ?? "1" };
+    let why = "";
+    const request = { choice: note.choice, ...(settings && { settings }) };
     /** @type {Described | null} */
-    const found = await ask("choice", { choice: note.choice, ...(settings && { settings }) }).catch(() => null);
-    if (number !== questions || !found) return;
+    let found = await ask("choice", request).catch((error) => {
+      why = error.message;
+      return null;
+    });
+    if (!found && settings) found = await exactly(leaf, turn, "choice", { ...request, exactly: true });
+    if (number !== questions) return;
+    if (!found) {
+      choice.empty(why);
+      return;
+    }
     tell(found, note);
     if (settings && found.again && (found.again.picked < 0 || found.again.steps.some(({ exact }) => !exact))) {
-      const request = { choice: note.choice, settings, exactly: true };
       resting = setTimeout(async () => {
-        const exact = await exactly(leaf, turn, "choice", request);
+        const exact = await exactly(leaf, turn, "choice", { ...request, exactly: true });
         if (number === questions && exact) tell(exact, note);
       }, REST);
     }
@@ -676,10 +685,3 @@ const FAILED = "The model does not run: the page says why.";
 const FINDING = "Looking …";
 const UNKNOWN = "How this was chosen is not known any more.";
 const OTHERS = "Another model wrote this: open that to look inside.";
-
-/** Whether the reader took the token in the place of another. @param {Note} note */
-function isGiven({ choice }) {
-  const bytes = Uint8Array.from(atob(choice.slice(0, 16)), (sign) => sign.charCodeAt(0));
-  const [, token, picked] = new Int32Array(bytes.buffer.slice(0, 12)); // as py/fabella/choice.py begins them
-  return token !== picked;
-}

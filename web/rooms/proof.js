@@ -44,6 +44,15 @@ export function mount(house) {
   const bar = make("progress", { "aria-label": "Self-test", max: "1", value: "0" });
   let busy = false;
 
+  const question = pressed.textContent;
+  house.watch(
+    ({ model, adapter }) => [model?.id, adapter?.on],
+    (_model, _isOn) => {
+      pressed.textContent = question; // what was found was of another
+      if (!busy) box.replaceChildren();
+    },
+  );
+
   async function test() {
     if (busy) return;
     const why = whyNot(house);
@@ -54,7 +63,7 @@ export function mount(house) {
     try {
       box.append(bar);
       said.textContent = "Computing on this device …";
-      await house.untouched();
+      if ((await house.untouched()) === "failed") throw new Error("the model does not run");
       const result = await run(house, (share) => {
         bar.value = share;
       });
@@ -89,7 +98,7 @@ async function run(house, show) {
   let asked = first;
   for (;;) {
     if (house.current().request) throw new Error("something was told meanwhile; press again");
-    const { answer } = await house.question({ type: "call", module: "selftest", ...asked }).answer;
+    const { answer } = await house.question({ type: "call", module: "selftest", alone: true, ...asked }).answer;
     const { done, total, result } = JSON.parse(answer);
     show(done / total);
     if (done === total) return result;

@@ -20,6 +20,8 @@ import { command, markdown, signature } from "./texts.js";
 /**
  * @typedef {Given & {
  *   question: Bridge["ask"],
+ *   settled: () => Promise<"ready" | "failed">,
+ *   anew: () => Promise<"ready" | "failed">,
  *   setMode: (mode: "story" | "chat") => void,
  *   openCode: () => Promise<{ use: (text: string) => Promise<boolean> } | undefined>,
  *   untouched: () => Promise<unknown>,
@@ -170,6 +172,7 @@ async function linkOf(house, leaf, turn, model) {
   let settings = /** @type {NonNullable<Turn["settings"]>} */ (turn.settings);
   if (turn.reason === "stopped") {
     // Where the reader stopped it, it ends for whoever follows the link.
+    if ((await house.settled()) === "failed") return "";
     const { tokens } = await house.question({ type: "count", prompt: leaf.turns[turn.parent ?? 0].text }).answer;
     settings = { ...settings, length: tokens + turn.tokens.length - 1 };
   }
@@ -295,7 +298,7 @@ function follower(house, confirmed, code) {
     const said = make("p", { class: "hint", role: "status" });
     const run = async () => {
       code.hidden = true;
-      await house.untouched();
+      await house.anew(); // nothing is left in it of what was told before
       const room = await house.openCode();
       if (await room?.use(text)) tell();
     };
@@ -318,8 +321,8 @@ function follower(house, confirmed, code) {
       make(
         "p",
         { class: "hint" },
-        "If you run it, it chooses the words of the story, and sees them; it reaches neither the network nor what is kept " +
-          "on this machine.",
+        "If you run it, it chooses the words of the story, and sees them and what you write here until you let the sampler " +
+          "choose; it reaches neither the network nor what is kept on this machine.",
       ),
       make(
         "p",

@@ -147,12 +147,12 @@ export class Notes {
     });
     try {
       await answer;
-      this.#kept.set(key(leaf, turn), notes.slice(0, turn.tokens.length));
+      if (isBy(leaf, turn, notes)) this.#kept.set(key(leaf, turn), notes.slice(0, turn.tokens.length));
     } catch (error) {
       console.warn(error); // a Refusal: what is not known is said to be so
     }
+    if (this.#again === key(leaf, turn)) this.#found.add(`${key(leaf, turn)} ${turn.tokens.length}`); // to its end
     this.#again = "";
-    this.#found.add(`${key(leaf, turn)} ${turn.tokens.length}`);
     then();
   }
 
@@ -160,6 +160,26 @@ export class Notes {
   interrupt() {
     this.#again = "";
   }
+}
+
+/**
+ * Whether a story is what the model tells with its settings and the reader's choices: with another adapter it is not. Of
+ * an answer, and of what code chose, nobody knows.
+ * @param {Leaf} leaf
+ * @param {Turn} turn
+ * @param {Note[]} notes
+ */
+function isBy({ kind }, { choices = [], code, tokens }, notes) {
+  const taken = new Set(choices.map(([place]) => place));
+  const others = notes.slice(0, tokens.length).filter((note, place) => isGiven(note) && !taken.has(place));
+  return kind === "chat" || code !== undefined || others.length === 0;
+}
+
+/** Whether the token was taken in the place of another. @param {Note} note */
+export function isGiven({ choice }) {
+  const bytes = Uint8Array.from(atob(choice.slice(0, 16)), (sign) => sign.charCodeAt(0));
+  const [, token, picked] = new Int32Array(bytes.buffer.slice(0, 12)); // as py/fabella/choice.py begins them
+  return token !== picked;
 }
 
 /** @param {Step} step @returns {Note} */
