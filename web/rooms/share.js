@@ -247,7 +247,7 @@ function follower(house, confirmed, code) {
     let program = "";
     try {
       link = parse(fragment);
-      program = await unpack(link.code);
+      program = link.code && (await unpack(link.code));
     } catch (error) {
       if (!(error instanceof Damaged)) throw error;
       complain(error.message);
