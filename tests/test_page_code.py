@@ -11,15 +11,16 @@ from playwright.sync_api import Locator, expect
 
 from builder.tools import NODE_MODULES
 from fabella import samplers
+from fabella.modelfile import Config
 
 from .conftest import Site, Visit
 from .random_models import write_random_model
 from .reach import found_in, reaching
 from .stories import PROMPT, assert_told, reference
 from .test_leaf import told
-from .test_proof import SMALL
 from .test_shelf import drop
 
+SMALL = Config(dim=64, hidden_dim=96, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=96)
 LIKELIEST = "def choose(logits):\n    return logits.shortlist(1)[0][0]\n"
 SLOWLY = (
     "import time\n\ndef choose(logits):\n    time.sleep(0.05)\n    print('{}')\n    return logits.shortlist(2)[{}][0]\n"

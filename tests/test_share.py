@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import re
+import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from fabella.generate import Ending, Step, generate
 from fabella.sampler import Settings
@@ -19,9 +20,11 @@ from .browsers import Missing, firefox, wait_for
 from .conftest import RANDOM_CONFIG, Site, Visit
 from .gate import Gate
 from .random_models import load, write_random_model
+from .reach import found_in, reaching
 from .stories import PROMPT
 from .test_link import Links, links
 from .test_page import AXE
+from .test_page_code import LIKELIEST, Coder
 from .test_shelf import drop
 
 __all__ = ["links"]  # a fixture
@@ -95,6 +98,7 @@ def test_one_that_is_shared_where_it_was_stopped_ends_there(visit: Visit, site: 
     gate.open()
     expect(visit.page.get_by_text("You stopped the story here.")).to_be_visible()
     story = visit.story.text_content()
+    site.faults.clear()  # no gate for the friend
     friend = follow(visit, shared(visit))
     expect(friend.locator("#confirmed")).to_have_text(SAME)
     assert friend.locator("#story").text_content() == story
@@ -138,8 +142,7 @@ def test_choices_of_words_travel_with_it(visit: Visit, site: Site, links: Links,
     steps = choosing(random_model, choices, 60)
     told = [step.token for step in steps if not step.from_prompt]
     assert [told[place] for place in choices] == list(choices.values())
-    (model,) = visit.open(site).received("ready")
-    link = link_of(links, site, model["model"]["id"], steps, choices)
+    link = link_of(links, site, id_of(random_model), steps, choices)
     friend = follow(visit, link)
     expect(friend.locator("#confirmed")).to_have_text(SAME)
     assert friend.locator("#story").text_content() == "".join(step.text for step in steps)
@@ -173,6 +176,7 @@ BAD = {
     "enormous": lambda link: link.replace("&p=", "&p=" + 80_000 * "a"),
     "no text": lambda link: link.replace("&p=", "&p=%f0%28"),
     "out of range": lambda link: link.replace("&p=", "&tp=7&p="),
+    "no code": lambda link: link.replace("&name=", "&code=AAAA&name="),
 }
 
 
@@ -195,34 +199,38 @@ def test_a_damaged_link_says_so_and_changes_nothing(visit: Visit, site: Site) ->
     assert visit.page.locator("script[src='']").count() == 0
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_a_damaged_link_in_a_new_tab_leaves_the_page_of_use(visit: Visit, site: Site, name: str) -> None:
-    (card,) = visit.open(site).received("ready")
-    link = f"{site.url}#v=1&m={card['model']['id'][:12]}&p=Once&s=7&name=x&h=3.0123456789ab.AAAAAAAAAAAAAAAA"
-    friend = follow(visit, BAD[name](link))
-    expect(friend.get_by_role("alert")).to_contain_text("This link is damaged, or was cut off: ")
-    expect(friend.locator("#ending")).to_be_hidden()
-    friend.get_by_role("button", name="Tell", exact=True).click()
-    expect(friend.locator("#ending")).to_be_visible()
-    expect(friend.locator("#confirmed")).to_be_empty()
+def test_a_damaged_link_in_a_new_tab_leaves_the_page_of_use(visit: Visit, site: Site, random_model: Path) -> None:
+    link = f"{site.url}#v=1&m={id_of(random_model)[:12]}&p=Once&s=7&n=20&name=x&h=3.0123456789ab.AAAAAAAAAAAAAAAA"
+    for damage in BAD.values():
+        visit.page.goto("about:blank")
+        visit.page.goto(damage(link))
+        expect(visit.alert).to_contain_text("This link is damaged, or was cut off: ")
+        expect(visit.page.locator("#ending")).to_be_hidden()
+    visit.setting("Length").fill("20")
+    visit.tell_button.click()
+    expect(visit.page.locator("#ending")).to_be_visible()
+    expect(visit.page.locator("#confirmed")).to_be_empty()
 
 
-def test_settings_that_the_model_refuses_are_told_in_words(visit: Visit, site: Site) -> None:
-    (card,) = visit.open(site).received("ready")
-    mark = "&name=x&h=3.0123456789ab.AAAAAAAAAAAAAAAA"
-    friend = follow(visit, f"{site.url}#v=1&m={card['model']['id'][:12]}&p=Once&s=7&n=1{mark}")
-    expect(friend.get_by_role("alert")).to_contain_text("the length asked for is 1: shorten it")
-    friend.goto("about:blank")
-    friend.goto(f"{site.url}#v=1&m={card['model']['id'][:12]}&p=Once&s=7&c=2.9999{mark}")
-    expect(friend.get_by_role("alert")).to_contain_text("must be tokens of the model")
-    expect(friend.locator("#confirmed")).to_be_empty()
+def id_of(model: Path) -> str:
+    """The SHA-256 of a model's file."""
+    return hashlib.sha256(model.read_bytes()).hexdigest()
+
+
+def test_settings_that_the_model_refuses_are_told_in_words(visit: Visit, site: Site, random_model: Path) -> None:
+    begin, mark = f"#v=1&m={id_of(random_model)[:12]}&p=Once&s=7", "&name=x&h=3.0123456789ab.AAAAAAAAAAAAAAAA"
+    visit.page.goto(f"{site.url}{begin}&n=1{mark}")
+    expect(visit.alert).to_contain_text("the length asked for is 1: shorten it")
+    visit.page.goto(f"{site.url}{begin}&c=2.9999{mark}")
+    expect(visit.alert).to_contain_text("must be tokens of the model")
+    expect(visit.page.locator("#confirmed")).to_be_empty()
 
 
 def test_a_model_that_the_page_lacks_is_named_and_may_be_opened(
     visit: Visit, site: Site, tmp_path: Path, links: Links
 ) -> None:
     other = write_random_model(tmp_path / "other.gguf", RANDOM_CONFIG, seed=5)
-    id = hashlib.sha256(other.read_bytes()).hexdigest()
+    id = id_of(other)
     steps = choosing(other, {0: 300}, 60)
     link = link_of(links, site, id, steps, {0: 300}).replace("random+0", "King+James")
     visit.page.goto(link)
@@ -237,22 +245,90 @@ def test_a_model_that_the_page_lacks_is_named_and_may_be_opened(
     assert visit.story.text_content() == "".join(step.text for step in steps)
 
 
-def test_code_in_a_link_is_shown_and_not_run(visit: Visit, site: Site) -> None:
+# ---- Links with code -------------------------------------------------------------------------------------------------
+
+SECOND = """
+def choose(logits):  # </pre><img src=x onerror="alert(1)">
+    print("ran")
+    return logits.shortlist(2)[1][0]
+"""
+MINE = "def choose(logits):\n    return 7  # mine\n"
+
+
+def dialog(visit: Visit) -> Locator:
+    """The dialog to share, opened."""
+    visit.page.get_by_role("button", name="Share", exact=True).click()
+    return visit.page.get_by_role("dialog", name="Share")
+
+
+def test_code_in_a_link_is_read_first_and_then_run(visit: Visit, site: Site) -> None:
     visit.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=site.origin)
-    visit.open(site).tell(PROMPT, temperature=0.9, length=40)
-    code = "import js\njs.document.title = 'run'\n# </pre><img src=x onerror=\"document.title='run'\">"
-    link = shared(visit).replace("&h=", f"&code={quote(code)}&h=")
-    friend = follow(visit, link)
-    region = friend.get_by_role("region", name="Code in the link")
+    coder = Coder(visit, site)
+    coder.run(SECOND)
+    story = coder.told(1)
+    expect(dialog(visit)).to_contain_text("It carries the code that chose the words. Whoever opens it reads that first")
+    expect(visit.page.get_by_role("button", name="Copy as command")).to_have_count(0)
+    visit.page.keyboard.press("Escape")
+    link = shared(visit)
+    assert len(link) - len(site.url) < 400
+    coder.write(MINE)
+    expect(coder.editor).to_contain_text("mine")
+    assert coder.kept() == MINE
+
+    before = len(visit.requests)
+    visit.page.goto("about:blank")
+    visit.page.goto(link)
+    region = visit.page.get_by_role("region", name="Code in the link")
     expect(region).to_contain_text("nothing of it has run, and nothing was told. Read it first:")
-    assert region.locator("pre").text_content() == code
+    assert region.locator("pre").text_content() == SECOND
     region.get_by_role("button", name="Copy the code").click()
     expect(region.get_by_text("The code is copied.")).to_be_visible()
-    assert friend.evaluate("navigator.clipboard.readText()") == code
-    expect(friend.locator("#ending")).to_be_hidden()
-    assert friend.title() != "run"
-    friend.evaluate(AXE.read_text())
-    assert serious(friend) == []
+    assert visit.page.evaluate("navigator.clipboard.readText()").replace("\r", "") == SECOND
+    visit.awake()
+    assert [sent["type"] for sent in visit.page.evaluate("notebook.sent")] == ["load"]
+    assert not [url for url in visit.requests[before:] if "python-further" in url]
+    expect(visit.page.locator("#ending")).to_be_hidden()
+    visit.page.evaluate(AXE.read_text())
+    assert serious(visit.page) == []
+
+    region.get_by_role("button", name="Run this code and hear the story").click()
+    expect(visit.page.locator("#confirmed")).to_have_text(SAME)
+    assert visit.story.text_content() == story
+    expect(region).to_be_hidden()
+    expect(coder.console).to_contain_text("ran\nran")
+    expect(coder.editor).to_contain_text("<img src=x")
+    expect(coder.page.get_by_text("This code came with a link. Your own is kept.")).to_be_visible()
+    assert coder.kept() == MINE
+    coder.write(f"{SECOND}# changed")
+    coder.press("Back to mine")
+    expect(coder.editor).to_contain_text("mine")
+    assert coder.kept() == MINE
+    visit.page.evaluate("(hash) => { location.hash = hash; }", link.partition("#")[2])
+    region.get_by_role("button", name="Run this code and hear the story").click()
+    coder.press("Keep this one instead")
+    assert coder.kept() == SECOND
+
+
+def test_a_story_that_no_link_tells_again_says_why(visit: Visit, site: Site) -> None:
+    coder = Coder(visit, site)
+    coder.run(LIKELIEST)
+    coder.told(1)
+    visit.setting("Length").fill("70")
+    coder.press("Go on")
+    coder.told(2)
+    expect(dialog(visit)).to_contain_text("code of yours chose some of its words, but not all of them in one go")
+    expect(visit.page.get_by_role("textbox", name="Link")).to_have_count(0)
+    visit.page.keyboard.press("Escape")
+    noise = "".join(random.Random(1).choices(string.ascii_letters, k=6000))
+    coder.run(f"{LIKELIEST}# {noise}")
+    coder.told(3)
+    expect(dialog(visit)).to_contain_text(re.compile(r"it would have [4-6],\d{3} characters, and 4,000 are what most"))
+    expect(visit.page.get_by_role("textbox", name="Link")).to_have_count(0)
+    visit.page.keyboard.press("Escape")
+    coder.press("Let the sampler choose")
+    visit.awake()
+    visit.tell(PROMPT)
+    assert "&code=" not in shared(visit)
 
 
 # ---- Text and picture ------------------------------------------------------------------------------------------------
@@ -387,17 +463,36 @@ def test_nothing_of_it_is_loaded_before_it_is_wanted(visit: Visit, site: Site) -
 # ---- Another browser -------------------------------------------------------------------------------------------------
 
 
-def test_a_link_told_in_chromium_is_confirmed_in_firefox(visit: Visit, fast: Site) -> None:
-    story = visit.open(fast).tell("The fox said", temperature=0.9, length=120)
+def test_links_told_in_chromium_are_confirmed_in_firefox(visit: Visit, fast: Site) -> None:
+    """One that the sampler tells, and one with code, which in Firefox, too, finds no way out of the page."""
+    coder = Coder(visit, fast)
+    story = visit.tell("The fox said", temperature=0.9, length=120)
     link = shared(visit)
+    coder.run(reaching(fast.url))
+    coder.told(2)
+    second = shared(visit)
+    visit.complaints.clear()  # that JavaScript may not be made of a text, Chromium says in its console
+    confirmed = "return document.querySelector('#confirmed')?.textContent"
+    press = "return !![...document.querySelectorAll('button')].find((b) => b.textContent === given[0])?.click() || true"
+    console = "return document.querySelector('#code-console')?.textContent"
     try:
         with firefox() as driven:
             driven.open(link)
-            said = wait_for(
-                lambda: driven.run("return document.querySelector('#confirmed')?.textContent"), "the confirmation"
-            )
+            said = wait_for(lambda: driven.run(confirmed), "the confirmation")
             assert SAME.match(str(said))
             assert driven.run("return document.querySelector('#story').textContent") == story
+            driven.open("about:blank")
+            driven.open(second)
+            wait_for(
+                lambda: driven.run("return !document.querySelector('#linked-code')?.hidden"), "the code in the link"
+            )
+            fast.requests.clear()
+            driven.run(press, "Run this code and hear the story")
+            said = wait_for(lambda: driven.run(confirmed), "the confirmation")
+            assert SAME.match(str(said))
+            found = found_in(driven.run(console))
+            assert {name for name, what in found.items() if what[0] == "reached"} == set()
+            assert all("/assets/" in path for path in fast.requests), fast.requests
     except Missing as missing:
         pytest.skip(str(missing))
 

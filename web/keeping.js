@@ -2,7 +2,7 @@
  * Keeps what stands on the page: the leaf on this machine, as it grows, and in this tab what a reload shall not lose.
  */
 
-import { read, write } from "./address.js";
+import { read, write as addressOf } from "./address.js";
 import { fetchLeaf, keep, whyNot } from "./kept.js";
 import { finished, last, newId, path } from "./leaf.js";
 import { ownKey, recall, remember, tab } from "./memory.js";
@@ -43,9 +43,16 @@ export async function startKeeping(own) {
   let written = current().leaf;
   let timer = 0;
 
-  async function save() {
+  let saving = Promise.resolve();
+
+  /** Saves after what is being saved already, whose version it would not know. */
+  function save() {
     clearTimeout(timer);
     timer = 0;
+    saving = saving.then(write);
+  }
+
+  async function write() {
     const { leaf, keeping } = current();
     if (!leaf || leaf === written || keeping || !leaf.turns.some(({ text }) => text)) return;
     written = leaf;
@@ -79,7 +86,7 @@ export async function startKeeping(own) {
       const turn = last(leaf);
       if (!turn?.reason) return;
       const toldAgain = turn.code === undefined; // by what an address says
-      history.replaceState(history.state, "", toldAgain ? write(leaf, turn, model) : bare());
+      history.replaceState(history.state, "", toldAgain ? addressOf(leaf, turn, model) : bare());
     },
   );
 
