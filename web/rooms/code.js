@@ -52,7 +52,8 @@ export function mount(house) {
     "p",
     { class: "hint" },
     "Python, run in this page: choose() is called before each token, and returns one. Ctrl + Enter runs it; from then on " +
-      "each edit counts from the next token on. It reaches neither the network nor what is kept on this machine.",
+      "each edit counts from the next token on. It sees the texts that it goes on with; it reaches neither the network " +
+      "nor what is kept on this machine, and nothing of it is left once the sampler chooses again.",
   );
   const examples = make("select", { id: "code-examples" }, make("option", { value: "" }, "the sampler itself"));
   texts.examples.forEach(({ title }, number) => examples.append(make("option", { value: String(number) }, title)));
