@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,13 @@ def drop(visit: Visit, *files: tuple[str, bytes]) -> None:
     visit.page.evaluate(
         """(files) => {
             const dropped = new DataTransfer();
-            for (const { name, bytes } of files) dropped.items.add(new File([new Uint8Array(bytes)], name));
+            for (const { name, bytes } of files) {
+                const data = Uint8Array.from(atob(bytes), (sign) => sign.charCodeAt(0));
+                dropped.items.add(new File([data], name));
+            }
             window.dispatchEvent(new DragEvent("drop", { dataTransfer: dropped, bubbles: true, cancelable: true }));
         }""",
-        [{"name": name, "bytes": list(data)} for name, data in files],
+        [{"name": name, "bytes": b64encode(data).decode()} for name, data in files],
     )
 
 

@@ -1,6 +1,6 @@
 """Top-nσ: tokens whose logits stand out of the noise of all the others (https://arxiv.org/abs/2411.07641)."""
 
-from statistics import pstdev
+from math import fsum, sqrt
 
 from fabella.sampler import draw, scaled
 
@@ -11,6 +11,8 @@ N = 1.0  # standard deviations below the highest logit
 def choose(logits):
     """Return the next token."""
     values = logits.array()  # of the whole vocabulary
-    least = max(values) - N * pstdev(values)
+    mean = fsum(values) / len(values)
+    deviation = sqrt(fsum((value - mean) ** 2 for value in values) / len(values))
+    least = max(values) - N * deviation
     kept = [one for one in logits.candidates(200, TEMPERATURE) if one[1] >= least]
     return draw(scaled(kept), logits.coin)
