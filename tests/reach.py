@@ -1,4 +1,4 @@
-"""A visitor's code that tries every way out of the page's worker, and says what it found: for any browser."""
+"""A visitor's code that tries every way out of the page's worker, and says what it found."""
 
 from __future__ import annotations
 
