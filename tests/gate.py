@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from playwright.sync_api import expect
+
 from builder.tools import WEB
 
 from .conftest import Fault, Handler, Site, Visit
@@ -88,6 +90,18 @@ class Gate:
 
     def _say(self, what: dict[str, object]) -> None:
         self.page.evaluate("(what) => (window.gate ??= new BroadcastChannel('gate')).postMessage(what)", what)
+
+
+def stopped_story(visit: Visit, site: Site, prompt: str) -> None:
+    """Opens the page and stops a story, the likeliest one, after two turns."""
+    gate = Gate(visit, site)
+    visit.open(site)
+    visit.ask(prompt, temperature=0, length=300)
+    gate.turns(2)
+    visit.page.wait_for_function("() => notebook.received.filter(({ type }) => type === 'steps').length === 2")
+    visit.page.keyboard.press("Escape")
+    gate.open()
+    expect(visit.page.get_by_text("You stopped the story here.")).to_be_visible()
 
 
 def begun_with(script: str) -> Fault:

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from .conftest import Site, Visit
-from .gate import Gate
+from .gate import Gate, stopped_story
 from .stories import PROMPT
 
 
@@ -61,14 +61,7 @@ def test_a_story_goes_on_as_if_it_had_not_ended(visit: Visit, site: Site, temper
 
 def test_a_stopped_story_goes_on(visit: Visit, site: Site) -> None:
     whole = visit.open(site).tell(PROMPT, temperature=0, length=300)
-    gate = Gate(visit, site)
-    visit.open(site)
-    visit.ask(PROMPT, temperature=0, length=300)
-    gate.turns(2)
-    visit.page.wait_for_function("() => notebook.received.filter(({ type }) => type === 'steps').length === 2")
-    visit.page.keyboard.press("Escape")
-    gate.open()
-    expect(visit.page.get_by_text("You stopped the story here.")).to_be_visible()
+    stopped_story(visit, site, PROMPT)
     part = visit.story.text_content() or ""
     assert whole.startswith(part)
     press(visit, "Go on")

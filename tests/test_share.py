@@ -18,7 +18,7 @@ from fabella.sampler import Settings
 
 from .browsers import Missing, firefox, wait_for
 from .conftest import RANDOM_CONFIG, Site, Visit
-from .gate import Gate
+from .gate import stopped_story
 from .random_models import load, write_random_model
 from .stories import PROMPT
 from .test_link import Links, links
@@ -88,14 +88,7 @@ def test_a_reload_confirms_it_without_telling_it_anew(visit: Visit, site: Site) 
 
 
 def test_one_that_is_shared_where_it_was_stopped_ends_there(visit: Visit, site: Site) -> None:
-    gate = Gate(visit, site)
-    visit.open(site)
-    visit.ask(PROMPT, temperature=0, length=300)
-    gate.turns(2)
-    visit.page.wait_for_function("() => notebook.received.filter(({ type }) => type === 'steps').length === 2")
-    visit.page.keyboard.press("Escape")
-    gate.open()
-    expect(visit.page.get_by_text("You stopped the story here.")).to_be_visible()
+    stopped_story(visit, site, PROMPT)
     story = visit.story.text_content()
     site.faults.clear()  # no gate for the friend
     friend = follow(visit, shared(visit))

@@ -17,7 +17,7 @@ from fabella.again import Again, again, again_from
 from fabella.choice import Choice, Visible, rest_of
 from fabella.engine import Engine
 from fabella.errors import PromptError
-from fabella.page import settings_of
+from fabella.page import base64, settings_of
 from fabella.sampler import SHORTLIST, Candidate, Settings
 from fabella.session import Session
 from fabella.tokenizer import Tokenizer
@@ -173,11 +173,6 @@ class Glass:
 
     def _spelled(self, id: int) -> dict[str, Any]:
         return self._token(id) | {"bytes": self._tokenizer.spelled(id).hex()}
-
-
-def base64(data: bytes) -> str:
-    """Return bytes as text."""
-    return binascii.b2a_base64(data, newline=False).decode()
 
 
 def _described(made: Again) -> dict[str, Any]:

@@ -434,9 +434,13 @@ def _prompt(asked: dict[str, Any]) -> str:
 def _told(step: Step) -> dict[str, Any]:
     told: dict[str, Any] = {"token": step.token, "text": step.text, "from_prompt": step.from_prompt}
     if step.choice:
-        kept = b2a_base64(step.choice.to_bytes(), newline=False).decode()
-        told |= {"choice": kept, "probability": step.choice.probability}
+        told |= {"choice": base64(step.choice.to_bytes()), "probability": step.choice.probability}
     return told | {"dropped": step.dropped} if step.dropped else told
+
+
+def base64(data: bytes) -> str:
+    """Return bytes as text."""
+    return b2a_base64(data, newline=False).decode()
 
 
 def _tokens(asked: dict[str, Any], name: str) -> list[Any]:

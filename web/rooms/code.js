@@ -6,7 +6,7 @@ import { element } from "../dom.js";
 import { last } from "../leaf.js";
 import { ownKey, recall, remember } from "../memory.js";
 import { openEditor } from "./editor.js";
-import { button, make } from "./make.js";
+import { button, dress, make } from "./make.js";
 
 /** @import { House as Given } from "../rooms.js" */
 
@@ -41,9 +41,7 @@ const STYLE = `
 export function mount(house) {
   const { current, change, watch, useCode, untouched, goOn, tell } = house;
   const texts = /** @type {Texts} */ (samplers);
-  const sheet = new CSSStyleSheet();
-  sheet.replaceSync(STYLE);
-  document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
+  dress(STYLE);
   const section = element("code", HTMLElement);
   const opener = element("code-button", HTMLButtonElement);
 

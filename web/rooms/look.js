@@ -10,7 +10,7 @@ import { InsideView } from "./look/inside.js";
 import css from "./look/look.css";
 import { Notes, asked, isGiven } from "./look/notes.js";
 import { Marks, TINTS, canPaint } from "./look/text.js";
-import { button, make } from "./make.js";
+import { button, dress, make } from "./make.js";
 import { TokensView } from "./look/tokens.js";
 import { Tour } from "./look/tour.js";
 import { percent, spoken } from "./look/words.js";
@@ -71,9 +71,7 @@ export function mount(house) {
 
   // ---- What stands in the margin -------------------------------------------------------------------------------------
 
-  const sheet = new CSSStyleSheet();
-  sheet.replaceSync(css);
-  document.adoptedStyleSheets.push(sheet);
+  dress(css);
 
   const walker = make("input", { type: "range", id: "look-place", min: "0", max: "0", value: "0" });
   const back = button("‹", () => go(place - 1), "The token before");

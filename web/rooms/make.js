@@ -1,4 +1,4 @@
-/** Elements, shorter to write down. */
+/** Elements and their style, shorter to write down. */
 
 /**
  * @template {keyof HTMLElementTagNameMap} Name
@@ -19,4 +19,11 @@ export function button(text, act, label = "") {
   const button = make("button", { type: "button", ...(label && { "aria-label": label }) }, text);
   button.addEventListener("click", act);
   return button;
+}
+
+/** Gives the page the style of a room, as its policy allows. @param {string} css */
+export function dress(css) {
+  const sheet = new CSSStyleSheet();
+  sheet.replaceSync(css);
+  document.adoptedStyleSheets.push(sheet);
 }

@@ -8,7 +8,7 @@ import noted from "noted";
 import { copyText } from "../clipboard.js";
 import { element } from "../dom.js";
 import { sentence, engineName, wholeNumber } from "../words.js";
-import { button, make } from "./make.js";
+import { button, dress, make } from "./make.js";
 
 /** @import { House as Given } from "../rooms.js" */
 /** @import { Bridge } from "../bridge.js" */
@@ -34,9 +34,7 @@ const STYLE = `
 
 /** @param {House} house */
 export function mount(house) {
-  const style = new CSSStyleSheet();
-  style.replaceSync(STYLE);
-  document.adoptedStyleSheets = [...document.adoptedStyleSheets, style];
+  dress(STYLE);
   const box = make("div", { id: "proved" });
   const pressed = element("proof", HTMLButtonElement);
   pressed.after(box);

@@ -8,7 +8,7 @@ import { presets } from "../presets.js";
 import { sentence, tokens as inTokens, wholeNumber } from "../words.js";
 import { draw } from "./card.js";
 import { Damaged, compare, format, pack, parse, unpack } from "./link.js";
-import { button, make } from "./make.js";
+import { button, dress, make } from "./make.js";
 import { command, markdown, signature } from "./texts.js";
 
 /** @import { Bridge } from "../bridge.js" */
@@ -43,9 +43,7 @@ const STYLE = `
 
 /** @param {House} house */
 export function mount(house) {
-  const style = new CSSStyleSheet(); // which the page's policy allows
-  style.replaceSync(STYLE);
-  document.adoptedStyleSheets = [...document.adoptedStyleSheets, style];
+  dress(STYLE);
   const confirmed = make("p", { id: "confirmed", role: "status" });
   element("done", HTMLElement).after(confirmed);
   const code = make("section", { id: "linked-code", "aria-label": "Code in the link", tabindex: "-1", hidden: "" });
