@@ -325,7 +325,8 @@ def test_what_the_code_cannot_reach(coder: Coder, site: Site) -> None:
         found = found_in(coder.console.text_content() or "")
         print("\n".join(f"{name}: {what}" for name, what in found.items()))
         assert {name for name, what in found.items() if what[0] == "reached"} == set()
-        assert coder.visit.requests[before:] == []
+        late = re.compile("/assets/(python-|helper-)")  # what a worker wants of its own, but not before it is ready
+        assert [url for url in coder.visit.requests[before:] if not late.search(url)] == []
         coder.visit.complaints.clear()  # that JavaScript may not be made of a text, Chromium says in its console
         coder.press("Let the sampler choose")
         coder.visit.awake()

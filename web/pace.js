@@ -28,10 +28,10 @@ export class Pacer {
     this.show = show;
   }
 
-  /** Begins with a text. @param {Pace} pace */
-  begin(pace) {
+  /** Begins with a text. @param {Pace} pace @param {number} owed  words that are shown unasked, at the pace "a word" */
+  begin(pace, owed) {
     this.drop();
-    this.#owed = 1;
+    this.#owed = owed;
     this.#begun = false;
     this.pace = pace;
   }

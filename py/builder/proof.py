@@ -27,7 +27,8 @@ def noted(gguf: Path, model: Path) -> Path:
         target.write_text(json.dumps({"logits": _logits(gguf), "torch": _torch(torch, gguf, beside)}))
 
     package = [*sorted((ROOT / "py/fabella").glob("*.py")), ROOT / "py/fabella/run.wasm"]
-    return cached("noted.json", digest(gguf, torch, Path(__file__), *package), make)
+    # A name for each model: of two builds at a time, one must not take the other's away.
+    return cached(f"noted-{digest(gguf)}.json", digest(torch, Path(__file__), *package), make)
 
 
 def _logits(gguf: Path) -> object:

@@ -99,9 +99,10 @@ class Glass:
         Parameters
         ----------
         asked
-            ``{"position", "token"}``: of the session's tokens, the number and which it is; to see what led to a chosen
-            token, the one before it, and ``"choice"``, what was kept of how that was chosen, if it is known. ``"top"``:
-            how many of each layer's likeliest tokens; 3 if it is not said.
+            ``{"position", "token"}``: of the session's tokens, the number and which it is, or null for the one that
+            begins every text; to see what led to a chosen token, the one before it, and ``"choice"``, what was kept of
+            how that was chosen, if it is known. ``"top"``: how many of each layer's likeliest tokens; 3 if it is not
+            said.
 
         Returns
         -------
@@ -112,8 +113,8 @@ class Glass:
         position, top = asked.get("position"), asked.get("top", 3)
         if type(position) is not int or type(top) is not int:
             raise PromptError("where to look must be the number of a token")
-        tokens = self._session.tokens
-        if 0 <= position < len(tokens) and asked.get("token") != tokens[position]:
+        tokens, token = self._session.tokens, asked.get("token")
+        if 0 <= position < len(tokens) and (self._tokenizer.bos_id if token is None else token) != tokens[position]:
             raise PromptError("this token is not what the model has computed there: tell the text again")
         inside = self._session.inside(position, min(max(top, 1), 100))
         if "choice" in asked:  # or else another text may have this token there

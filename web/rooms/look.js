@@ -354,8 +354,7 @@ export function mount(house) {
     const { leaf, turn } = subject;
     const note = known()[place];
     const number = ++questions;
-    const { request } = current();
-    if (request && !request.done) {
+    if (current().request?.done === null) {
       inside.empty("Once the text is told, you see here what went on inside."); // the model is busy
       return;
     }
@@ -363,11 +362,8 @@ export function mount(house) {
     if (place === 0 && notes.before(leaf, turn) === undefined) await notes.find(leaf, turn, () => {});
     const token = place > 0 ? known()[place - 1]?.token : notes.before(leaf, turn);
     if (!said || number !== questions) return;
-    if (token === undefined) {
-      inside.empty("There is nothing before this token to look at.");
-      return;
-    }
-    const found = await exactly(leaf, turn, "inside", { position: said.position - 1, token, choice: note.choice });
+    const request = { position: said.position - 1, token, choice: note.choice };
+    const found = token === undefined ? null : await exactly(leaf, turn, "inside", request);
     if (number !== questions) return;
     if (found) inside.draw(found);
     else inside.empty(UNKNOWN);

@@ -44,7 +44,7 @@ export class Notes {
   /** Of what is being told. @type {{ request: number, notes: (Note | undefined)[] } | null} */
   #live = null;
   #missed = -1; // a request
-  /** The token before the first of a turn's. @type {Map<string, number>} */
+  /** The token before the first of a turn's; null: the one that begins every text. @type {Map<string, number | null>} */
   #before = new Map();
   /** The turn that is being told again. */
   #again = "";
@@ -147,6 +147,7 @@ export class Notes {
     });
     try {
       await answer;
+      if (!this.#before.has(key(leaf, turn))) this.#before.set(key(leaf, turn), null);
       if (isBy(leaf, turn, notes)) this.#kept.set(key(leaf, turn), notes.slice(0, turn.tokens.length));
     } catch (error) {
       console.warn(error); // a Refusal: what is not known is said to be so
