@@ -512,14 +512,13 @@ def test_the_page_looks_inside(page: Page) -> None:
     assert [id for id, _, _ in seen["lens"][-1]] == [
         id for id, _, _ in seen_in(page, "choice", {"choice": steps[3]["choice"]})["candidates"][:3]
     ]
-    first = tell(page, prompt="")[0]["choice"]
-    begins = {"position": 0, "token": None, "choice": first}
-    assert [token["kind"] for token in seen_in(page, "inside", begins)["tokens"]] == ["control"]
     for wrong in ({}, {"position": "x"}, {"position": 5}, {"position": 5, "token": None}, {"position": 4, "token": -1}):
         with pytest.raises(PromptError):
             seen_in(page, "inside", wrong)
     with pytest.raises(FabellaError, match="cannot be looked into"):
         seen_in(page, "inside", {"position": 5000})
+    begins = {"position": 0, "token": None, "choice": tell(page, prompt="")[0]["choice"]}
+    assert [token["kind"] for token in seen_in(page, "inside", begins)["tokens"]] == ["control"]
 
 
 def test_a_story_goes_on_while_the_page_looks(page: Page) -> None:
