@@ -18,6 +18,7 @@ from .conftest import RANDOM_CONFIG, Site, Visit
 from .random_models import write_random_adapter, write_random_model
 from .stories import PROMPT
 from .test_build import assets
+from .test_page_code import LIKELIEST, Coder
 from .test_shelf import drop
 
 ON = "It speaks through the adapter “{}”."
@@ -106,6 +107,25 @@ def has_link(visit: Visit) -> bool:
     shown = dialog.get_by_role("textbox", name="Link").count() == 1
     visit.page.keyboard.press("Escape")
     return shown
+
+
+def test_a_storyteller_started_anew_has_it_before_it_tells(
+    visit: Visit, site: Site, random_model: Path, adapters: list[Path]
+) -> None:
+    coder = Coder(visit, site)
+    put_on(visit, adapters[0])
+    coder.run(LIKELIEST)
+    coder.told(1)
+    coder.press("Let the sampler choose")
+    visit.ask(PROMPT, temperature=0, length=40)
+    assert coder.told(2) == told(random_model, adapters[0])
+    visit.page.locator("#adapter").get_by_role("button", name="Take it off").click()
+    coder.run(LIKELIEST)
+    coder.told(3)
+    coder.press("Let the sampler choose")
+    visit.ask(PROMPT, temperature=0, length=40)
+    assert coder.told(4) == told(random_model, None)
+    expect(visit.page.locator("#adapter")).to_contain_text(OFF.format("adapter 0"))
 
 
 def test_one_that_is_dropped_while_a_story_is_told_stops_it(visit: Visit, site: Site, adapters: list[Path]) -> None:

@@ -13,6 +13,7 @@ from builder.tools import NODE_MODULES
 from fabella import samplers
 from fabella.modelfile import Config
 
+from .browsers import Missing, firefox, wait_for
 from .conftest import Site, Visit
 from .random_models import write_random_model
 from .reach import found_in, reaching
@@ -330,6 +331,26 @@ def test_what_the_code_cannot_reach(coder: Coder, site: Site) -> None:
         coder.visit.complaints.clear()  # that JavaScript may not be made of a text, Chromium says in its console
         coder.press("Let the sampler choose")
         coder.visit.awake()
+
+
+def test_what_the_code_cannot_reach_in_firefox(site: Site) -> None:
+    code = "localStorage.setItem('fabella ' + location.pathname + ' code', given[0])"
+    state, button, found = "return document.body.dataset.state", "document.querySelector('#code button')", ""
+    try:
+        with firefox() as driven:
+            driven.open(site.url)
+            driven.run(code, reaching(site.url))
+            wait_for(lambda: driven.run(state) == "ready", "the storyteller")
+            driven.run("document.querySelector('#code-button').click()")
+            wait_for(lambda: driven.run(f"return {button} !== null"), "the editor")
+            driven.run(f"{button}.click()")  # Run
+            console = "return document.querySelector('#code-console').textContent"
+            found = str(wait_for(lambda: (said := str(driven.run(console))).endswith("over\n") and said, "the console"))
+    except Missing as missing:
+        pytest.skip(str(missing))
+    assert {name for name, what in found_in(found).items() if what[0] == "reached"} == set()
+    wanted = re.compile(r"/(index\.html|secret|[^/]*micropip[^/]*)$")  # all else the page's service worker may fetch
+    assert not [path for path in site.requests if wanted.search(path)]
 
 
 # What it sends for the story that is being told, whose number it has heard.

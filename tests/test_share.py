@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from fabella import samplers
 from fabella.generate import Ending, Step, generate
 from fabella.sampler import Settings
 
@@ -299,6 +300,28 @@ def test_code_in_a_link_is_read_first_and_then_run(visit: Visit, site: Site) -> 
     coder.press("Back to mine")
     expect(coder.editor).to_contain_text("mine")
     assert coder.kept() == MINE
+    coder.page.get_by_role("combobox", name="Example").select_option(index=3)
+    coder.press("Keep this one instead")
+    assert coder.kept() == samplers.texts()["examples"][2]["source"]  # type: ignore[index]
+
+
+def test_code_of_a_link_is_not_kept_as_the_visitors_own_until_they_change_it(visit: Visit, site: Site) -> None:
+    coder = Coder(visit, site)
+    coder.run(SECOND)
+    coder.told(1)
+    link = shared(visit)
+    coder.press("Let the sampler choose")
+    visit.awake()
+    visit.tell("w1", length=30)  # or the link's story would stand there already
+    visit.page.evaluate("localStorage.clear()")
+    visit.page.goto("about:blank")
+    visit.page.goto(link)
+    visit.page.get_by_role("button", name="Run this code and hear the story").click()
+    expect(visit.page.locator("#confirmed")).to_have_text(SAME)
+    assert coder.kept() == samplers.chain()
+    coder.write(f"{SECOND}# changed")
+    expect(coder.editor).to_contain_text("changed")
+    assert coder.kept() == f"{SECOND}# changed"
 
 
 def test_a_story_that_no_link_tells_again_says_why(visit: Visit, site: Site) -> None:
@@ -461,6 +484,24 @@ def test_a_link_told_in_chromium_is_confirmed_in_firefox(visit: Visit, fast: Sit
     try:
         with firefox() as driven:
             driven.open(link)
+            confirmed = "return document.querySelector('#confirmed')?.textContent"
+            assert SAME.match(wait_for(lambda: str(driven.run(confirmed) or ""), "the confirmation"))
+            assert driven.run("return document.querySelector('#story').textContent") == story
+    except Missing as missing:
+        pytest.skip(str(missing))
+
+
+def test_code_in_a_link_made_in_chromium_runs_in_firefox(visit: Visit, site: Site) -> None:
+    coder = Coder(visit, site)
+    coder.run(SECOND)
+    story = coder.told(1)
+    link = shared(visit)
+    button = "[...document.querySelectorAll('button')].find((one) => one.textContent.startsWith('Run this code'))"
+    try:
+        with firefox() as driven:
+            driven.open(link)
+            wait_for(lambda: driven.run(f"return {button} !== undefined"), "the code in the link")
+            driven.run(f"{button}.click()")
             confirmed = "return document.querySelector('#confirmed')?.textContent"
             assert SAME.match(wait_for(lambda: str(driven.run(confirmed) or ""), "the confirmation"))
             assert driven.run("return document.querySelector('#story').textContent") == story

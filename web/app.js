@@ -29,6 +29,7 @@ import { mountStory } from "./views/story.js";
 
 /** @import { AdapterCard, Assets, Card, EngineState, Progress, Source } from "./messages.js" */
 /** @import { Pace } from "./pace.js" */
+/** @import { State } from "./state.js" */
 
 /** @type {Assets} */
 const assets = JSON.parse(element("assets", HTMLScriptElement).text);
@@ -47,8 +48,12 @@ let mended = Promise.resolve();
 
 // ---- The worker ------------------------------------------------------------------------------------------------------
 
-/** Starts a worker, in the place of one that failed or has another model. @param {Source} source */
-async function load(source) {
+/**
+ * Starts a worker, in the place of one that failed or has another model.
+ * @param {Source} source
+ * @param {State["adapter"]} [voice]  the adapter that the worker before had
+ */
+async function load(source, voice = null) {
   const { worker, python } = assets;
   const first = [worker, python.script, python.wasm, python.snapshot];
   const known = source.kind === "offer" ? source.part : null;
@@ -83,7 +88,15 @@ async function load(source) {
   });
   performance.mark("ready"); // for tests/figures.py
   meet({ ...known, ...loaded.model });
-  const adapter = loaded.adapter && { ...loaded.adapter, on: true, own: true };
+  const own = loaded.adapter && { ...loaded.adapter, on: true, own: true };
+  const file = voice && !voice.own && adapted ? adapted : undefined;
+  let adapter = voice ?? own;
+  if (voice && (file || !voice.on)) {
+    await started.ask({ type: "adapt", file, on: voice.on }).answer.catch((error) => {
+      adapter = own;
+      complain(error);
+    });
+  }
   change({ worker: "ready", unkept: loaded.why ?? "", adapter });
   telling.send();
   const nowhere = document.activeElement === document.body && matchMedia("(pointer: fine)").matches;
@@ -249,11 +262,7 @@ async function anew() {
 /** Starts the worker anew, with what it had but for the visitor's code. */
 async function restart() {
   const { source, adapter } = current();
-  const file = adapter && !adapter.own ? adapted : null;
-  if (!source) return;
-  await load(source);
-  if (file) await adapt(file);
-  if (adapter && !adapter.on) await useAdapter(false);
+  if (source) await load(source, adapter);
 }
 
 /** Has the model in use speak through an adapter; rejects with a Refusal if that is for another. @param {File} file */

@@ -122,9 +122,9 @@
  * @typedef {{type: "count", id: number, prompt?: string, messages?: Message[]}} Count  after Ready; answered by Counted
  * @typedef {{type: "describe", id: number, file: File, tokenizer?: File}} Describe  after Ready: what is this model file?
  *     Answered by Described, or by Failure if it cannot run
- * @typedef {{type: "adapt", id: number, file?: File, on: boolean}} Adapt  after Ready: has the model use the adapter in
- *     the file, in the place of one that it may have; without a file, switches what it has on or off. What is being told
- *     is stopped. Answered by Adapted, or by Failure: then nothing has changed
+ * @typedef {{type: "adapt", id: number, file?: File, on: boolean}} Adapt  after Ready: has the model take the adapter in
+ *     the file, in the place of one that it may have, and switches the one that it has on or off. What is being told is
+ *     stopped. Answered by Adapted, or by Failure: then nothing has changed
  * @typedef {{type: "call", id: number, module: string, request: string, file?: File, alone?: boolean}} Call  after
  *     Ready: hands a request to the function `answer` of one of our further modules of Python's; alone: what is being told
  *     is stopped. Answered by Called, or by Failure

@@ -153,7 +153,8 @@ function adapt({ id, file, on }) {
   try {
     stop();
     rehearsed = true; // what is being rehearsed could not go on
-    const said = file ? storyteller.adapt(new LocalFile(file)) : storyteller.use_adapter(on);
+    const said = file ? storyteller.adapt(new LocalFile(file)) : null;
+    storyteller.use_adapter(on);
     send({ type: "adapted", id, adapter: said ? JSON.parse(said) : null });
   } catch (error) {
     refuse(id, error);

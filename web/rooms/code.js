@@ -79,7 +79,7 @@ export function mount(house) {
       editor.write(text);
     }),
     button("Keep this one instead", () => {
-      own = "";
+      own = lent = "";
       changed();
     }),
   );
@@ -100,12 +100,13 @@ export function mount(house) {
   const editor = openEditor(host, "Code", kept || texts.chain, { run, changed });
   let timer = 0;
   let own = ""; // what the visitor has written, while an example or code from a link stands in its place
+  let lent = ""; // the code of a link, which is the visitor's own only once they have changed it
   guest.hidden = true;
 
   function changed() {
     const text = editor.read();
     guest.hidden = !own;
-    if (!own) remember(ownKey(KEY), text === texts.chain ? "" : text);
+    if (!own) remember(ownKey(KEY), [texts.chain, lent].includes(text) ? "" : text);
     clearTimeout(timer);
     timer = setTimeout(() => current().code !== null && useCode(text), REST);
   }
@@ -188,6 +189,7 @@ export function mount(house) {
      */
     use(text) {
       open();
+      lent = text;
       stand(text);
       clearTimeout(timer);
       return useCode(text);

@@ -3,21 +3,24 @@
  * decides, C computes: all that is shown here is what happened.
  */
 
-import { add, branches, newLeaf, path, set } from "../leaf.js";
-import { presets } from "../presets.js";
+import { add, path, set } from "../leaf.js";
+import { adopt, toldBefore } from "./look/adopt.js";
 import { ChoiceView } from "./look/choice.js";
 import { InsideView } from "./look/inside.js";
 import css from "./look/look.css";
 import { Notes, asked, isGiven } from "./look/notes.js";
+import { Python } from "./look/python.js";
+import { Tabs } from "./look/tabs.js";
 import { Marks, TINTS, canPaint } from "./look/text.js";
 import { button, dress, make } from "./make.js";
 import { TokensView } from "./look/tokens.js";
 import { Tour } from "./look/tour.js";
+import { Ways } from "./look/ways.js";
 import { percent, spoken } from "./look/words.js";
 
 /** @import { Bridge, Question } from "../bridge.js" */
 /** @import { Leaf, Turn } from "../leaf.js" */
-/** @import { Settings, Step, Way } from "../messages.js" */
+/** @import { Settings, Way } from "../messages.js" */
 /** @import { House } from "../rooms.js" */
 /** @import { Described } from "./look/choice.js" */
 /** @import { Note } from "./look/notes.js" */
@@ -33,9 +36,6 @@ const PAUSE = 80;
 /** Candidates of which it is known how many are likelier. */
 const FEW = 16;
 
-/** Descriptions that are kept. */
-const KEPT = 600;
-
 /** @param {Glass} house */
 export function mount(house) {
   const { current, change, watch } = house;
@@ -48,6 +48,7 @@ export function mount(house) {
   const bar = /** @type {HTMLElement} */ (document.querySelector(".bar"));
   const isWide = matchMedia("(min-width: 62rem)"); // as look.css has it
   const notes = new Notes(house);
+  const python = new Python(house, notes);
   const marks = new Marks();
   /** What is looked at. @type {{ leaf: Leaf, turn: Turn } | null} */
   let subject = null;
@@ -66,8 +67,6 @@ export function mount(house) {
   let keeps = false; // whether the next text is looked at where this one is
   let isHidden = false; // whether the token in view is to be brought into sight, once there is one
   let follows = true; // whether the token in view is the next one, where the reader decides word by word
-  /** By what was kept of a token, and the settings tried. @type {Map<string, Described>} */
-  const described = new Map();
 
   // ---- What stands in the margin -------------------------------------------------------------------------------------
 
@@ -81,7 +80,10 @@ export function mount(house) {
   const hint = make("p", { class: "hint", hidden: "" }, OPEN, keys);
   const context = make("p", { class: "look-context", dir: "auto" });
   const heard = make("p", { class: "unseen-only", "aria-live": "polite" });
-  const ways = make("p", { class: "actions look-branches" });
+  const ways = new Ways((leaf, turn) => {
+    keeps = true;
+    house.turnTo(leaf, turn);
+  });
   const tint = make("input", { type: "checkbox", id: "look-tint" });
   const legend = make("p", { class: "hint look-legend", hidden: "" });
   for (const [, name] of TINTS.toReversed()) {
@@ -106,61 +108,24 @@ export function mount(house) {
   });
   const inside = new InsideView();
   const tokens = new TokensView((word) =>
-    ask("merges", { text: read, word }).then(
+    python.ask("merges", { text: read, word }).then(
       ({ steps }) => steps,
       () => null,
     ),
   );
   let read = ""; // the prompt whose tokens are shown
   const views = { Choice: choice.element, Inside: inside.element, Tokens: tokens.element };
-  /** @type {keyof typeof views} */
-  let tab = "Choice";
-  const tabs = make("div", { role: "tablist", "aria-labelledby": "look-title" });
-  for (const name of /** @type {(keyof typeof views)[]} */ (Object.keys(views))) {
-    const one = button(name, () => show(name));
-    for (const [key, value] of Object.entries({
-      role: "tab",
-      id: `look-tab-${name}`,
-      "aria-controls": `look-${name}`,
-    })) {
-      one.setAttribute(key, value);
-    }
-    tabs.append(one);
-    const view = views[name];
-    for (const [key, value] of Object.entries({ role: "tabpanel", id: `look-${name}`, "aria-labelledby": one.id })) {
-      view.setAttribute(key, value);
-    }
-  }
-  tabs.addEventListener("keydown", (event) => {
-    const names = /** @type {(keyof typeof views)[]} */ (Object.keys(views));
-    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    const to = step && names[names.indexOf(tab) + step];
-    if (!step) return;
-    event.preventDefault();
-    event.stopPropagation(); // the page's arrows walk through the text
-    if (!to) return;
-    show(to);
-    document.getElementById(`look-tab-${to}`)?.focus();
-  });
-
-  /** @param {keyof typeof views} name  of the tab that is to be seen */
-  function show(name) {
-    tab = name;
-    for (const one of tabs.children) {
-      const isChosen = one.id === `look-tab-${name}`;
-      one.ariaSelected = String(isChosen);
-      /** @type {HTMLElement} */ (one).tabIndex = isChosen ? 0 : -1;
-    }
-    for (const [other, view] of Object.entries(views)) view.hidden = other !== name;
-    walk.hidden = context.hidden = tinting.hidden = name === "Tokens";
-    legend.hidden = !tint.checked || name === "Tokens";
+  const tabs = new Tabs("look-title", views, () => {
+    const isText = tabs.seen === "Tokens";
+    walk.hidden = context.hidden = tinting.hidden = isText;
+    legend.hidden = !tint.checked || isText;
     later();
-  }
+  });
 
   const title = make("h2", { id: "look-title" }, "Look inside");
   const close = button("✕", () => toggle(), "Close");
   const tour = new Tour({
-    show,
+    show: (name) => tabs.show(name),
     go,
     isTold: () => known().length > 0,
     tell: () => {
@@ -175,7 +140,7 @@ export function mount(house) {
     "section",
     { class: "look", "aria-labelledby": "look-title", hidden: "" },
     make("div", { class: "look-top" }, make("header", {}, title, close), tour.element),
-    tabs,
+    tabs.element,
     walk,
     hint,
     context,
@@ -183,12 +148,12 @@ export function mount(house) {
     ...Object.values(views),
     tinting,
     legend,
-    ways,
+    ways.element,
     more,
   );
   if (!canPaint) tint.disabled = true;
   margin.prepend(panel);
-  show(tab);
+  tabs.show("Choice");
   panel.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.target instanceof HTMLInputElement) event.preventDefault(); // tells no story
   });
@@ -266,16 +231,17 @@ export function mount(house) {
     forth.disabled = place >= count - 1;
     if (count === 0) walker.ariaValueText = "none";
     next.hidden = !open;
-    hint.hidden = !open || tab === "Tokens";
+    hint.hidden = !open || tabs.seen === "Tokens";
     context.replaceChildren(...(count ? surroundings(before, place) : []));
-    drawWays();
+    const hasWays = subject && !current().request && tabs.seen !== "Tokens";
+    ways.draw(hasWays ? subject?.leaf : undefined, subject?.turn);
     tour.draw();
-    if (tab === "Tokens") {
+    if (tabs.seen === "Tokens") {
       drawTokens();
       return;
     }
-    const view = tab === "Inside" ? inside : choice;
-    if (!subject) adopt();
+    const view = tabs.seen === "Inside" ? inside : choice;
+    if (!subject && !adopted) adoptOnce();
     if (!subject || (count === 0 && subject.turn.reason === null)) {
       view.empty(sleep() || "Here you see how each word is chosen, once one is.");
       return;
@@ -295,29 +261,15 @@ export function mount(house) {
     else describe();
   }
 
-  /** Has the story that stands on the page at first told by its seed: then it is one like all others. */
-  async function adopt() {
-    const { leaf, worker, request, mode, model } = current();
-    const told = document.querySelector("#told-before [data-seed]");
-    if (adopted || leaf || request || mode !== "story" || worker !== "ready" || model?.id !== house.own) return;
-    if (!(told instanceof HTMLElement) || !told.dataset.seed) return;
+  /** The story that stands on the page at first is looked at like any other. */
+  async function adoptOnce() {
+    const told = toldBefore(house);
+    if (!told) return;
     adopted = true;
-    const prompt = [...told.querySelectorAll(".given")].map(({ textContent }) => textContent).join("\n");
-    const { seed } = told.dataset;
-    const settings = { ...presets(model).balanced, length: model.context, seed };
-    /** @type {Step[]} */
-    const steps = [];
-    /** @type {Question} */
-    const message = { type: "tell", prompt, settings: { ...settings, look: true }, plainly: true };
-    const done = await house.question(message, (said) => steps.push(...said.steps)).answer.catch(() => null);
-    const own = steps.filter((step) => !step.from_prompt);
-    const text = [steps.filter((step) => step.from_prompt), own].map((all) => all.map((step) => step.text).join(""));
-    const isSame = text.join("").replace(/\n/g, "") === told.textContent?.replace(/\n/g, "");
-    if (!done || !isSame || current().leaf || current().request) return;
-    const begun = add(add(newLeaf("story", model), null, "user", text[0]), 0, "assistant", text[1], settings);
-    const made = set(begun, 1, { tokens: own.map(({ token }) => token), reason: done.reason });
-    notes.keep(made, made.turns[1], own);
-    change({ leaf: made });
+    const made = await adopt(told, house);
+    if (!made) return;
+    notes.keep(made.leaf, made.leaf.turns[1], made.steps);
+    change({ leaf: made.leaf });
   }
 
   /** Why the model says nothing, if it does not. */
@@ -339,7 +291,7 @@ export function mount(house) {
     clearTimeout(resting);
     resting = setTimeout(async () => {
       const text = written();
-      const found = await ask("tokens", { text }).catch(({ message }) => message);
+      const found = await python.ask("tokens", { text }).catch(({ message }) => message);
       if (text !== written()) return;
       read = text;
       if (typeof found === "string") tokens.empty(found);
@@ -358,12 +310,12 @@ export function mount(house) {
       inside.empty("Once the text is told, you see here what went on inside."); // the model is busy
       return;
     }
-    const said = note && (await ask("choice", { choice: note.choice }).catch(() => null));
+    const said = note && (await python.ask("choice", { choice: note.choice }).catch(() => null));
     if (place === 0 && notes.before(leaf, turn) === undefined) await notes.find(leaf, turn, () => {});
     const token = place > 0 ? known()[place - 1]?.token : notes.before(leaf, turn);
     if (!said || number !== questions) return;
     const request = { position: said.position - 1, token, choice: note.choice };
-    const found = token === undefined ? null : await exactly(leaf, turn, "inside", request);
+    const found = token === undefined ? null : await python.exactly(leaf, turn, "inside", request);
     if (number !== questions) return;
     if (found) inside.draw(found);
     else inside.empty(UNKNOWN);
@@ -387,26 +339,6 @@ export function mount(house) {
       .map((note) => note?.text)
       .join("");
 
-  function drawWays() {
-    const all = subject ? branches(subject.leaf, subject.turn.id) : [];
-    ways.hidden = all.length < 2 || current().request !== null || tab === "Tokens";
-    if (ways.hidden || !subject) return;
-    const { leaf, turn } = subject;
-    const at = all.indexOf(turn.id);
-    const turnTo = (/** @type {number} */ to) => {
-      keeps = true;
-      house.turnTo(leaf, all[to]);
-    };
-    const back = button("‹", () => turnTo(at - 1), "The way before");
-    const forth = button("›", () => turnTo(at + 1), "The next way");
-    back.disabled = at === 0;
-    forth.disabled = at === all.length - 1;
-    const focused = /** @type {HTMLElement | null} */ (document.activeElement)?.ariaLabel;
-    ways.replaceChildren("Ways it has gone: ", back, `${at + 1}/${all.length}`, forth);
-    const again = [back, forth].find(({ ariaLabel }) => ariaLabel === focused);
-    if (again) (again.disabled ? [back, forth].find(({ disabled }) => !disabled) : again)?.focus();
-  }
-
   /** Asks Python about the token in view, and draws what it says. */
   async function describe() {
     const note = known()[place];
@@ -423,11 +355,11 @@ export function mount(house) {
     let why = "";
     const request = { choice: note.choice, ...(settings && { settings }) };
     /** @type {Described | null} */
-    let found = await ask("choice", request).catch((error) => {
+    let found = await python.ask("choice", request).catch((error) => {
       why = error.message;
       return null;
     });
-    if (!found && settings) found = await exactly(leaf, turn, "choice", { ...request, exactly: true });
+    if (!found && settings) found = await python.exactly(leaf, turn, "choice", { ...request, exactly: true });
     if (number !== questions) return;
     if (!found) {
       choice.empty(why);
@@ -436,25 +368,10 @@ export function mount(house) {
     tell(found, note);
     if (settings && found.again && (found.again.picked < 0 || found.again.steps.some(({ exact }) => !exact))) {
       resting = setTimeout(async () => {
-        const exact = await exactly(leaf, turn, "choice", { ...request, exactly: true });
+        const exact = await python.exactly(leaf, turn, "choice", { ...request, exactly: true });
         if (number === questions && exact) tell(exact, note);
       }, REST);
     }
-  }
-
-  /**
-   * What only the model itself can say: the text is told again if the model has gone on to another.
-   * @param {Leaf} leaf
-   * @param {Turn} turn
-   * @param {"choice" | "inside" | "tokens" | "merges"} what
-   * @param {object} request
-   * @returns {Promise<any>} null: nobody knows
-   */
-  async function exactly(leaf, turn, what, request) {
-    const first = await ask(what, request).catch(() => null);
-    if (first || current().request) return first;
-    await notes.find(leaf, turn, () => {});
-    return ask(what, request).catch(() => null);
   }
 
   /** @param {Described} found @param {Note} note */
@@ -468,18 +385,6 @@ export function mount(house) {
     const rank = likelier < FEW ? `number ${likelier + 1}` : `not among the ${FEW} likeliest`;
     walker.ariaValueText = `${spoken(one)}, ${percent(note.probability)}, ${rank}`;
     heard.textContent = document.activeElement === walker ? "" : walker.ariaValueText; // or it would be heard twice
-  }
-
-  /** @param {"choice" | "inside" | "tokens" | "merges"} what @param {object} request @returns {Promise<any>} */
-  async function ask(what, request) {
-    const text = JSON.stringify({ what, ...request });
-    const before = described.get(text);
-    if (before) return before;
-    const { answer } = await house.question({ type: "call", module: "glass", request: text }).answer;
-    const said = JSON.parse(answer);
-    if (described.size >= KEPT) described.clear();
-    if (what !== "inside" && !("exactly" in request)) described.set(text, said);
-    return said;
   }
 
   // ---- What the visitor does -----------------------------------------------------------------------------------------
@@ -620,7 +525,7 @@ export function mount(house) {
     }
     const across = { ArrowUp: -1, ArrowDown: 1 }[key];
     const candidate = target instanceof Element && target.closest(".look-bars");
-    if (across && tab === "Choice" && (candidate || (isAtChoice() && (!typing || target === walker)))) {
+    if (across && tabs.seen === "Choice" && (candidate || (isAtChoice() && (!typing || target === walker)))) {
       event.preventDefault();
       const all = /** @type {HTMLElement[]} */ ([...choice.element.querySelectorAll(".look-bars button")]);
       const at = all.indexOf(/** @type {any} */ (target));
@@ -657,7 +562,7 @@ export function mount(house) {
     (_, request, _mode, worker, ..._others) => {
       if (worker !== "ready") {
         notes.interrupt(); // what was asked of it is not answered any more, and another may say otherwise
-        described.clear();
+        python.forget();
         adopted = false;
       }
       if (request && request.id !== asking) {
