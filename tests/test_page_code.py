@@ -29,8 +29,8 @@ SLOWLY = (
 TITLES = [example["title"] for example in samplers.texts()["examples"]]  # type: ignore[attr-defined]
 AXE = NODE_MODULES / "axe-core/axe.min.js"
 
-# How long the page waits for code that hangs is the test's affair: on a busy machine others seem to, as does a worker that
-# starts, for which a reason is given along with the time.
+# How long the page waits for code that hangs is the test's affair: on a busy machine others seem to, as does a worker
+# that starts, for which a reason is given along with the time.
 WAITS = """{
   const { setTimeout } = globalThis;
   globalThis.hang = 1e8;
