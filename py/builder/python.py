@@ -7,6 +7,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +133,17 @@ def modules_of(entry: str) -> set[str]:
         if file in found or not (ROOT / "py" / file).is_file():
             continue
         found.add(file)
-        for node in ast.walk(ast.parse((ROOT / "py" / file).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                wanted |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} - FURTHER
+        wanted |= imported((ROOT / "py" / file).read_text(encoding="utf-8")) - FURTHER
     return found
+
+
+@cache
+def imported(source: str) -> frozenset[str]:
+    """Return the names of what a module imports by ``from``, which may be modules and what is in them."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module]
+    return frozenset(
+        name for node in nodes for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)) if name
+    )
 
 
 def pyodide_script() -> Path:
