@@ -140,10 +140,11 @@ def modules_of(entry: str) -> set[str]:
 @cache
 def imported(source: str) -> frozenset[str]:
     """Return the names of what a module imports by ``from``, which may be modules and what is in them."""
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module]
-    return frozenset(
-        name for node in nodes for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)) if name
-    )
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(names)
 
 
 def pyodide_script() -> Path:
