@@ -347,6 +347,7 @@ def test_word_by_word_the_choice_stands_open(visit: Visit, site: Site, stories: 
     for name, value in {**HOW, "repetition_penalty": 1, "length": 80}.items():
         visit.setting(NAMES.get(name, name.capitalize())).fill(str(value))
     press(visit, "Look inside")
+    expect(panel(visit)).to_be_visible()  # it is loaded
     visit.prompt.fill(PROMPT)
     visit.prompt.press("Enter")
     expected = told(stories, length=80)
@@ -532,6 +533,7 @@ def test_where_the_visitors_code_chose_it_says_so(opened: Visit, first: list[Cho
     page.keyboard.press("Delete")
     page.keyboard.insert_text("def choose(logits):\n    return logits.shortlist(2)[len(logits.tokens) % 2][0]\n")
     press(opened, "Look inside")
+    expect(panel(opened)).to_be_visible()
     done = len(opened.received("done"))
     editor.press("ControlOrMeta+Enter")
     page.wait_for_function("(n) => notebook.received.filter(({ type }) => type === 'done').length > n", arg=done)
@@ -625,6 +627,7 @@ def test_answers_are_looked_into_as_stories_are(visit: Visit, chat_site: Site, d
         visit.setting(name).fill(value)
     visit.setting("Repetition penalty").fill("1")
     press(visit, "Look inside")
+    expect(panel(visit)).to_be_visible()
     box = page.get_by_role("textbox", name="You", exact=True)
     answers: list[list[Choice]] = []
     for text in ("w1 w2", "w3"):
