@@ -47,6 +47,15 @@ WARM_UP = 8  # stories told before the driver is measured: browsers compile what
 STORIES = 8  # stories in which it is measured
 PROMPT = "Once upon a time"
 
+# Bodies of choose() that never return, and that Python itself can stop.
+LOOPS = (
+    "while True: pass",
+    "while True: print('again')",
+    "sum(1 for _ in iter(int, 1))",
+    "while True:\n        try: 1 / 0\n        except BaseException: pass",
+    "f = lambda: f()\n    while True:\n        try: f()\n        except RecursionError: pass",
+)
+
 # The shape of llama2.c's stories15M.
 CONFIG_15M = Config(
     dim=288, hidden_dim=768, n_layers=6, n_heads=6, n_kv_heads=6, vocab_size=32000, seq_len=256, norm_eps=1e-5
@@ -268,6 +277,24 @@ def threads(context: BrowserContext, several_url: str, one_url: str) -> list[dic
     return rows[WARM_UP:]
 
 
+def watchdog(context: BrowserContext, url: str) -> list[dict[str, float]]:
+    """Milliseconds from asking for a story to its end, where a visitor's code chooses that never returns."""
+    page = open_page(context, url)
+    page.get_by_role("button", name="Change the code that chooses").click()
+    rows = []
+    for body in LOOPS:
+        page.get_by_role("textbox", name="Code", exact=True).focus()
+        page.keyboard.press("ControlOrMeta+a")
+        page.keyboard.press("Delete")
+        page.keyboard.insert_text(f"def choose(logits):\n    {body}\n")
+        page.evaluate("notebook.length = 0")
+        page.keyboard.press("ControlOrMeta+Enter")
+        ended = noted(page, "done")
+        rows.append({"stopped": ended["at"] - noted(page, "coded")["at"]})
+    page.close()
+    return rows
+
+
 def wasmtime_rate(model: Path) -> float:
     """Greedy tokens per second of the engine under wasmtime, called as the command line calls it."""
     from fabella.generate import generate
@@ -373,6 +400,7 @@ def main() -> None:
     warm: list[dict[str, float]] = []
     settled: dict[str, list[dict[str, float]]] = {"greedy": [], "as the page is set": [], "15M, greedy": []}
     terminal: list[float] = []
+    stopped: list[dict[str, float]] = []
     with (
         TemporaryDirectory() as folder,
         served(DIST) as url,
@@ -394,6 +422,7 @@ def main() -> None:
             settled["greedy"].append(driver(context, isolated, temperature=0))
             settled["as the page is set"].append(driver(context, isolated, temperature=0.8))
             settled["15M, greedy"].append(driver(context, large, temperature=0))
+            stopped += watchdog(context, url)
             context.close()
             terminal.append(wasmtime_rate(model))
         threaded: dict[str, list[dict[str, float]]] = {}
@@ -426,6 +455,7 @@ def main() -> None:
         show(f"page, stories after {WARM_UP} others, {name}", rows, "rate", "tokens/s")
         show("... outside run.wasm, per token", rows, "outside", "µs")
         show("... outside run.wasm, share of a token's time", rows, "share", "%", digits=1)
+    show("code without end, until it is stopped", stopped, "stopped", "ms")
     show("wasmtime, the first story", [{"rate": rate} for rate in terminal], "rate", "tokens/s")
     for name, rows in threaded.items():
         show(f"threads ÷ one, 15M, the engine alone, {name}", rows, "engine", "×", digits=2)
