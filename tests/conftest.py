@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 from hypothesis import HealthCheck, settings
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, TimeoutError, expect, sync_playwright
 
 from builder.install import find_browser
 from builder.page import bundle
@@ -313,9 +313,28 @@ def visit(browser: Browser) -> Iterator[Visit]:
     context.close()
 
 
+Shoot = Callable[..., None]
+
+
 @pytest.fixture(scope="session")
 def screenshots() -> Path:
     """The folder where pictures of the page are kept for people to look at."""
     folder = ROOT / "out/screenshots"
     folder.mkdir(parents=True, exist_ok=True)  # several processes put theirs there
     return folder
+
+
+@pytest.fixture(scope="session")
+def shoot(screenshots: Path) -> Shoot:
+    """Keeps a picture of a page, under a name, for people to look at."""
+
+    def shoot(page: Page, name: str, **how: Any) -> None:
+        for seconds in (30, 30, PATIENCE):  # a busy Chromium may forget that it was asked for one
+            try:
+                page.screenshot(path=screenshots / f"{name}.png", timeout=1000 * seconds, **how)
+                return
+            except TimeoutError:
+                if seconds == PATIENCE:
+                    raise
+
+    return shoot

@@ -14,7 +14,7 @@ from fabella import samplers
 from fabella.modelfile import Config
 
 from .browsers import Missing, firefox, wait_for
-from .conftest import Site, Visit
+from .conftest import Shoot, Site, Visit
 from .random_models import write_random_model
 from .reach import found_in, reaching
 from .stories import PROMPT, assert_told, reference
@@ -406,7 +406,7 @@ def test_the_page_does_not_believe_what_the_code_sends(coder: Coder) -> None:
 # ---- For everyone ----------------------------------------------------------------------------------------------------
 
 
-def test_keyboard_phone_and_axe(coder: Coder, screenshots: Path) -> None:
+def test_keyboard_phone_and_axe(coder: Coder, shoot: Shoot) -> None:
     page = coder.page
     coder.run("def choose(logits):\n    print('here')\n    return logits.nothing\n")
     expect(coder.problem).to_contain_text("Line 3: AttributeError")
@@ -423,4 +423,4 @@ def test_keyboard_phone_and_axe(coder: Coder, screenshots: Path) -> None:
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             page.locator("#code").scroll_into_view_if_needed()
-            page.screenshot(path=screenshots / f"{width}-{scheme}-code.png")
+            shoot(page, f"{width}-{scheme}-code")

@@ -22,7 +22,7 @@ from fabella.modelfile import Config, ModelFile
 from fabella.sampler import Settings
 from fabella.session import Session
 
-from .conftest import NAMES, Handler, Site, Visit
+from .conftest import NAMES, Handler, Shoot, Site, Visit
 from .random_models import load, write_random_model
 from .stories import PROMPT
 from .test_chat import TEMPLATE
@@ -738,7 +738,7 @@ def test_nothing_moves_when_it_is_opened_and_closed(visit: Visit, site: Site) ->
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])
-def test_it_is_accessible_and_fits(opened: Visit, screenshots: Path, width: int, scheme: Any) -> None:
+def test_it_is_accessible_and_fits(opened: Visit, shoot: Shoot, width: int, scheme: Any) -> None:
     page = opened.page
     page.set_viewport_size({"width": width, "height": 900 if width > 375 else 800})
     page.emulate_media(color_scheme=scheme)
@@ -750,7 +750,7 @@ def test_it_is_accessible_and_fits(opened: Visit, screenshots: Path, width: int,
     for name, what in seen.items():
         tab(opened, name)
         expect(panel(opened).locator(what).first).to_be_visible()
-        page.screenshot(path=screenshots / f"look-{width}-{scheme}-{name}.png")
+        shoot(page, f"look-{width}-{scheme}-{name}")
         assert serious(opened, "html" if name == "Choice" else ".look") == [], name
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         for part in (".look", ".look .wide", ".look-grid"):
@@ -761,7 +761,7 @@ def test_it_is_accessible_and_fits(opened: Visit, screenshots: Path, width: int,
     assert word_bottom(opened) <= boxes(opened, ".look")[0][2] or width > 375, "the token in view is not covered"
 
 
-def test_in_forced_colours_all_is_told_apart(opened: Visit, screenshots: Path) -> None:
+def test_in_forced_colours_all_is_told_apart(opened: Visit, shoot: Shoot) -> None:
     page = opened.page
     page.emulate_media(forced_colors="active")
     page.get_by_label("Tint the text by probability").check()
@@ -771,17 +771,17 @@ def test_in_forced_colours_all_is_told_apart(opened: Visit, screenshots: Path) -
     assert colours[0] != colours[1]
     lines = "(name) => getComputedStyle(document.querySelector(name)).textDecorationStyle"
     assert len({page.evaluate(lines, f".look-legend .look-below-{number}") for number in (50, 20, 5)}) == 3
-    page.screenshot(path=screenshots / "look-forced-Choice.png")
+    shoot(page, "look-forced-Choice")
     tab(opened, "Inside")
     strip = panel(opened).get_by_role("group", name="The text so far").locator("> span")
     expect(strip.first).to_be_visible()
     assert len(set(strip.evaluate_all(f"(parts) => parts.map({background})"))) > 1
     adjust = "(parts) => parts.map((part) => getComputedStyle(part).forcedColorAdjust)"
     assert set(strip.evaluate_all(adjust)) == {"none"}, "the browser leaves them as they are"
-    page.screenshot(path=screenshots / "look-forced-Inside.png")
+    shoot(page, "look-forced-Inside")
     tab(opened, "Tokens")
     expect(panel(opened).locator(".look-words button").first).to_be_visible()
-    page.screenshot(path=screenshots / "look-forced-Tokens.png")
+    shoot(page, "look-forced-Tokens")
 
 
 def test_what_is_loaded_for_it_is_small(site: Site) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from .conftest import Site, Visit
+from .conftest import Shoot, Site, Visit
 from .test_shelf import drop, open_shelf
 from .test_talk import MARKDOWN, answer_with
 from .test_talk import model as talking_model  # noqa: F401 - a fixture
@@ -24,7 +24,7 @@ def test_pictures_for_people(
     built: Callable[[Path], Path],
     shipped_model: Path,
     talking_model: Path,  # noqa: F811
-    screenshots: Path,
+    shoot: Shoot,
     device: str,
     width: int,
     height: int,
@@ -35,7 +35,7 @@ def test_pictures_for_people(
     page.emulate_media(color_scheme=scheme)
 
     def picture(name: str, **how: Any) -> None:
-        page.screenshot(path=screenshots / f"{device}-{scheme}-{name}.png", **how)
+        shoot(page, f"{device}-{scheme}-{name}", **how)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
     site = Site(built(shipped_model))

@@ -18,7 +18,7 @@ from fabella.generate import Ending, Step, generate
 from fabella.sampler import Settings
 
 from .browsers import Missing, firefox, wait_for
-from .conftest import RANDOM_CONFIG, Site, Visit
+from .conftest import RANDOM_CONFIG, Shoot, Site, Visit
 from .gate import stopped_story
 from .random_models import load, write_random_model
 from .stories import PROMPT
@@ -435,7 +435,7 @@ def serious(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_sharing_is_for_everyone(visit: Visit, site: Site, scheme: Any, screenshots: Path) -> None:
+def test_sharing_is_for_everyone(visit: Visit, site: Site, scheme: Any, shoot: Shoot) -> None:
     """By keyboard, on a phone, in the dark."""
     visit.page.set_viewport_size({"width": 375, "height": 700})
     visit.page.emulate_media(color_scheme=scheme)
@@ -448,7 +448,7 @@ def test_sharing_is_for_everyone(visit: Visit, site: Site, scheme: Any, screensh
     visit.page.evaluate(AXE.read_text())
     assert serious(visit.page) == []
     assert visit.page.evaluate("document.querySelector('#sharing').scrollWidth") <= 375
-    visit.page.screenshot(path=screenshots / f"share-{scheme}-375.png")
+    shoot(visit.page, f"share-{scheme}-375")
     reached = set()
     for _ in range(14):
         reached.add(visit.page.evaluate("document.activeElement.textContent || document.activeElement.value"))
