@@ -306,6 +306,7 @@ def test_code_that_lies_in_wait_costs_the_worker_too(coder: Coder) -> None:
     coder.told(1)
     coder.wait(1000)
     coder.visit.tell_button.click()
+    expect(coder.problem).to_contain_text("Your code did not come back for 15 seconds")
     coder.page.wait_for_function("() => notebook.received.filter(({ type }) => type === 'ready').length === 2")
     coder.wait(1e8)
     coder.visit.setting("Length").fill("500")
@@ -335,7 +336,7 @@ def test_what_the_code_cannot_reach(coder: Coder, site: Site) -> None:
         found = found_in(coder.console.text_content() or "")
         print("\n".join(f"{name}: {what}" for name, what in found.items()))
         assert {name for name, what in found.items() if what[0] == "reached"} == set()
-        late = re.compile("/assets/(python-|helper-)")  # what a worker wants of its own, but not before it is ready
+        late = re.compile("/assets/(python-stdlib|helper)-")  # wanted by a worker once it is ready
         assert [url for url in coder.visit.requests[before:] if not late.search(url)] == []
         coder.visit.complaints.clear()  # that JavaScript may not be made of a text, Chromium says in its console
         coder.press("Let the sampler choose")

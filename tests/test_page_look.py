@@ -31,6 +31,13 @@ from .test_shelf import SMALL, drop, loaded
 
 HOW: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "seed": 7}
 LENGTH = 40
+# Until it `rests`, no slider has rested long enough for a token to be computed (web/rooms/look.js, REST).
+UNRESTING = """() => {
+  const { setTimeout } = globalThis;
+  globalThis.rests = false;
+  globalThis.setTimeout = (callback, milliseconds, ...more) =>
+    rests || milliseconds !== 200 ? setTimeout(callback, milliseconds, ...more) : 0;
+}"""
 DEEP = Config(dim=72, hidden_dim=96, n_layers=30, n_heads=9, n_kv_heads=3, vocab_size=400, seq_len=300)  # as SmolLM2's
 
 
@@ -314,6 +321,7 @@ def test_sliders_redraw_at_once_and_the_story_is_retold_from_there(
     expect(coin(opened)).to_contain_text("the likeliest is taken")
     expect(candidates(opened).first.locator(".look-percent").last).to_have_text("100 %")
 
+    page.evaluate(UNRESTING)
     panel(opened).get_by_role("slider", name="Temperature").fill("0.5")
     panel(opened).get_by_role("slider", name="Top-k").focus()
     for _ in range(2):
@@ -326,8 +334,11 @@ def test_sliders_redraw_at_once_and_the_story_is_retold_from_there(
     for row, (id, _, _) in zip(candidates(opened).all()[:10], first[3].candidates, strict=False):
         shares = [percent(side[id]) if id in side else "–" for side in left]
         expect(row.locator(".look-percent")).to_have_text(shares)  # once both steps of the slider are drawn
-    assert len(sent(opened, "tell")) == 2, "the story, and once more to look: nothing is told for the sliders"
+    assert len(sent(opened, "tell")) == 2, "the story, and once more to look: no token is computed for the sliders"
+    asked = [message["request"] for message in sent(opened, "call")]
+    assert not [request for request in asked if '"top_k":2' in request and '"exactly"' in request], "nor to be exact"
 
+    page.evaluate("() => { rests = true; }")
     retell.click()
     tokens = [choice.token for choice in first[:3]]
     steps = told(stories, told=tokens, temperature=0.5, top_k=2)
@@ -337,6 +348,7 @@ def test_sliders_redraw_at_once_and_the_story_is_retold_from_there(
     expect(panel(opened).get_by_role("button", name="As it was")).to_be_disabled()
     panel(opened).get_by_role("slider", name="Temperature").fill("2")  # more than what was kept of it can tell
     panel(opened).get_by_role("slider", name="Top-p").fill("1")
+    page.wait_for_function("() => notebook.sent.some(({ request }) => request?.includes('exactly'))")
     expect(coin(opened)).to_contain_text(re.compile("on .* which has the stretch"))
 
 

@@ -178,8 +178,8 @@ export function ask(message, place, { turn = null, reads = false } = {}) {
   const { leaf, worker: state, model } = current();
   const begun = { id: ++requests, message, place, before: leaf, turn, home: null, reads };
   // Whoever looks on decides about the first word, too, unless that is what they have just done.
-  const { forced, typed } = { typed: "", ...message };
-  pacer.begin(current().pace, onlooker && !forced?.length && !typed ? 0 : 1);
+  const { forced = [], typed = "" } = message;
+  pacer.begin(current().pace, onlooker && forced.length === 0 && !typed ? 0 : 1);
   change({
     request: { ...begun, question: null, done: null, rate: 0, stopped: false },
     ended: null,

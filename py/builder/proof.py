@@ -27,7 +27,6 @@ def noted(gguf: Path, model: Path) -> Path:
         target.write_text(json.dumps({"logits": _logits(gguf), "torch": _torch(torch, gguf, beside)}))
 
     package = [*sorted((ROOT / "py/fabella").glob("*.py")), ROOT / "py/fabella/run.wasm"]
-    # A name for each model: of two builds at a time, one must not take the other's away.
     return cached(f"noted-{digest(gguf)}.json", digest(torch, Path(__file__), *package), make)
 
 

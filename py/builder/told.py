@@ -40,7 +40,6 @@ def told_before(model: Path, prompt: str, adapter: Path | None = None) -> Told |
         ROOT / "py/fabella/run.wasm",
         *([adapter] if adapter else []),
     ]
-    # A name for each model: of two builds at a time, one must not take the other's away.
     file = cached(f"told-{digest(model)}.json", digest(prompt, *sources), make)
     found = json.loads(file.read_text(encoding="utf-8"))
     return Told(*found) if found else None

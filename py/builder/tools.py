@@ -112,7 +112,8 @@ def scratch(parent: Path) -> Iterator[Path]:
 def cached(name: str, key: str, make: Callable[[Path], object]) -> Path:
     """Return build/NAME-KEY; `make` writes it unless an earlier run has. The key hashes all that it depends on.
 
-    A new one takes the place of those with other keys.
+    A new one takes the place of those with other keys. What is made of a model has that in its name: of two builds at a
+    time, one must not take the other's away.
     """
     stem, suffix = Path(name).stem, Path(name).suffix
     path = CACHE / f"{stem}-{key}{suffix}"

@@ -233,8 +233,7 @@ export function mount(house) {
     next.hidden = !open;
     hint.hidden = !open || tabs.seen === "Tokens";
     context.replaceChildren(...(count ? surroundings(before, place) : []));
-    const hasWays = subject && !current().request && tabs.seen !== "Tokens";
-    ways.draw(hasWays ? subject?.leaf : undefined, subject?.turn);
+    ways.draw(current().request || tabs.seen === "Tokens" ? null : subject);
     tour.draw();
     if (tabs.seen === "Tokens") {
       drawTokens();

@@ -13,11 +13,12 @@ export class Ways {
     this.turnTo = turnTo;
   }
 
-  /** @param {Leaf | undefined} leaf  nothing is shown without one @param {Turn} [turn]  of it, whose branches these are */
-  draw(leaf, turn) {
-    const all = leaf && turn ? branches(leaf, turn.id) : [];
+  /** @param {{ leaf: Leaf, turn: Turn } | null} subject  whose branches these are; null: nothing is shown */
+  draw(subject) {
+    const all = subject ? branches(subject.leaf, subject.turn.id) : [];
     this.element.hidden = all.length < 2;
-    if (!leaf || !turn || all.length < 2) return;
+    if (!subject || all.length < 2) return;
+    const { leaf, turn } = subject;
     const at = all.indexOf(turn.id);
     const back = button("‹", () => this.turnTo(leaf, all[at - 1]), "The way before");
     const forth = button("›", () => this.turnTo(leaf, all[at + 1]), "The next way");
