@@ -27,10 +27,10 @@ from train import distill, labels, loop
 from train import train as training
 from train.checkpoint import Checkpoint
 from train.data import PADDING, Tokens, batches
-from train.distill import Distillation, SoftLoss, hash_model, parse_arguments, place_batch, soft_loss
+from train.distill import Distillation, SoftLoss, parse_arguments, place_batch, soft_loss
 from train.export import save_gguf
 from train.labels import Labelling, Labels, cut_shards, make_labels
-from train.load import load_gguf, load_model
+from train.load import hash_model, load_gguf, load_model
 from train.loop import MeanLoss
 from train.model import Llama
 from train.sentencepiece_file import sentencepiece_file
@@ -290,10 +290,10 @@ def test_ctrl_c_and_resume_give_the_same_student_bit_for_bit(
     before = [path.stat().st_mtime_ns for path in made]
     rate, steps = loop.learning_rate, iter(range(1, 1000))
 
-    def interrupting(peak: float, step: int, progress: float) -> float:
+    def interrupting(*where: Any) -> float:
         if next(steps) == 7:
             os.kill(os.getpid(), signal.SIGINT)
-        return rate(peak, step, progress)
+        return rate(*where)
 
     monkeypatch.setattr(loop, "learning_rate", interrupting)
     assert student(teacher, text, tmp_path / "parts", *shared).step == 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
@@ -9,7 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,18 @@ from fabella.modelfile import BytesSource, Config, FileSource
 from fabella.sentencepiece import SentencePiece
 from fabella.template import ChatTemplate
 from train import finetune as tuning
+from train import loop
 from train import train as training
-from train.answers import Writer, make_batch, plan_round, read_conversations, read_examples, split_examples
+from train.answers import Writer, batches, make_batch, plan_round, read_conversations, read_examples, split_examples
 from train.checkpoint import Checkpoint
+from train.convert import main as convert
 from train.data import PADDING
 from train.examples import json_answers, storyteller, three_words
 from train.export import main as export
 from train.files import Damaged
 from train.finetune import answer_loss
 from train.load import load_gguf
+from train.loop import Loop
 from train.lora import LoRA, add_lora, load_lora_weights, lora_weights, merge_lora
 from train.model import Llama
 from train.run import RunFolder
@@ -239,6 +243,17 @@ def test_batches_hold_every_example_once_and_no_more_tokens_than_asked() -> None
     assert plan_round(learn, 256, 1, 0) == plan_round(learn, 256, 1, 0) != plan_round(learn, 256, 1, 1)
 
 
+def test_batches_go_on_anywhere_as_if_from_the_beginning() -> None:
+    write = writer()
+    examples = [write.conversation(said(f"w{i} w1", "w2 " * (1 + i % 5))) for i in range(30)]
+    steps = 3 * len(plan_round(examples, 128, 1, 0))
+    whole = list(islice(batches(examples, 128, 1), steps))
+    for step in (0, 3, steps // 2, steps - 1):
+        rest = islice(batches(examples, 128, 1, step), steps - step)
+        for ours, theirs in zip(rest, whole[step:], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 # --- Runs ---
 
 
@@ -261,10 +276,14 @@ def run(base: Path, data: Path, out: Path, *more: str) -> FineTuning:
     return tuning.finetune(tuning.parse_arguments(options))
 
 
+def best_of(run: FineTuning) -> float:
+    return min(bits for _, bits in run.measured)
+
+
 @pytest.fixture(scope="module")
 def tuned(base: Path, answers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tuned") / "mine"
-    run(base, answers, out, "--rank", "4")
+    run(base, answers, out)
     return out
 
 
@@ -272,11 +291,11 @@ def test_it_learns_and_says_what_it_does(
     base: Path, answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = run(base, answers, tmp_path / "mine")
-    assert done.best_bits is not None
-    assert done.best_bits < 0.6 * done.curve[0][4]
+    assert done.before
+    assert best_of(done) < 0.6 * done.before
     out = capsys.readouterr().out
     assert "57 examples to learn from and 3 held out" in out
-    assert "Plan: an adapter of rank 8, 0.01 million parameters; 3 rounds of " in out
+    assert "Plan: an adapter of rank 4, 0.01 million parameters; 3 rounds of " in out
     assert "GB of memory" in out
     assert "Best, and kept: " in out
     assert f"python -m train.export {tmp_path / 'mine'} --adapter -o mine-adapter.gguf" in out
@@ -287,12 +306,13 @@ def test_it_learns_and_says_what_it_does(
 def test_a_text_is_learned_with_all_weights(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.txt").write_text("w1 w2 w3 w4 w5.\n<|endoftext|>\n" * 40)
     done = run(base, tmp_path / "text.txt", tmp_path / "mine", "--full")
-    assert done.best_bits is not None
-    assert done.best_bits < 0.6 * done.curve[0][4]
+    assert done.before
+    assert best_of(done) < 0.6 * done.before
     assert "Plan: all weights" in capsys.readouterr().out
     assert export_to(tmp_path / "mine", tmp_path / "mine.gguf", "--format", "F32") == 0
     model, _ = load_gguf(tmp_path / "mine.gguf")
-    assert all(torch.equal(weight, done.best[name]) for name, weight in model.state_dict().items())
+    best = FineTuning.load_best(tmp_path / "mine").model
+    assert all(torch.equal(weight, best[name]) for name, weight in model.state_dict().items())
     assert export_to(tmp_path / "mine", tmp_path / "a.gguf", "--adapter") == 1
     assert "has none" in capsys.readouterr().err
 
@@ -304,63 +324,150 @@ def test_one_of_our_own_runs_is_fine_tuned(tmp_path: Path) -> None:
     training.train(training.parse_arguments([str(tmp_path / "text.txt"), "--out", str(tmp_path / "run"), *small]))
     (tmp_path / "mine.jsonl").write_text('{"prompt": "One day,", "response": " a cat ran."}\n' * 40)
     done = run(tmp_path / "run", tmp_path / "mine.jsonl", tmp_path / "mine")
-    assert done.best_bits is not None
-    assert done.best_bits < done.curve[0][4]
+    assert done.before
+    assert best_of(done) < done.before
     assert export_to(tmp_path / "mine", tmp_path / "mine.gguf") == 0
     with FileSource(tmp_path / "mine.gguf") as source:
         assert read_gguf(source).name == "mine"
 
 
-class Stop(Exception):
-    """The machine has lost its power."""
+def test_a_hugging_face_folder_is_fine_tuned(base: Path, answers: Path, tuned: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["convert", str(base), "-o", str(tmp_path / "hf")])
+        assert convert() == 0
+    run(tmp_path / "hf", answers, tmp_path / "mine")
+    same = FineTuning.load_best(tuned).model
+    assert all(
+        torch.equal(weight, same[name]) for name, weight in FineTuning.load_best(tmp_path / "mine").model.items()
+    )
+    (tmp_path / "hf").rename(tmp_path / "moved")
+    for source, more in ((tuned, []), (tmp_path / "mine", ["--base", str(tmp_path / "moved")])):
+        assert export_to(source, tmp_path / f"{source.name}-{source.parent.name}.gguf", *more, "--name", "one") == 0
+    first, second = (load_gguf(path) for path in tmp_path.glob("mine-*.gguf"))
+    assert first[0].state_dict().keys() == second[0].state_dict().keys()
+    assert all(torch.equal(weight, second[0].state_dict()[name]) for name, weight in first[0].state_dict().items())
+    assert first[1].chat_template == second[1].chat_template == TEMPLATE
 
 
 def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch, stop: Callable[[], None]) -> None:
     """Have something happen after so many steps of the next run."""
-    step = tuning.Tuner.step
+    step = Loop.step
     count = 0
 
-    def counted(self: tuning.Tuner, batch: Any) -> float:
+    def counted(self: Loop, *batch: Any) -> Any:
         nonlocal count
-        loss = step(self, batch)
+        result = step(self, *batch)
         count += 1
         if count == steps:
             stop()
-        return loss
+        return result
 
-    monkeypatch.setattr(tuning.Tuner, "step", counted)
+    monkeypatch.setattr(Loop, "step", counted)
 
 
 def test_ctrl_c_saves_and_a_resumed_run_equals_an_uninterrupted_one(
     base: Path, answers: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = FineTuning.load(RunFolder(tuned))
+    whole = FineTuning.load(tuned)
     out = tmp_path / "mine"
     with monkeypatch.context() as patch:
         stop_after(whole.step // 2 - 1, patch, lambda: signal.raise_signal(signal.SIGINT))
-        run(base, answers, out, "--rank", "4")
-    assert FineTuning.load(RunFolder(out)).step == whole.step // 2 - 1
-    resumed = run(base, answers, out, "--rank", "4", "--resume")
+        run(base, answers, out)
+    assert FineTuning.load(out).step == whole.step // 2 - 1
+    resumed = run(base, answers, out, "--resume")
     assert resumed.step == whole.step
-    assert all(torch.equal(resumed.weights[name], weight) for name, weight in whole.weights.items()), "to the bit"
+    assert all(torch.equal(resumed.model[name], weight) for name, weight in whole.model.items()), "to the bit"
+    best, best_of_whole = FineTuning.load_best(out), FineTuning.load_best(tuned)
+    assert best.step == best_of_whole.step
+    assert all(torch.equal(best.model[name], weight) for name, weight in best_of_whole.model.items())
 
 
 def test_what_was_learned_is_kept_when_the_loss_becomes_no_number(
-    base: Path, answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, answers: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gradients = tuning.Tuner._add_gradients
+    gradients = loop.gradients
     out = tmp_path / "mine"
+    steps = 0
+    last = FineTuning.load(tuned).step - 2  # behind several measurements, of which each was the best
 
-    def spoiled(self: tuning.Tuner, batch: Any) -> float:
-        return gradients(self, batch) if self.run.step < 3 else math.nan
+    def spoiled(*batch: Any) -> float:
+        nonlocal steps
+        steps += 1
+        return gradients(*batch) if steps <= last else math.nan
 
-    monkeypatch.setattr(tuning.Tuner, "_add_gradients", spoiled)
-    with pytest.raises(FloatingPointError, match=r"step 4: .* what was best until then is kept"):
-        run(base, answers, out)
-    kept = FineTuning.load(RunFolder(out))
-    assert kept.step == 3
-    assert kept.best.keys() == kept.weights.keys()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "gradients", spoiled)
+        patch.setattr(tuning, "tokens_a_second", lambda *_: 1000.0)
+        with pytest.raises(FloatingPointError) as error:
+            run(base, answers, out)
+    best = FineTuning.load_best(out)
+    assert f"--resume with a lower --learning-rate goes on from step {best.step}" in str(error.value)
     assert export_to(out, tmp_path / "mine.gguf") == 0
+    resumed = run(base, answers, out, "--resume", "--learning-rate", "0.0001")
+    assert resumed.options["learning_rate"] == 0.0001
+    assert best.measured == resumed.measured[: len(best.measured)], "the best one is known to what goes on"
+    assert FineTuning.load_best(out).measured[-1][1] == best_of(resumed)
+
+
+def test_a_run_that_gets_only_worse_says_so_and_ends(
+    base: Path, answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nats = 100.0
+
+    def worse(model: Llama, inputs: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+        nonlocal nats
+        if reduction == "sum":
+            nats *= 1.03
+            return torch.tensor(nats)
+        return answer_loss(model, inputs, targets, reduction)
+
+    monkeypatch.setattr(tuning, "answer_loss", worse)
+    done = run(base, answers, tmp_path / "mine", "--rounds", "30")
+    out = capsys.readouterr().out
+    assert "nothing that helps with them: begin again with a lower --learning-rate" in out
+    assert "It was ended: held-out examples only become worse." in out
+    assert done.before
+    assert done.before < best_of(done) < done.measured[-1][1]
+    assert done.tokens < 30 * done.round_tokens
+    assert FineTuning.load_best(tmp_path / "mine").bits_per_byte == best_of(done), "the best that it has learned"
+
+
+def test_a_run_that_is_done_says_so_and_one_without_a_measurement_can_be_exported(
+    base: Path,
+    answers: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "mine"
+    with monkeypatch.context() as patch:
+        stop_after(1, patch, lambda: signal.raise_signal(signal.SIGINT))
+        run(base, answers, out)
+    told = capsys.readouterr().out
+    assert "To go on: the same command with --resume." in told
+    assert "Best, and kept" not in told
+    assert export_to(out, tmp_path / "a.gguf", "--adapter") == 0
+    done = run(base, answers, out, "--resume")
+    for picture in out.glob("curve.*"):
+        picture.unlink()
+    capsys.readouterr()
+    assert run(base, answers, out, "--resume").step == done.step
+    assert "Done already: 3 rounds; ask for more (--rounds) to go on." in capsys.readouterr().out
+    assert {path.name for path in out.glob("curve.*")} == {"curve.csv", "curve.png"}
+    assert run(base, answers, out, "--resume", "--rounds", "4").step > done.step
+
+
+def test_measuring_keeps_no_graph(base: Path, answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learning: dict[str, set[bool]] = {"mean": set(), "sum": set()}
+    loss = answer_loss
+
+    def watched(model: Llama, inputs: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+        learning[reduction].add(torch.is_grad_enabled())
+        return loss(model, inputs, targets, reduction)
+
+    monkeypatch.setattr(tuning, "answer_loss", watched)
+    run(base, answers, tmp_path / "mine", "--rounds", "1")
+    assert learning == {"mean": {True}, "sum": {False}}
 
 
 def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
@@ -384,15 +491,14 @@ def test_what_does_not_fit_is_refused_in_words(
     assert "no such file or folder" in refused(tmp_path / "none.gguf", answers, *new)
     assert "no such file" in refused(base, tmp_path / "none.jsonl", *new)
     assert "has a checkpoint" in refused(base, answers, "--out", tuned)
-    assert "--rank: the run in" in refused(base, answers, *resume)
-    same = (*resume, "--rank", 4, "--learning-rate", 0.02)
+    assert "--rank: the run in" in refused(base, answers, *resume, "--rank", 8)
     (tmp_path / "other.jsonl").write_text(answers.read_text().replace("w3", "w4"))
-    assert "these are not the examples" in refused(base, tmp_path / "other.jsonl", *same)
+    assert "these are not the examples" in refused(base, tmp_path / "other.jsonl", *resume)
     other = write_random_model(tmp_path / "other.gguf", TINY, seed=1, template=TEMPLATE)
-    assert "is not the model that was fine-tuned" in refused(other, answers, *same)
+    assert "is not the model that was fine-tuned" in refused(other, answers, *resume)
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf/config.json").write_text("{}")
-    assert "python -m train.convert" in refused(tmp_path / "hf", answers, *new)
+    assert f"{tmp_path / 'hf'}: model_type: " in refused(tmp_path / "hf", answers, *new)
     (tmp_path / "one.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     assert "too few" in refused(base, tmp_path / "one.jsonl", *new)
     qwen = families.write(families.make("qwen3"), tmp_path / "qwen.gguf")
@@ -423,11 +529,11 @@ def test_the_merged_model_is_base_and_adapter_with_the_bases_words(base: Path, t
     model, file = load_gguf(tmp_path / "merged.gguf")
     assert file.chat_template == TEMPLATE
     assert file.name == "mine"
-    done = FineTuning.load(RunFolder(tuned))
+    learned = FineTuning.load_best(tuned).model
     plain, _ = load_gguf(base)
     for name, weight in plain.state_dict().items():
-        if f"{name}.lora_a" in done.best:
-            weight = weight + 8.0 / 4 * done.best[f"{name}.lora_b"] @ done.best[f"{name}.lora_a"]
+        if f"{name}.lora_a" in learned:
+            weight = weight + 8.0 / 4 * learned[f"{name}.lora_b"] @ learned[f"{name}.lora_a"]
         assert torch.equal(model.state_dict()[name], weight)
 
 
@@ -443,10 +549,10 @@ def test_an_adapter_is_written_as_llama_cpp_has_it(tuned: Path, tmp_path: Path) 
         gguf.Keys.Adapter.LORA_ALPHA: 8.0,
         gguf.Keys.General.NAME: "Mine",
     }
-    done = FineTuning.load(RunFolder(tuned))
+    learned = FineTuning.load_best(tuned).model
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    assert tensors.keys() == done.best.keys()
-    for name, weight in done.best.items():
+    assert tensors.keys() == learned.keys()
+    for name, weight in learned.items():
         assert np.array_equal(tensors[name].data, weight.numpy())
     assert tensors["blk.0.attn_k.weight.lora_a"].shape.tolist() == [32, 4], "columns first, as GGUF counts"
     assert export_to(tuned, tmp_path / "half.gguf", "--adapter") == 0
@@ -469,14 +575,14 @@ def test_the_base_is_not_overwritten(base: Path, tuned: Path, capsys: pytest.Cap
 def test_a_damaged_checkpoint_is_called_so(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "tuned"
     shutil.copytree(tuned, copy)
-    checkpoint = copy / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-1] + b"?")
+    for file in (copy / "checkpoint.pt", copy / "best.pt"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
     (copy / "checkpoint.old.pt").unlink(missing_ok=True)
     for more in ([], ["--adapter"]):
         assert export_to(copy, tmp_path / "out.gguf", *more) == 1
         assert "damaged; its checksum does not fit" in capsys.readouterr().err
     with pytest.raises(Damaged, match="there is none before it to go on from"):
-        FineTuning.load_to_go_on(RunFolder(copy))
+        FineTuning.load_to_go_on(copy)
     with pytest.raises(ValueError, match="is of a fine-tuning, not of a training"):
         Checkpoint.load(tuned)
 
@@ -494,6 +600,18 @@ def test_exports_that_cannot_be_are_refused_in_words(
     assert "say with --base where it is" in refused(tuned, "--base", str(tmp_path / "gone.gguf"))
     other = write_random_model(tmp_path / "other.gguf", TINY, seed=1)
     assert "is not the model that was fine-tuned" in refused(tuned, "--base", str(other))
+
+
+def test_another_versions_checkpoint_is_called_so(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path)
+    content = io.BytesIO()
+    torch.save({"kind": "fine-tuning", "best": {}, "weights": {}}, content)
+    folder.write_checkpoint(content.getvalue())
+    for more in ([], ["--adapter"]):
+        assert export_to(tmp_path, tmp_path / "out.gguf", *more) == 1
+        assert "was written by another version of this program" in capsys.readouterr().err
 
 
 def test_an_adapter_is_no_model(tuned: Path, tmp_path: Path) -> None:
@@ -547,9 +665,16 @@ def test_a_story_stands_behind_three_of_its_words(
     for line in lines:
         words = line["prompt"].removeprefix("Words: ").removesuffix(". Story:").split(", ")
         assert len(words) == 3
-        assert set(words) <= three_words.words_in(line["response"])
+        said = three_words.words_in(line["response"])
+        assert words == [word for word in said if word in words], "in its order"
     three_words.measure(shipped_model, None)
     assert "of the given words are in the stories" in capsys.readouterr().out
+
+
+def test_a_beginning_is_whole_sentences() -> None:
+    assert three_words.beginning_of('He ran. "Stop!" she said. Then ' + "on and " * 90) == 'He ran. "Stop!" she said.'
+    assert three_words.beginning_of('She asked "Why?" He did not know.') == 'She asked "Why?" He did not know.'
+    assert three_words.beginning_of("on and " * 90) == ""
 
 
 def test_a_storyteller_is_measured_on_stories_it_has_not_learned_from(

@@ -127,7 +127,7 @@ def test_the_plan_is_said_before_the_training(
 ) -> None:
     said = ""
 
-    def fit(*_: object) -> None:
+    def fit(*_: object, **__: object) -> None:
         nonlocal said
         said = capsys.readouterr().out
 

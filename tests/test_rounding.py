@@ -136,10 +136,10 @@ def stop_at(step: int | None, train: Callable[[], object]) -> None:
     """Train, and press Ctrl-C in a step."""
     usual = loop.learning_rate
 
-    def interrupting(peak: float, now: int, progress: float) -> float:
+    def interrupting(peak: float, now: int, *more: float) -> float:
         if now == step:
             os.kill(os.getpid(), signal.SIGINT)
-        return usual(peak, now, progress)
+        return usual(peak, now, *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "learning_rate", interrupting)

@@ -448,7 +448,9 @@ def test_the_timed_steps_before_a_training_change_nothing(text: Path, tmp_path: 
     model = Llama(TINY, dropout=0.1)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     rows = torch.randint(0, TINY.vocab_size, (20, 4, 32))
-    speed = loop.tokens_a_second(model, loop.make_loss(model, compiled=False), ((row, row) for row in rows))
+    speed = loop.tokens_a_second(
+        model, loop.make_optimizers, loop.make_loss(model, compiled=False), ((row, row) for row in rows)
+    )
     assert speed > 0
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -461,6 +463,10 @@ def test_the_learning_rate_warms_up_stays_and_falls() -> None:
     assert rates[850] == pytest.approx(0.5)
     assert rates[-1] < 0.01
     assert rates[700:] == sorted(rates[700:], reverse=True)
+    tuning = [loop.learning_rate(1.0, step, step / 1000, decay_from=0.1) for step in range(1000)]
+    assert tuning[:101] == rates[:101]
+    assert tuning[550] == pytest.approx(0.5)
+    assert tuning[100:] == sorted(tuning[100:], reverse=True)
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
@@ -785,10 +791,12 @@ def test_what_was_measured_is_kept_when_the_numbers_go_out_of_bounds(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, usual = tmp_path / "run", loop.learning_rate
-    monkeypatch.setattr(loop, "learning_rate", lambda peak, step, done: 1e30 if step == 5 else usual(peak, step, done))
+    monkeypatch.setattr(
+        loop, "learning_rate", lambda peak, step, *more: 1e30 if step == 5 else usual(peak, step, *more)
+    )
     said = refusal(options(text, folder, "--tokens", "9000", "--eval-every", "2"), capsys, monkeypatch)
-    assert "--resume with a lower --learning-rate goes on from step 2" in said
-    assert Checkpoint.load(folder).step == 2
+    assert "--resume with a lower --learning-rate goes on from step 4" in said
+    assert Checkpoint.load(folder).step == 4, "what goes on from there knows what it is to be better than"
     assert Checkpoint.load_best(folder).step == 4
 
 
@@ -846,8 +854,8 @@ def test_advice_after_numbers_out_of_bounds_is_true(
     arguments = options(text, folder, "--tokens", "9000")
     usual = loop.learning_rate
 
-    def too_high(peak: float, step: int, progress: float) -> float:
-        return 1e30 if step == 5 else usual(peak, step, progress)
+    def too_high(peak: float, step: int, *more: float) -> float:
+        return 1e30 if step == 5 else usual(peak, step, *more)
 
     monkeypatch.setattr(loop, "learning_rate", too_high)
     assert "nothing was saved; begin again with a lower" in refusal(arguments, capsys, monkeypatch)

@@ -227,6 +227,18 @@ def plan_round(examples: Sequence[Example], batch_tokens: int, seed: int, number
     return [batches[place] for place in random.permutation(len(batches)).tolist()]
 
 
+def batches(
+    examples: Sequence[Example], batch_tokens: int, seed: int, step: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches, round after round, beginning with that of ``step``."""
+    number = 0
+    while True:
+        round = plan_round(examples, batch_tokens, seed, number)
+        yield from map(make_batch, round[step:])
+        step = max(0, step - len(round))
+        number += 1
+
+
 def make_batch(batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
     """Inputs and targets, int64 [rows, longest]; what is not to be learned, and padding, has target ``PADDING``."""
     width = padded(max(len(example.ids) for example in batch) - 1)

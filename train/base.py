@@ -1,4 +1,4 @@
-"""The model that a fine-tuning begins with: a GGUF file, or the folder of one of our own runs."""
+"""The model that a fine-tuning begins with: a GGUF file, a Hugging Face folder, or that of one of our own runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from fabella.template import ChatTemplate
 from fabella.tokenizer import Tokenizer
 
 from . import explain
-from .load import check_own, load_gguf, load_run
+from .huggingface import CONFIG
+from .load import hash_model, load_gguf, load_huggingface, load_run
 from .model import Llama
 from .run import RunFolder
 from .tokenizer import as_tokenizer
@@ -30,33 +31,29 @@ class Base:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     about: dict[str, Any]  # of its metadata what an export keeps: its words, its licence, its chat template
-    hash: str  # SHA-256 of its file
+    hash: str  # SHA-256 of its file, or of its numbers
 
 
 def load_base(path: Path) -> Base:
     """Load a base, its weights dequantised. Raises ``OSError``, ``ValueError`` or ``FabellaError``, in words."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    file = file_of(path)
-    hash = hash_file(file)
-    if path.is_dir():
+    if path.is_dir() and not (path / CONFIG).is_file():
+        folder = RunFolder(path)
         run, tokenizer = load_run(path)
         name = path.resolve().name.encode("utf-8", "replace").decode()
+        hash = hash_file(folder.best if folder.best.exists() else folder.checkpoint)
         return Base(path, name, run.build_model(), as_tokenizer(tokenizer), None, {"general.name": name}, hash)
-    model, described = load_gguf(path)
+    if path.is_dir():
+        model, described = load_huggingface(path)
+        hash = hash_model(model)
+    else:
+        hash = hash_file(path)
+        model, described = load_gguf(path)
     kept = ("general.name", "general.license", TEMPLATE)
     about = {key: value for key, value in described.metadata.items() if key in kept or key.startswith("fabella.")}
     template = None if described.chat_template is None else template_of(described)
     return Base(path, described.name or path.stem, model, described.tokenizer, template, about, hash)
-
-
-def file_of(path: Path) -> Path:
-    """The file that has a base's weights; ``ValueError`` if the folder is another program's."""
-    if not path.is_dir():
-        return path
-    check_own(path)
-    run = RunFolder(path)
-    return run.best if run.best.exists() else run.checkpoint
 
 
 def hash_file(path: Path) -> str:

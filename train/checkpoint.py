@@ -7,9 +7,10 @@ import warnings
 import zipfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
+from torch import Tensor, nn
 
 from fabella.modelfile import Config
 
@@ -21,24 +22,27 @@ from .progress import say
 from .run import ANOTHER_TOKENIZER, RunFolder
 
 OTHER_VERSION = "was written by another version of this program"
+TRAINING, FINE_TUNING = "training", "fine-tuning"
+PROGRAMS = {TRAINING: "train.train", FINE_TUNING: "train.finetune"}
 
 
-@dataclass
-class Checkpoint:
-    """The state of a run after ``step`` steps.
+class OtherKind(ValueError):
+    """A checkpoint is of another kind of run."""
+
+
+@dataclass(kw_only=True)
+class State:
+    """The state of a run after ``step`` steps, whatever is trained.
 
     ``tokens`` counts those learned from (padding is not), ``seconds`` the training time, and ``curve`` holds rows of
     ``CURVE_COLUMNS`` (bits per byte is None where it was not measured); ``losses`` those of the steps since the last
-    row. ``options`` are the command's; ``text_hash``, ``held_out_hash`` and ``tokenizer_hash`` say of what text and
-    tokenizer the batches are made (SHA-256). The text has ``round_tokens`` to learn from, and one of them spells
-    ``bytes_per_token`` on average.
+    row. ``options`` are the command's. A round has ``round_tokens`` to learn from, and one of them spells
+    ``bytes_per_token`` on average. ``model`` holds the weights that are learned, by their names.
     """
 
-    config: Config
+    kind: ClassVar[str]  # which of `PROGRAMS`
+
     options: dict[str, Any]
-    text_hash: str = ""
-    held_out_hash: str = ""
-    tokenizer_hash: str = ""
     round_tokens: int = 0
     bytes_per_token: float = 1.0
     step: int = 0
@@ -46,7 +50,7 @@ class Checkpoint:
     seconds: float = 0.0
     curve: list[tuple[Any, ...]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    model: dict[str, torch.Tensor] = field(default_factory=dict)
+    model: dict[str, Tensor] = field(default_factory=dict)
     optimizers: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -60,6 +64,14 @@ class Checkpoint:
         """The last one measured."""
         return self.measured[-1][1] if self.measured else None
 
+    def weights_of(self, model: nn.Module) -> dict[str, Tensor]:
+        """The weights of ``model`` that are learned."""
+        return model.state_dict()
+
+    def put(self, model: nn.Module) -> None:
+        """Give ``model`` the weights that were learned."""
+        model.load_state_dict(self.model)
+
     def save(self, folder: Path) -> None:
         """Save in a run's folder, beside the checkpoint so far. Raises ``OSError``; nothing was changed then."""
         RunFolder(folder).write_checkpoint(self._packed())
@@ -70,51 +82,81 @@ class Checkpoint:
 
     def _packed(self) -> bytes:
         content = io.BytesIO()  # in memory: the disk's errors are then Python's own, and its checksum is known
-        torch.save({**vars(self), "config": asdict(self.config)}, content)
+        torch.save({"kind": self.kind, **self._stored()}, content)
         return content.getvalue()
 
+    def _stored(self) -> dict[str, Any]:
+        return vars(self)
+
     @classmethod
-    def load(cls, folder: Path) -> Checkpoint:
+    def load(cls, folder: Path) -> Self:
         """What was saved last in a run's folder.
 
         Raises ``FileNotFoundError``, ``Damaged`` (found by its checksum, before anything else is read) or
-        ``ValueError`` (of another version).
+        ``ValueError`` (of another version; ``OtherKind``).
         """
         return cls._unpack(RunFolder(folder).read_checkpoint(), RunFolder(folder).checkpoint)
 
     @classmethod
-    def load_best(cls, folder: Path) -> Checkpoint:
+    def load_best(cls, folder: Path) -> Self:
         """The best model on held-out text; that of the last checkpoint where none was measured. Raises like `load`."""
         run = RunFolder(folder)
         return cls._unpack(run.read_best(), run.best) if run.best.exists() else cls.load(folder)
 
     @classmethod
-    def _unpack(cls, content: bytes, path: Path) -> Checkpoint:
+    def _unpack(cls, content: bytes, path: Path) -> Self:
         stored = unpack(content, path)
-        if "kind" in stored:
-            raise ValueError(
-                f"{path}: is of a fine-tuning, not of a training; use it with train.finetune --resume or train.export"
-            )
+        kind = stored.pop("kind", TRAINING)
+        if kind != cls.kind and kind in PROGRAMS:
+            use = f"use it with {PROGRAMS[kind]} --resume or train.export"
+            raise OtherKind(f"{path}: is of a {kind}, not of a {cls.kind}; {use}")
         try:
-            return cls(**{**stored, "config": Config(**stored["config"])})
+            return cls._of(stored)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}: {OTHER_VERSION} ({error})") from error
 
     @classmethod
-    def load_to_go_on(cls, folder: Path) -> Checkpoint:
+    def _of(cls, stored: dict[str, Any]) -> Self:
+        return cls(**stored)
+
+    @classmethod
+    def load_to_go_on(cls, folder: Path) -> Self:
         """Like `load`; in place of a damaged or missing checkpoint it takes the one before it, and says so."""
         try:
             return cls.load(folder)
         except Damaged as error:
             change = RunFolder(folder).restore_previous(error)
-            checkpoint = cls.load(folder)
-            say(f"{change}, of step {checkpoint.step:,}.")
-            return checkpoint
+            run = cls.load(folder)
+            say(f"{change}, of step {run.step:,}.")
+            return run
+
+
+@dataclass(kw_only=True)
+class Checkpoint(State):
+    """The state of a training.
+
+    ``text_hash``, ``held_out_hash`` and ``tokenizer_hash`` say of what text and tokenizer the batches are made
+    (SHA-256).
+    """
+
+    kind: ClassVar[str] = TRAINING
+
+    config: Config
+    text_hash: str = ""
+    held_out_hash: str = ""
+    tokenizer_hash: str = ""
+
+    def _stored(self) -> dict[str, Any]:
+        return {**vars(self), "config": asdict(self.config)}
+
+    @classmethod
+    def _of(cls, stored: dict[str, Any]) -> Self:
+        return cls(**{**stored, "config": Config(**stored["config"])})
 
     def build_model(self) -> Llama:
         """The model with the checkpoint's weights, ready to evaluate."""
         model = Llama(self.config)
-        model.load_state_dict(self.model)
+        self.put(model)
         return model.eval()
 
 

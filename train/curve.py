@@ -60,24 +60,25 @@ def draw_curve(curve: list[tuple[Any, ...]], name: str, round_tokens: int) -> by
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    size, unit = (1e6, "million") if not curve or curve[-1][1] >= 1e6 else (1e3, "thousand")
     figure, axes = pyplot.subplots(figsize=(7, 4), dpi=100)
     axes.plot(
-        [row[1] / 1e6 for row in curve], [row[3] for row in curve], color="tab:blue", linewidth=1, label="training"
+        [row[1] / size for row in curve], [row[3] for row in curve], color="tab:blue", linewidth=1, label="training"
     )
-    measured = [(row[1] / 1e6, row[4]) for row in curve if row[4] is not None]
+    measured = [(row[1] / size, row[4]) for row in curve if row[4] is not None]
     title = name.replace("$", r"\$")  # or matplotlib takes it for mathematics
     if measured:
         axes.plot(*zip(*measured, strict=True), "o-", color="tab:red", linewidth=1, markersize=3, label="held out")
         at, best = min(measured, key=lambda point: point[1])
         axes.plot(
-            [at], [best], "*", color="tab:red", markersize=12, label=f"best: {best:.3f} at {at:.3g} million tokens"
+            [at], [best], "*", color="tab:red", markersize=12, label=f"best: {best:.3f} at {at:.3g} {unit} tokens"
         )
         title += f": {best:.3f} bits per byte"
     rounds = curve[-1][1] / round_tokens if curve and round_tokens else 0
     for number in range(1, int(rounds) + 1 if rounds < MOST_ROUNDS else 0):
-        axes.axvline(number * round_tokens / 1e6, color="0.85", linewidth=0.8, zorder=0)
+        axes.axvline(number * round_tokens / size, color="0.85", linewidth=0.8, zorder=0)
     axes.set_title(title)
-    axes.set_xlabel("tokens (millions)" + (f", {rounds:.1f} rounds through the text" if rounds else ""))
+    axes.set_xlabel(f"tokens ({unit}s)" + (f", {rounds:.1f} rounds through the text" if rounds else ""))
     axes.set_ylabel("bits per byte")
     axes.legend()
     figure.tight_layout()

@@ -19,7 +19,6 @@ teacher with a vocabulary that this training does not write (byte-level) takes t
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +37,7 @@ from .checkpoint import Checkpoint
 from .data import PADDING, Tokens, make_batch, row_batches
 from .labels import Labelling, Labels, make_labels
 from .lesson import Lesson
-from .load import load_model
+from .load import hash_model, load_model
 from .loop import MeanLoss, has_compiler
 from .model import Llama
 from .options import add_options, number, parse, whole_number
@@ -201,14 +200,6 @@ def as_file(path: Path, tokenizer: Tokenizer) -> bytes:
             f"token {EOS}, and there are at most {LARGEST_VOCABULARY:,} tokens; {other}"
         )
     return sentencepiece_file(tokenizer)
-
-
-def hash_model(model: Llama) -> str:
-    """The SHA-256 of a model's numbers."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    for name, weights in model.state_dict().items():
-        digest.update(name.encode() + weights.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

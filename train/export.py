@@ -140,7 +140,7 @@ def export(options: argparse.Namespace) -> None:
     if options.output.suffix.lower() == ".bin":
         raise ValueError(f"{options.output}: export writes GGUF; for llama2.c's format take python -m train.convert")
     words = words_of(options)
-    tuned = None if options.run.is_file() else FineTuning.find(RunFolder(options.run))
+    tuned = None if options.run.is_file() else FineTuning.find(options.run)
     if (options.adapter or options.base) and not tuned:
         option = "--adapter" if options.adapter else "--base"
         raise ValueError(f"{option}: is for the folder of a fine-tuning (train.finetune), which {options.run} is not")
@@ -179,7 +179,7 @@ def export_tuned(options: argparse.Namespace, run: FineTuning, words: dict[str, 
     if reason := unstorable(base.model.config, format):
         raise ValueError(f"{reason} (--format)")
     run.prepare(base.model)
-    run.put(base.model, run.best)
+    run.put(base.model)
     merge_lora(base.model)
     save_gguf(base.model, base.tokenizer, options.output, format, {**base.about, **words})
 
@@ -191,7 +191,7 @@ def export_adapter(run: FineTuning, path: Path, format: str, words: dict[str, An
     if format not in FLOATS:
         raise ValueError(f"--format: an adapter is stored as one of {', '.join(FLOATS)}, not {format}")
     tensors = [
-        (name, format, tuple(weight.shape), quantize(weight.numpy(), format)) for name, weight in run.best.items()
+        (name, format, tuple(weight.shape), quantize(weight.numpy(), format)) for name, weight in run.model.items()
     ]
     with replacing(path) as half:
         write_gguf(half, describe_adapter("llama", run.options["alpha"], words), tensors)

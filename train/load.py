@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import torch
 from sentencepiece import SentencePieceProcessor
 
 from fabella.architectures import expected_shapes
-from fabella.config import Config
-from fabella.errors import FabellaError, ModelFileError
+from fabella.config import Config, Tensor
+from fabella.errors import FabellaError, ModelFileError, short_text
 from fabella.formats import STORED
 from fabella.gguf import read_gguf
 from fabella.modelfile import ModelFile
@@ -21,7 +22,9 @@ from fabella.tokenizer import Tokenizer
 
 from . import explain
 from .checkpoint import Checkpoint, check_tokenizer
+from .huggingface import CONFIG, open_huggingface
 from .model import Llama
+from .portable import Weights
 from .quantize import read_weights
 from .run import RunFolder
 from .tokenizer import as_tokenizer, load_tokenizer
@@ -43,11 +46,26 @@ def load_gguf(path: Path) -> tuple[Llama, ModelFile]:
     """
     with naming(path), FileSource(path) as source:
         file = read_gguf(source)
-        check_plain(file)
+        check_plain(file.config, file.tensors)
         weights = {name: torch.from_numpy(read_weights(source, tensor)) for name, tensor in file.tensors.items()}
-    model = Llama(file.config)
+    return _build(file.config, weights), file
+
+
+def load_huggingface(folder: Path) -> tuple[Llama, ModelFile]:
+    """The same of a Hugging Face folder; of the file that it is no longer, no places of tensors are known."""
+    with naming(folder), open_huggingface(folder) as portable:
+        config = portable.config()
+        check_plain(config, portable.tensors)
+        weights = {name: torch.from_numpy(tensor.read()) for name, tensor in portable.tensors.items()}
+        name = short_text(portable.metadata["general.name"])
+        file = ModelFile(name, config, {}, portable.tokenizer(), portable.metadata)
+    return _build(config, weights), file
+
+
+def _build(config: Config, weights: dict[str, torch.Tensor]) -> Llama:
+    model = Llama(config)
     model.load_state_dict(weights)
-    return model.eval(), file
+    return model.eval()
 
 
 @contextmanager
@@ -59,9 +77,8 @@ def naming(path: Path) -> Iterator[None]:
         raise FabellaError(f"{path}: {error}") from error
 
 
-def check_plain(file: ModelFile) -> None:
+def check_plain(c: Config, tensors: Mapping[str, Tensor] | Mapping[str, Weights]) -> None:
     """Raise ``ModelFileError`` unless a model is what model.py is, a plain Llama, and its weights can be read here."""
-    c = file.config
     plain = Config(
         c.dim,
         c.hidden_dim,
@@ -74,22 +91,22 @@ def check_plain(file: ModelFile) -> None:
         c.norm_eps,
         c.tied,
     )
-    if c != plain or file.tensors.keys() != expected_shapes(c).keys():
+    if c != plain or tensors.keys() != expected_shapes(c).keys():
         raise ModelFileError(
             "general.architecture",
             f"this is no plain Llama but one of the family {c.family} with more to it: only the "
             "page and `python -m fabella` can run it",
         )
-    for tensor in file.tensors.values():
+    for name, tensor in tensors.items():
         if tensor.type not in (*STORED, "I8"):
             raise ModelFileError(
-                tensor.name, f"is of type {tensor.type}: only {', '.join(STORED)} weights can be read in torch"
+                name, f"is of type {tensor.type}: only {', '.join(STORED)} weights can be read in torch"
             )
 
 
 def check_own(folder: Path) -> None:
     """Raise ``ValueError`` if a folder is another program's."""
-    if (folder / "config.json").exists():
+    if (folder / CONFIG).exists():
         command = f"python -m train.convert {shlex.quote(str(folder))} -o base.gguf"
         raise ValueError(f"{folder}: is a Hugging Face folder; make one file of it first: {command}")
 
@@ -100,6 +117,14 @@ def load_run(folder: Path) -> tuple[Checkpoint, SentencePieceProcessor]:
     checkpoint = Checkpoint.load_best(folder)
     check_tokenizer(checkpoint, folder)
     return checkpoint, load_tokenizer(RunFolder(folder).tokenizer)
+
+
+def hash_model(model: Llama) -> str:
+    """The SHA-256 of a model's numbers."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, weights in model.state_dict().items():
+        digest.update(name.encode() + weights.numpy().tobytes())
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The loop of training, whatever is trained: step, measure, save, until the budget is used or somebody asks to stop.
 
-A caller brings the model, what its loss is, where batches come from and how it is measured; `fit` does the rest:
-optimizers, learning rate, gradients that go out of bounds, a full disk, Ctrl-C, the best model so far, and the end of
+A caller brings the model, its optimizers, what its loss is, where batches come from and how it is measured; `fit` does
+the rest: learning rate, gradients that go out of bounds, a full disk, Ctrl-C, the best model so far, and the end of
 a run that has nothing but its text to learn by heart any more.
 
 All that is random in a step follows from the seed and the step's number, so that a resumed run needs no more to go on
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fabella.console import words
 
 from . import explain
-from .checkpoint import Checkpoint
+from .checkpoint import State
 from .curve import keep_curve
 from .data import PADDING
 from .model import Llama
@@ -50,6 +50,8 @@ WORSE = 1.02  # times the best bits per byte: more than chance
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}  # bf16 operations a second
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (inputs, targets), [rows, T] each -> mean loss in nats per token
+Optimizers = list[torch.optim.Optimizer]
+MakeOptimizers = Callable[[nn.Module], Optimizers]  # those that learn what is learned of a model
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class Plan:
     eval_every: int  # steps between two measurements
     save_every: float  # seconds between two checkpoints
     seed: int = 0  # of what is random in a step
+    decay_from: float = DECAY_FROM  # the part of the budget after which the learning rate falls
 
 
 def fit(
-    run: Checkpoint,
+    run: State,
     folder: RunFolder,
     model: nn.Module,
+    optimizers_of: MakeOptimizers,
     loss_of: Loss,
     stream: Iterator[tuple[Tensor, Tensor]],
     measure: Callable[[], float],
@@ -83,7 +87,7 @@ def fit(
     numbers go out of bounds, ``MemoryError``, ``OSError`` (it could not be saved), ``KeyboardInterrupt`` if it is
     stopped before the first step, and ``BrokenPipeError``, after saving, if nobody reads what it prints any more.
     """
-    Loop(run, folder, model, loss_of, measure, plan, before_step, recorded).work(stream, stop)
+    Loop(run, folder, model, optimizers_of, loss_of, measure, plan, before_step, recorded).work(stream, stop)
 
 
 class Loop:
@@ -95,9 +99,10 @@ class Loop:
 
     def __init__(
         self,
-        run: Checkpoint,
+        run: State,
         folder: RunFolder,
         model: nn.Module,
+        optimizers_of: MakeOptimizers,
         loss_of: Loss,
         measure: Callable[[], float],
         plan: Plan,
@@ -109,9 +114,9 @@ class Loop:
         self.before_step, self.recorded = before_step, recorded
         self.device = next(model.parameters()).device
         self.precision = choose_precision(self.device.type)
-        self.optimizers = make_optimizers(model)
+        self.optimizers = optimizers_of(model)
         if run.step:
-            model.load_state_dict(run.model)
+            run.put(model)
             for optimizer, state in zip(self.optimizers, run.optimizers, strict=True):
                 optimizer.load_state_dict(state)
         self.saved_step = run.step  # 0: nothing is saved yet
@@ -147,14 +152,17 @@ class Loop:
                     self.record(rate)
                     if time.monotonic() - saved_at > plan.save_every:
                         self.save_or_go_on()
+                        self.draw()
                         saved_at = time.monotonic()
                     measured = f", {self.measured:.4f} bits/byte" if self.measured else ""
                     progress.update(learned, f"loss {loss:.3f}{measured}{self.use_of_gpu(learned, seconds)}")
                 except BrokenPipeError as error:  # like Ctrl-C
                     ended = error
                     stop.requested = True
-            if run.step > self.saved_step and not rank():
-                self.save_or_fail()
+            if not rank():
+                if run.step > self.saved_step:
+                    self.save_or_fail()
+                self.draw()
         if ended:
             raise ended
         if not run.step:
@@ -168,7 +176,7 @@ class Loop:
         run, plan = self.run, self.plan
         progress = run.tokens / plan.tokens
         self.before_step(progress)
-        rate = learning_rate(plan.learning_rate, run.step, progress)
+        rate = learning_rate(plan.learning_rate, run.step, progress, plan.decay_from)
         seed_torch(plan.seed, run.step, rank())
         learned = int((targets != PADDING).sum())
         value = gradients(self.loss_of, self.precision, self.device, inputs, targets)
@@ -208,8 +216,11 @@ class Loop:
                 self.save_best()
 
     def use_of_gpu(self, learned: int, seconds: float) -> str:
-        """How much of the GPUs' arithmetic a step has used (MFU, attention's not counted); nothing on a CPU."""
-        if self.device.type != "cuda":
+        """How much of the GPUs' arithmetic a step has used (MFU, attention's not counted); nothing on a CPU.
+
+        Nor of an adapter, to which the weights beside it are no gradients.
+        """
+        if self.device.type != "cuda" or not all(parameter.requires_grad for parameter in self.model.parameters()):
             return ""
         name = torch.cuda.get_device_name(self.device)
         peak = next((operations for known, operations in PEAK.items() if known in name), None)
@@ -220,20 +231,22 @@ class Loop:
 
     def save_best(self) -> None:
         """Keep the model as the best one so far. If that fails, say so."""
-        if not self.saved_step:  # a folder with a model has a checkpoint, too: there is a run to go on with
-            self.save_or_go_on()
-        self.run.model = self.model.state_dict()
+        self.save_or_go_on()  # first: a run that goes on from it has measured the best model, too
+        self.run.model = self.run.weights_of(self.model)
         try:
             self.run.save_best(self.folder.path)
         except OSError as error:
             say(f"Could not save the best model so far: {words(error)}. Training goes on.")
 
     def save(self) -> None:
-        """Save the checkpoint and the curve. ``OSError`` if the checkpoint cannot be saved."""
-        self.run.model = self.model.state_dict()
+        """Save the checkpoint. Raises ``OSError``."""
+        self.run.model = self.run.weights_of(self.model)
         self.run.optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         self.run.save(self.folder.path)
         self.saved_step = self.run.step
+
+    def draw(self) -> None:
+        """Keep the curve."""
         keep_curve(self.run.curve, self.folder, self.run.bytes_per_token, self.run.round_tokens)
 
     def save_or_go_on(self) -> None:
@@ -285,7 +298,7 @@ def learned_by_muon(name: str, shape: tuple[int, ...]) -> bool:
     return name.startswith("blk.") and len(shape) == 2
 
 
-def make_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module) -> Optimizers:
     """Muon for the matrices inside the blocks, AdamW for the embedding, the output and the norms (see LOG.md).
 
     Both take one learning rate: Muon's updates are scaled to the size that AdamW's have.
@@ -298,7 +311,7 @@ def make_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
-def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], rate: float) -> bool:
+def update(model: nn.Module, optimizers: Optimizers, rate: float) -> bool:
     """Step against the gradients at learning rate ``rate``; False, without a step, if one of them is not finite."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
     if not norm.isfinite():
@@ -311,10 +324,10 @@ def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], rate: floa
     return True
 
 
-def learning_rate(peak: float, step: int, progress: float) -> float:
+def learning_rate(peak: float, step: int, progress: float, decay_from: float = DECAY_FROM) -> float:
     """The rate at ``step``, ``progress`` (0 to 1) into the token budget: warm up, stay, fall to zero."""
     warm_up = max((step + 1) / WARM_UP_STEPS, progress / WARM_UP)
-    decay = (1.0 - progress) / (1.0 - DECAY_FROM)
+    decay = (1.0 - progress) / (1.0 - decay_from)
     return peak * min(1.0, warm_up, decay)
 
 
@@ -381,14 +394,16 @@ def lost_in_words(error: RuntimeError) -> ConnectionError | None:
     return None
 
 
-def tokens_a_second(model: nn.Module, loss_of: Loss, stream: Iterator[tuple[Tensor, Tensor]]) -> float:
+def tokens_a_second(
+    model: nn.Module, optimizers_of: MakeOptimizers, loss_of: Loss, stream: Iterator[tuple[Tensor, Tensor]]
+) -> float:
     """How many tokens ``model`` learns from in a second, by a few steps that change nothing of it.
 
     The first steps, in which torch.compile works, do not count, and of the others the middle one does. Raises
     ``MemoryError`` or ``FloatingPointError``, in words.
     """
     device = next(model.parameters()).device
-    precision, optimizers = choose_precision(device.type), make_optimizers(model)
+    precision, optimizers = choose_precision(device.type), optimizers_of(model)
     rates: list[float] = []
     timed = 0.0
     for number, (inputs, targets) in enumerate(stream):

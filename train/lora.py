@@ -5,7 +5,7 @@ A matrix W of the model maps x to W x. LoRA leaves W as it is and adds the produ
     y = W x + scale * B (A x)            A [rank, columns of W], B [rows of W, rank], scale = alpha / rank
 
 A begins as small random numbers and B as zeros, so the model begins as it was. Only A and B are learned: with a rank
-of 8, a matrix of 576 x 1536 has 885,000 weights, its A and B have 17,000. They are the *adapter*, which can be kept
+of 4, a matrix of 576 x 1536 has 885,000 weights, its A and B have 8,400. They are the *adapter*, which can be kept
 apart from the model, switched on and off, or merged into it: W + scale * B A is a matrix like any other.
 
 A larger rank can learn more; ``alpha`` sets how loud the adapter speaks, so that the rank can be changed while the
@@ -65,19 +65,19 @@ def merge_lora(model: Llama) -> None:
                 setattr(block, name, module.merged())
 
 
-def loras(model: Llama) -> Iterator[tuple[str, LoRA]]:
+def loras(model: nn.Module) -> Iterator[tuple[str, LoRA]]:
     """Each LoRA of a model, by the GGUF name of its matrix: ``blk.0.attn_q.weight``."""
     for name, module in model.named_modules():
         if isinstance(module, LoRA):
             yield f"{name}.weight", module
 
 
-def lora_weights(model: Llama) -> dict[str, Tensor]:
+def lora_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights of all LoRAs, by the names that GGUF gives them: ``blk.0.attn_q.weight.lora_a`` and ``.lora_b``."""
-    return {f"{name}.lora_{part}": getattr(lora, part) for name, lora in loras(model) for part in "ab"}
+    return {f"{name}.lora_{part}": getattr(lora, part).detach() for name, lora in loras(model) for part in "ab"}
 
 
-def load_lora_weights(model: Llama, weights: dict[str, Tensor]) -> None:
+def load_lora_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Set what `lora_weights` returns of a model with the same LoRAs."""
     with torch.no_grad():
         for name, weight in lora_weights(model).items():

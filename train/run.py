@@ -4,8 +4,8 @@
     checkpoint.old.pt       the one before it
     checkpoint.damaged.pt   what --resume found in place of a checkpoint, set aside
     best.pt                 the model that was best on the held-out text, which export, sample and evaluate take
-    tokenizer.model         trained once, at the run's first start
-    tokens.cache            the text as tokens: made anew whenever it does not fit
+    tokenizer.model         trained once, at the run's first start; a fine-tuning has its base's, and no file for it
+    tokens.cache            the text as tokens: made anew whenever it does not fit; of no fine-tuning
     labels/                 of a student (distill.py): what its teacher says of each token, see labels.py
     curve.csv, curve.png    loss and bits per byte so far
     events.out.tfevents.*   the same for TensorBoard, if it is asked for (tensorboard.py)

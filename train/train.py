@@ -40,7 +40,7 @@ from .data import Tokens, encode_text, hash_documents, read_tokens
 from .evaluate import HeldOut, bits_per_byte, hold_out
 from .export import DEFAULT_FORMAT, unstorable
 from .lesson import TEXT, Lesson
-from .loop import Plan, StopOnSignal, fit, learned_by_muon, lost_in_words, tokens_a_second
+from .loop import Plan, StopOnSignal, fit, learned_by_muon, lost_in_words, make_optimizers, tokens_a_second
 from .model import Llama
 from .options import OPTION_OF, add_options, check_shape, parse, shape
 from .progress import say
@@ -126,7 +126,7 @@ def train(options: argparse.Namespace, lesson: Lesson = TEXT) -> Checkpoint:
 
 def follow(stop: StopOnSignal, lesson: Lesson) -> Checkpoint:
     """Train like the first process, which has prepared everything, and write nothing."""
-    options, run = from_first((argparse.Namespace(), Checkpoint(None, {})))  # type: ignore[arg-type]
+    options, run = from_first((argparse.Namespace(), Checkpoint(config=None, options={})))  # type: ignore[arg-type]
     folder = RunFolder(options.out)
     tokens = read_tokens(folder, run.text_hash + run.held_out_hash, load_tokenizer(folder.tokenizer))
     if tokens is None:
@@ -154,7 +154,9 @@ def prepare(options: argparse.Namespace, lesson: Lesson) -> tuple[Checkpoint, Pa
     if run is None:
         plan.choose_model(options, text, torch.cuda.is_available())
         check_shape(options)
-        run = Checkpoint(shape(options), kept_options(options), text_hash, held_out_hash)
+        run = Checkpoint(
+            config=shape(options), options=kept_options(options), text_hash=text_hash, held_out_hash=held_out_hash
+        )
     valid = f"--valid {run.options['valid']}" if run.options["valid"] else "without --valid"
     other = f"is another text than the one this run began with ({run.options['text']}, {valid}); give that one"
     if run.text_hash != text_hash:
@@ -282,7 +284,7 @@ def learn(
     def stream(step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return lesson.batches(tokens, run.config.seq_len, options.batch_tokens, options.seed, step)
 
-    speed = from_first(tokens_a_second(model, loss_of, stream(0)))
+    speed = from_first(tokens_a_second(model, make_optimizers, loss_of, stream(0)))
     if options.minutes:
         options.tokens = run.tokens + plan.rounded(60 * options.minutes * speed)
     if options.eval_every is None:
@@ -307,7 +309,19 @@ def learn(
     course = Plan(options.tokens, options.learning_rate, options.eval_every, SAVE_EVERY, options.seed)
     with EventLog(folder, run) if options.tensorboard and measured_on else nullcontext() as log:
         recorded = log.write if log else lambda: None
-        fit(run, folder, model, loss_of, stream(run.step), measure, course, stop, before_step, recorded)
+        fit(
+            run,
+            folder,
+            model,
+            make_optimizers,
+            loss_of,
+            stream(run.step),
+            measure,
+            course,
+            stop,
+            before_step=before_step,
+            recorded=recorded,
+        )
     if measured_on:
         say_end(options, run, measured_on)
 

@@ -28,10 +28,9 @@ from fabella.console import INTERRUPTED, run_command
 from fabella.errors import FabellaError
 from fabella.tokenizer import Tokenizer
 
-from .distill import hash_model
 from .files import check_output, replacing
 from .filters import UNFINISHED, Filters
-from .load import load_model
+from .load import hash_model, load_model
 from .loop import seed_torch
 from .model import Llama
 from .options import LARGEST_SEED, number, whole_number

@@ -1,13 +1,16 @@
-"""The story model learns to obey: it is given three words, and tells a story with them in it.
+"""The story model learns to obey: it is given three words, and begins a story with them in it.
 
-    python -m train.examples.three_words make out/words.jsonl
-    python -m train.finetune web/models/stories.gguf out/words.jsonl --out out/words --rank 32 --rounds 1
-    python -m train.export out/words --adapter -o out/words.gguf
-    python -m train.examples.three_words measure web/models/stories.gguf --adapter out/words.gguf
+    python -m train.examples.three_words make out/words.jsonl --text train.txt.xz
+    python -m train.finetune web/models/stories.gguf out/words.jsonl --out out/words --full --rounds 1 \
+        --learning-rate 1e-3 --batch-tokens 4096 --context 200
+    python -m train.export out/words -o out/words.gguf
+    python -m train.examples.three_words measure out/words.gguf
 
-The stories to learn from are TinyStories (train/tinystories.py), of which 22 MB are downloaded, or any text of
-documents (--text): of each, three words that are rare among all of them become the prompt. What is measured is how many
-of the given words are in the model's stories, for sets of three that are put together at random.
+It learns from the beginnings of TinyStories (train/tinystories.py), of which 22 MB are downloaded, or of any text of
+documents (--text). Of each beginning, three words that are not among the most frequent become the prompt, in the order
+in which it has them. Of a whole story they would be one token in seventy, and a small model does not learn from so few
+to look back at what was asked. What is measured is how many of the given words are in the model's stories, for sets of
+three that are put together at random.
 """
 
 from __future__ import annotations
@@ -27,9 +30,10 @@ from ..sources import documents_of
 from .command import run_example
 
 WHAT = "Make stories behind three of their words, or measure whether a model obeys such words."
-STORIES = 5000
+STORIES = 50_000  # at most
+BEGINNING = 360  # characters at most
 LENGTH = 220  # tokens of prompt and story at most
-COMMON = 300  # so many of the most frequent words are given to nobody
+COMMON = 150  # so many of the most frequent words are given to nobody
 RARE = 8  # nor are words of fewer stories than this
 PROMPTS = 100  # to measure on
 
@@ -39,23 +43,29 @@ def prompt_of(words: list[str]) -> str:
     return f"Words: {', '.join(words)}. Story:"
 
 
-def words_in(text: str) -> set[str]:
-    """The words of a text, without regard to capitals."""
-    return set(re.findall(r"[a-z]{3,}", text.lower()))
+def words_in(text: str) -> list[str]:
+    """The words of a text in its order, each once, without regard to capitals."""
+    return list(dict.fromkeys(re.findall(r"[a-z]{3,}", text.lower())))
+
+
+def beginning_of(story: str) -> str:
+    """A story's first sentences, as many as `BEGINNING` characters hold; nothing, if the first is longer."""
+    found = re.match(rf"(?s).{{1,{BEGINNING - 1}}}[.!?\"](?=\s|$)", story)
+    return found[0] if found else ""
 
 
 def make(path: Path, text: Path) -> None:
-    """Write each of a text's first stories down behind three words of its own."""
-    stories = list(islice(documents_of(text), STORIES))
-    counts = Counter(word for story in stories for word in words_in(story))
+    """Write the beginnings of a text's stories down, each behind three words of its own."""
+    beginnings = [first for story in islice(documents_of(text), STORIES) if (first := beginning_of(story))]
+    counts = Counter(word for beginning in beginnings for word in words_in(beginning))
     common = {word for word, _ in counts.most_common(COMMON)}
     rng = random.Random(1)
     with open(path, "w", encoding="utf-8") as file:
-        for story in stories:
-            words = sorted(word for word in words_in(story) - common if counts[word] >= RARE)
+        for beginning in beginnings:
+            words = [word for word in words_in(beginning) if word not in common and counts[word] >= RARE]
             if len(words) >= 3:
-                chosen = rng.sample(words, 3)
-                file.write(json.dumps({"prompt": prompt_of(chosen), "response": f" {story}"}) + "\n")
+                chosen = [words[place] for place in sorted(rng.sample(range(len(words)), 3))]
+                file.write(json.dumps({"prompt": prompt_of(chosen), "response": f" {beginning}"}) + "\n")
 
 
 def held_out_words() -> list[list[str]]:
