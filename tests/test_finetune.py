@@ -295,7 +295,7 @@ def test_it_learns_and_says_what_it_does(
     assert best_of(done) < 0.6 * done.before
     out = capsys.readouterr().out
     assert "57 examples to learn from and 3 held out" in out
-    assert "Plan: an adapter of rank 4, 0.01 million parameters; 3 rounds of " in out
+    assert "Plan: an adapter of rank 4, 4,096 parameters; 3 rounds of " in out
     assert "GB of memory" in out
     assert "Best, and kept: " in out
     assert f"python -m train.export {tmp_path / 'mine'} --adapter -o mine-adapter.gguf" in out

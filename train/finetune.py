@@ -260,7 +260,7 @@ def describe(
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     what = "all weights" if options.full else f"an adapter of rank {options.rank}"
     return (
-        f"Plan: {what}, {count / 1e6:,.2f} million parameters; {options.rounds} rounds of {n_batches:,} steps; about "
+        f"Plan: {what}, {count:,} parameters; {options.rounds} rounds of {n_batches:,} steps; about "
         f"{duration(seconds)} at {speed:,.0f} learned tokens/s; {memory_used()}"
     )
 

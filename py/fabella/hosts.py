@@ -6,6 +6,7 @@ written against :class:`Host` and cannot tell which one it has.
 
 from __future__ import annotations
 
+import atexit
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -132,6 +133,7 @@ def _compiled(wasm: bytes) -> tuple[Any, Any]:
     """wasmtime's engine and, for it, the module's machine code, which takes a fifth of a second to make."""
     import wasmtime
 
+    atexit.register(_compiled.cache_clear)  # before wasmtime goes itself, without which they cannot be closed
     engine = wasmtime.Engine()
     return engine, wasmtime.Module(engine, wasm)
 
