@@ -15,6 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "py"))
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
+# oneDNN, which multiplies PyTorch's matrices on a CPU, keeps the program that it makes for each shape, up to 1,024 of
+# them, megabytes each. Batches have many shapes: a long fine-tuning came to half as much memory again. As fast are 128
+# (LOG.md, 2026-11-27).
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
 # A command: it takes seconds to import PyTorch, and Ctrl-C in them is not worth a traceback.
 if sys.argv[:1] == ["-m"]:
     usual = sys.excepthook

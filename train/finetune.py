@@ -49,6 +49,7 @@ MEASURED = 2  # times a round
 DECAY_FROM = 0.1  # the part of the budget after which the learning rate falls: it has just risen then
 SAVE_EVERY = 180.0  # seconds between two checkpoints
 LONGEST_BY_DEFAULT = 512  # tokens
+COUNTED_STEP = 256  # logits are computed for so many positions at a time
 RATES = {"adapter": 1e-3, "full": 5e-5}
 FIXED = ("full", "rank", "alpha", "matrices", "batch_tokens", "context", "seed")
 
@@ -188,11 +189,14 @@ def count_learned(examples: Sequence[Example]) -> int:
 def answer_loss(model: Llama, inputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """The loss in nats of the targets, [rows, T] like the inputs, that are not `PADDING`.
 
-    The logits of no other position are computed: with 49,152 of them each, they would be most of the work.
+    The logits of no other position are computed: with 49,152 of them each, they would be most of the work. How many
+    there are is rounded up, or oneDNN would keep a program for every number (train/__init__.py).
     """
     counted = targets != PADDING
-    logits = model.logits(model.states(inputs)[counted])  # [counted, vocab_size]
-    return F.cross_entropy(logits.float(), targets[counted], reduction=reduction)
+    more = -int(counted.sum()) % COUNTED_STEP
+    states = F.pad(model.states(inputs)[counted], (0, 0, 0, more))  # [counted + more, dim]
+    wanted = F.pad(targets[counted], (0, more), value=PADDING)  # [counted + more]
+    return F.cross_entropy(model.logits(states).float(), wanted, ignore_index=PADDING, reduction=reduction)
 
 
 def make_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:

@@ -1,7 +1,7 @@
 """SmolLM2 becomes a storyteller: an adapter of five megabytes, from a few thousand stories for small children.
 
     python -m train.examples.storyteller make out/stories.txt
-    python -m train.finetune SmolLM2-135M-Instruct.Q4_1.gguf out/stories.txt --out out/teller --rounds 1
+    python -m train.finetune SmolLM2-135M-Instruct.Q4_1.gguf out/stories.txt --out out/teller --rounds 1 --rank 8
     python -m train.export out/teller --adapter -o out/teller.gguf
     python -m train.examples.storyteller measure SmolLM2-135M-Instruct.Q4_1.gguf --adapter out/teller.gguf
 
