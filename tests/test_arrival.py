@@ -172,6 +172,7 @@ def test_without_its_script_the_page_says_so_itself(visit: Visit, site: Site, fa
     asleep = visit.page.get_by_text("Still asleep?")
     expect(asleep).to_be_visible()
     expect(asleep).to_contain_text("reload the page")
+    expect(asleep).to_have_css("position", "static")
     expect(visit.status).to_have_text("The storyteller is asleep until this page’s script wakes it.")
     site.faults.clear()
     visit.page.reload()

@@ -21,7 +21,7 @@ from fabella.selftest import POSITIONS
 from .conftest import Site, Visit
 from .random_models import write_random_model
 from .stories import PROMPT
-from .test_page import AXE
+from .test_page import AXE, amid_a_story
 from .test_share import serious
 
 SMALL = Config(dim=64, hidden_dim=96, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=96)
@@ -91,9 +91,7 @@ def test_a_difference_is_shown_in_full(visit: Visit, tmp_path: Path, monkeypatch
 
 
 def test_a_story_comes_first(visit: Visit, site: Site) -> None:
-    visit.open(site)
-    visit.ask(PROMPT, temperature=0, length=2000)
-    visit.page.wait_for_function("() => notebook.received.some(({ type }) => type === 'steps')")
+    amid_a_story(visit, site, turns=2)
     visit.page.get_by_role("button", name="Computes right?").click()
     expect(visit.page.locator("#proved")).to_contain_text("The model is busy: let it come to its end first.")
 

@@ -150,7 +150,7 @@ class Loop:
                     continue
                 try:
                     self.record(rate)
-                    if time.monotonic() - saved_at > plan.save_every:
+                    if time.monotonic() - saved_at > plan.save_every and run.step > self.saved_step:
                         self.save_or_go_on()
                         self.draw()
                         saved_at = time.monotonic()
