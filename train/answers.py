@@ -27,7 +27,7 @@ from fabella.template import ChatTemplate
 from fabella.tokenizer import Tokenizer
 
 from . import explain
-from .data import PADDING, padded
+from .data import PADDING, endless, padded
 from .progress import Progress
 from .sources import read_documents
 
@@ -231,12 +231,7 @@ def batches(
     examples: Sequence[Example], batch_tokens: int, seed: int, step: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches, round after round, beginning with that of ``step``."""
-    number = 0
-    while True:
-        round = plan_round(examples, batch_tokens, seed, number)
-        yield from map(make_batch, round[step:])
-        step = max(0, step - len(round))
-        number += 1
+    return map(make_batch, endless(lambda number: plan_round(examples, batch_tokens, seed, number), step))
 
 
 def make_batch(batch: Sequence[Example]) -> tuple[Tensor, Tensor]:

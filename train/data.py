@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from .text import hash_documents
 from .tokenizer import BOS, EOS, cut_text
 
 __all__ = ["PADDING", "Tokens", "batches", "encode_documents", "encode_text", "hash_documents", "read_documents"]
+
+T = TypeVar("T")
 
 PADDING = -1  # as a target: not counted in the loss
 LENGTH_STEP = 32  # row lengths are rounded up to this: fewer shapes to allocate, faster kernels
@@ -165,13 +168,18 @@ def row_batches(
 ) -> Iterator[NDArray[np.int64]]:
     """The rows of each of these batches, as `cut_rows` has them: [rows, 2]."""
     rows = cut_rows(tokens, length)
-    epoch = 0
+    for batch in endless(lambda epoch: plan_epoch(rows, batch_tokens, seed, epoch), step):
+        yield rows[batch]
+
+
+def endless(plan: Callable[[int], Sequence[T]], step: int) -> Iterator[T]:
+    """What is planned for round 0, 1, 2 and so on, one after the other, beginning with that of ``step``."""
+    number = 0
     while True:
-        plan = plan_epoch(rows, batch_tokens, seed, epoch)
-        for batch in plan[step:]:
-            yield rows[batch]
-        step = max(0, step - len(plan))
-        epoch += 1
+        batches = plan(number)
+        yield from batches[step:]
+        step = max(0, step - len(batches))
+        number += 1
 
 
 if __name__ == "__main__":

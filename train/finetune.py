@@ -35,7 +35,7 @@ from .answers import Example, Writer, batches, make_batch, plan_round, read_exam
 from .base import Base, load_base
 from .curve import keep_curve
 from .data import PADDING
-from .loop import AT_ONCE, Plan, StopOnSignal, choose_precision, fit, learns_by_heart, tokens_a_second
+from .loop import AT_ONCE, SAVE_EVERY, Plan, StopOnSignal, choose_precision, fit, learns_by_heart, tokens_a_second
 from .lora import MATRICES, loras
 from .model import Llama
 from .options import LARGEST_RATE, LARGEST_SEED, number, whole_number
@@ -47,7 +47,6 @@ from .tuned import FineTuning
 HELD_OUT = 0.05  # of the examples
 MEASURED = 2  # times a round
 DECAY_FROM = 0.1  # the part of the budget after which the learning rate falls: it has just risen then
-SAVE_EVERY = 180.0  # seconds between two checkpoints
 LONGEST_BY_DEFAULT = 512  # tokens
 COUNTED_STEP = 256  # logits are computed for so many positions at a time
 RATES = {"adapter": 1e-3, "full": 5e-5}

@@ -45,6 +45,7 @@ LOG_EVERY = 50  # steps between two rows of the curve
 WARM_UP = 0.1  # of the token budget, where that is sooner than WARM_UP_STEPS
 AT_ONCE = {"cpu": 8192, "cuda": 32768}  # tokens of a step that go through the model together; memory limits them
 UNTIMED_STEPS, TIMED_STEPS, LONG_ENOUGH = 2, 7, 5.0  # before a training; the last in seconds
+SAVE_EVERY = 180.0  # seconds between two checkpoints
 PATIENCE = 5  # measurements, none of them the best, before a run that learns by heart is ended
 WORSE = 1.02  # times the best bits per byte: more than chance
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}  # bf16 operations a second
@@ -159,7 +160,7 @@ class Loop:
                 except BrokenPipeError as error:  # like Ctrl-C
                     ended = error
                     stop.requested = True
-            if not rank():
+            if run.step and not rank():
                 if run.step > self.saved_step:
                     self.save_or_fail()
                 self.draw()

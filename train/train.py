@@ -40,7 +40,7 @@ from .data import Tokens, encode_text, hash_documents, read_tokens
 from .evaluate import HeldOut, bits_per_byte, hold_out
 from .export import DEFAULT_FORMAT, unstorable
 from .lesson import TEXT, Lesson
-from .loop import Plan, StopOnSignal, fit, learned_by_muon, lost_in_words, make_optimizers, tokens_a_second
+from .loop import SAVE_EVERY, Plan, StopOnSignal, fit, learned_by_muon, lost_in_words, make_optimizers, tokens_a_second
 from .model import Llama
 from .options import OPTION_OF, add_options, check_shape, parse, shape
 from .progress import say
@@ -52,7 +52,6 @@ from .text import Part, Text, first_characters
 from .together import averaging, from_first, rank, together
 from .tokenizer import TooLarge, as_tokenizer, load_tokenizer, train_tokenizer
 
-SAVE_EVERY = 180.0  # seconds between two checkpoints
 # Of a resumed run, unless the command says others.
 KEPT = ("size", "learning_rate", "dropout", "eval_every", "tokens", "quantize_aware")
 
