@@ -413,7 +413,9 @@ export function mount(house) {
 
   /** All of the panel is in the window, wherever the page is scrolled to. */
   function fit() {
-    if (isOpen) panel.style.setProperty("--above", `${Math.max(0, margin.getBoundingClientRect().top)}px`);
+    if (!isOpen) return;
+    const { top, bottom } = margin.getBoundingClientRect(); // at the page's end a part of a pixel is missing
+    panel.style.setProperty("--outside", `${Math.max(0, top) + Math.max(0, innerHeight - bottom)}px`);
   }
 
   for (const name of ["scroll", "resize"]) addEventListener(name, fit, { passive: true });
