@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.func import functional_call
 
 from fabella.modelfile import Config
-from train import loop
+from train import finetune, loop
 from train import train as training
+from train.base import load_base
 from train.checkpoint import Checkpoint
 from train.evaluate import bits_per_byte, hold_out
 from train.export import main as export
@@ -28,6 +31,7 @@ from train.model import Llama
 from train.quantize import BITS, dequantize, quantize
 from train.rounding import rounded, stored_as
 from train.text import Text
+from train.tuned import FineTuning
 
 from .test_train import tell
 
@@ -45,23 +49,24 @@ def test_rounding_is_what_the_file_does(type: str, seed: int, size: float) -> No
 
 
 def test_the_gradient_goes_straight_through() -> None:
+    """What a step in `stored_as` gives is the gradient of the rounded weights, as if they were not rounded."""
     torch.manual_seed(1)
-    model, other = Llama(CONFIG), Llama(CONFIG)
-    other.load_state_dict(model.state_dict())
+    model = Llama(CONFIG)
     inputs, targets = torch.randint(3, 300, (2, 2, 20))
-    loss, plain = MeanLoss(model, False), MeanLoss(other, False)
-    loss.rounding = "Q4_0"
-    value = loss(inputs, targets)
-    value.backward()
-    with stored_as(other, "Q4_0"):
-        expected = plain(inputs, targets)
-        expected.backward()
-        torch.testing.assert_close(value, expected)
-    for (name, weight), same in zip(model.named_parameters(), other.parameters(), strict=True):
-        assert torch.equal(weight, same), name  # after `stored_as`, too
-        assert weight.grad is not None
-        torch.testing.assert_close(weight.grad, same.grad, atol=1e-6, rtol=1e-4)
-    assert value.item() != plain(inputs, targets).item()
+    matrices = {name: weight for name, weight in model.named_parameters() if weight.dim() == 2}
+    straight = {name: weight + (rounded(weight, "Q4_0") - weight).detach() for name, weight in matrices.items()}
+    logits = functional_call(model, straight, (inputs,))
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    loss = MeanLoss(model, False)
+    with stored_as(model, "Q4_0"):
+        value = loss(inputs, targets)
+        value.backward()
+    torch.testing.assert_close(value, expected)
+    for (name, weight), gradient in zip(model.named_parameters(), gradients, strict=True):
+        assert weight.grad is not None, name
+        torch.testing.assert_close(weight.grad, gradient, atol=1e-6, rtol=1e-4)
+    assert value.item() != loss(inputs, targets).item()
 
 
 def test_a_model_is_as_it_was_whatever_happens_meanwhile() -> None:
@@ -130,6 +135,30 @@ def test_a_training_for_a_format_goes_on_as_if_it_had_not_stopped(text: Path, tm
     resumed = Checkpoint.load(parts)
     assert all(torch.equal(weight, resumed.model[name]) for name, weight in whole.model.items())
     assert resumed.options["quantize_aware"] == "Q4_1"
+
+
+def test_a_fine_tuning_may_be_for_a_format(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best model's file holds the very weights that it was measured with."""
+    run(text, tmp_path / "base")
+    options = [str(tmp_path / "base"), str(text), "--out", str(tmp_path / "tuned"), "--full", "--rounds", "2"]
+    tuned = finetune.finetune(finetune.parse_arguments([*options, "--quantize-aware", "Q4_1"]))
+    path = tmp_path / "tuned.gguf"
+    monkeypatch.setattr(sys, "argv", ["export", str(tmp_path / "tuned"), "-o", str(path)])
+    assert export() == 0
+    model, file = load_gguf(path)
+    assert {tensor.type for name, tensor in file.tensors.items() if "norm" not in name} == {"Q4_1"}
+    best = FineTuning.load_best(tmp_path / "tuned")
+    learned = load_base(tmp_path / "base").model
+    best.put(learned)
+    with stored_as(learned, "Q4_1"):
+        assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in learned.state_dict().items())
+    assert best.bits_per_byte == min(value for _, value in tuned.measured)
+
+
+def test_an_adapter_cannot_learn_a_format(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        finetune.parse_arguments(["base.gguf", "a.txt", "--out", "out", "--quantize-aware", "Q4_0"])
+    assert "--quantize-aware: the weights that an adapter leaves as they are" in capsys.readouterr().err
 
 
 def stop_at(step: int | None, train: Callable[[], object]) -> None:

@@ -104,7 +104,7 @@ class SoftLoss(MeanLoss):
     def loss_of(self, *batch: Tensor) -> Tensor:
         """As it is written."""
         inputs, targets, tokens, probabilities = batch
-        logits = self.logits(inputs).flatten(0, 1).float()
+        logits = self.model(inputs).flatten(0, 1).float()
         labels = tokens.flatten(0, 1), probabilities.flatten(0, 1)
         return soft_loss(logits, targets.flatten(), *labels, self.soft, self.temperature)
 

@@ -35,12 +35,15 @@ from .answers import Example, Writer, batches, make_batch, plan_round, read_exam
 from .base import Base, load_base
 from .curve import keep_curve
 from .data import PADDING
+from .export import unstorable
 from .loop import AT_ONCE, SAVE_EVERY, Plan, StopOnSignal, choose_precision, fit, learns_by_heart, tokens_a_second
 from .lora import MATRICES, loras
 from .model import Llama
-from .options import LARGEST_RATE, LARGEST_SEED, number, whole_number
+from .options import LARGEST_RATE, LARGEST_SEED, ROUNDED_AT_LAST, number, whole_number
 from .plan import FORWARD, duration
 from .progress import say
+from .quantize import BITS
+from .rounding import stored_as
 from .run import RunFolder
 from .tuned import FineTuning
 
@@ -50,7 +53,7 @@ DECAY_FROM = 0.1  # the part of the budget after which the learning rate falls: 
 LONGEST_BY_DEFAULT = 512  # tokens
 COUNTED_STEP = 256  # logits are computed for so many positions at a time
 RATES = {"adapter": 1e-3, "full": 5e-5}
-FIXED = ("full", "rank", "alpha", "matrices", "batch_tokens", "context", "seed")
+FIXED = ("full", "quantize_aware", "rank", "alpha", "matrices", "batch_tokens", "context", "seed")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -69,6 +72,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="folder for what is learned")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--full", action="store_true", help="learn all weights, not an adapter: for small models, or much memory")
+    add("--quantize-aware", choices=BITS, help=f"with --full: {ROUNDED_AT_LAST}")
     add("--rank", type=whole(1, 1024), default=4, help="of the adapter: how much it can learn (default 4)")
     add("--alpha", type=number(0, 1000), help="how loud the adapter speaks (default: twice the rank)")
     add(
@@ -82,6 +86,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--context", type=whole(8, 1 << 20), help=f"the greatest length {longest}")
     add("--seed", type=whole(0, LARGEST_SEED), default=1, help="of what is drawn (default 1)")
     options = parser.parse_args(arguments)
+    if options.quantize_aware and not options.full:
+        parser.error("--quantize-aware: the weights that an adapter leaves as they are cannot learn it; give --full")
     options.alpha = options.alpha or 2.0 * options.rank
     return options
 
@@ -127,6 +133,8 @@ def finetune(options: argparse.Namespace) -> FineTuning:
         run.check(base)
         usual = run.options.get("learning_rate", RATES["full" if options.full else "adapter"])
         run.options["learning_rate"] = options.learning_rate or usual
+        if options.quantize_aware and (reason := unstorable(base.model.config, options.quantize_aware)):
+            raise ValueError(f"--quantize-aware: {reason}")
         count = sum(parameter.numel() for parameter in base.model.parameters())
         print(f"{options.base}: {base.name}, {count / 1e6:,.1f} million parameters", flush=True)
         learn, held_out = read_data(options, run, base)
@@ -230,7 +238,7 @@ def work(
         return nats / math.log(2) / sum(example.n_bytes for example in held_out)
 
     if run.before is None:
-        with precision:
+        with precision, stored_as(model, options.quantize_aware):
             run.before = measure()
         if not math.isfinite(run.before):
             raise FloatingPointError(
@@ -249,6 +257,7 @@ def work(
         save_every=SAVE_EVERY,
         seed=options.seed,
         decay_from=DECAY_FROM,
+        quantize_aware=options.quantize_aware,
     )
     stream = batches(learn, options.batch_tokens, options.seed, run.step)
     fit(run, RunFolder(options.out), model, make_optimizers, loss_of, stream, measure, plan, stop)
@@ -262,6 +271,7 @@ def describe(
     seconds = (left + MEASURED * options.rounds * n_held_out * FORWARD) / speed
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     what = "all weights" if options.full else f"an adapter of rank {options.rank}"
+    what += f" to be stored as {options.quantize_aware}" if options.quantize_aware else ""
     return (
         f"Plan: {what}, {count:,} parameters; {options.rounds} rounds of {n_batches:,} steps; about "
         f"{duration(seconds)} at {speed:,.0f} learned tokens/s; {memory_used()}"

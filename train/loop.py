@@ -34,7 +34,7 @@ from .curve import keep_curve
 from .data import PADDING
 from .model import Llama
 from .progress import Progress, say
-from .rounding import rounded_call
+from .rounding import ROUND_FROM, stored_as
 from .run import RunFolder
 from .together import rank, ranks, total
 
@@ -65,6 +65,7 @@ class Plan:
     save_every: float  # seconds between two checkpoints
     seed: int = 0  # of what is random in a step
     decay_from: float = DECAY_FROM  # the part of the budget after which the learning rate falls
+    quantize_aware: str | None = None  # the format that the weights are to be good in (rounding.py)
 
 
 def fit(
@@ -77,18 +78,18 @@ def fit(
     measure: Callable[[], float],
     plan: Plan,
     stop: StopOnSignal,
-    before_step: Callable[[float], None] = lambda progress: None,
     recorded: Callable[[], None] = lambda: None,
 ) -> None:
     """Train ``model`` from where ``run`` is, to the end of the plan or until ``stop``, and save it in ``folder``.
 
     ``stream`` yields batches of inputs and targets, [rows, T] each, where `PADDING` is not a target. ``measure``
-    returns the model's bits per byte on the held-out text. ``before_step`` hears before each step what part of the
-    budget is used, 0 to 1; ``recorded`` is called when the curve has a new row. Raises ``FloatingPointError`` when the
-    numbers go out of bounds, ``MemoryError``, ``OSError`` (it could not be saved), ``KeyboardInterrupt`` if it is
-    stopped before the first step, and ``BrokenPipeError``, after saving, if nobody reads what it prints any more.
+    returns the model's bits per byte on the held-out text. ``recorded`` is called when the curve has a new row.
+
+    Raises ``FloatingPointError`` when the numbers go out of bounds, ``MemoryError``, ``OSError`` (it could not be
+    saved), ``KeyboardInterrupt`` if it is stopped before the first step, and ``BrokenPipeError``, after saving, if
+    nobody reads what it prints any more.
     """
-    Loop(run, folder, model, optimizers_of, loss_of, measure, plan, before_step, recorded).work(stream, stop)
+    Loop(run, folder, model, optimizers_of, loss_of, measure, plan, recorded).work(stream, stop)
 
 
 class Loop:
@@ -107,12 +108,11 @@ class Loop:
         loss_of: Loss,
         measure: Callable[[], float],
         plan: Plan,
-        before_step: Callable[[float], None],
         recorded: Callable[[], None],
     ) -> None:
         self.run, self.folder, self.model = run, folder, model
         self.loss_of, self.measure, self.plan = loss_of, measure, plan
-        self.before_step, self.recorded = before_step, recorded
+        self.recorded = recorded
         self.device = next(model.parameters()).device
         self.precision = choose_precision(self.device.type)
         self.optimizers = optimizers_of(model)
@@ -176,11 +176,11 @@ class Loop:
         """
         run, plan = self.run, self.plan
         progress = run.tokens / plan.tokens
-        self.before_step(progress)
         rate = learning_rate(plan.learning_rate, run.step, progress, plan.decay_from)
         seed_torch(plan.seed, run.step, rank())
         learned = int((targets != PADDING).sum())
-        value = gradients(self.loss_of, self.precision, self.device, inputs, targets)
+        with stored_as(self.model, plan.quantize_aware if progress >= ROUND_FROM else None):
+            value = gradients(self.loss_of, self.precision, self.device, inputs, targets)
         value = total([value], self.device)[0] / ranks()
         if not math.isfinite(value) or not update(self.model, self.optimizers, rate):
             raise FloatingPointError(
@@ -200,7 +200,7 @@ class Loop:
         valid = None
         if measure:
             self.model.eval()
-            with self.precision:
+            with self.precision, stored_as(self.model, plan.quantize_aware):
                 valid = self.measure()
             self.model.train()
             if not math.isfinite(valid):
@@ -435,12 +435,7 @@ def has_compiler(device: str) -> bool:
 
 
 class MeanLoss(nn.Module):
-    """The mean loss in nats per token, fused by torch.compile as long as that works.
-
-    With ``rounding``, the name of a format, it is that of the model with its matrices as the format stores them.
-    """
-
-    rounding: str | None = None
+    """The mean loss in nats per token, fused by torch.compile as long as that works."""
 
     def __init__(self, model: Llama, compiled: bool) -> None:
         super().__init__()
@@ -451,11 +446,8 @@ class MeanLoss(nn.Module):
     def loss_of(self, *batch: Tensor) -> Tensor:
         """As it is written."""
         inputs, targets = batch
-        logits = self.logits(inputs)
+        logits = self.model(inputs)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=PADDING)
-
-    def logits(self, inputs: Tensor) -> Tensor:  # [B, T] -> [B, T, vocab_size]
-        return rounded_call(self.model, inputs, self.rounding) if self.rounding else self.model(inputs)
 
     def forward(self, *batch: Tensor) -> Tensor:
         if self.compiled is None:

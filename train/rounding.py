@@ -14,7 +14,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fabella.formats import GROUP
 
@@ -51,16 +50,6 @@ def _half(values: Tensor) -> Tensor:
 
 def _steps(groups: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     return (groups / torch.where(scale == 0, torch.inf, scale)).round().clamp(low, high)
-
-
-def rounded_call(model: nn.Module, inputs: Tensor, type: str) -> Tensor:
-    """What ``model`` answers with its matrices rounded, differentiable as if they were not."""
-    weights = {
-        name: weight + (rounded(weight, type) - weight).detach()
-        for name, weight in model.named_parameters()
-        if weight.dim() == 2
-    }
-    return functional_call(model, weights, (inputs,))
 
 
 @contextmanager

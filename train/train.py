@@ -44,7 +44,6 @@ from .loop import SAVE_EVERY, Plan, StopOnSignal, fit, learned_by_muon, lost_in_
 from .model import Llama
 from .options import OPTION_OF, add_options, check_shape, parse, shape
 from .progress import say
-from .rounding import ROUND_FROM, stored_as
 from .run import RunFolder
 from .sources import documents_of
 from .tensorboard import EventLog
@@ -297,15 +296,18 @@ def learn(
 
     def measure() -> float:
         assert measured_on
-        with stored_as(model, options.quantize_aware):
-            value = bits_per_byte(model, measured_on)
-            say(f"{run.tokens:,} tokens, {value:.3f} bits/byte: {tell(model, tokenizer, held_out[-1])}")
+        value = bits_per_byte(model, measured_on)
+        say(f"{run.tokens:,} tokens, {value:.3f} bits/byte: {tell(model, tokenizer, held_out[-1])}")
         return value
 
-    def before_step(progress: float) -> None:
-        loss.rounding = options.quantize_aware if progress >= ROUND_FROM else None
-
-    course = Plan(options.tokens, options.learning_rate, options.eval_every, SAVE_EVERY, options.seed)
+    course = Plan(
+        tokens=options.tokens,
+        learning_rate=options.learning_rate,
+        eval_every=options.eval_every,
+        save_every=SAVE_EVERY,
+        seed=options.seed,
+        quantize_aware=options.quantize_aware,
+    )
     with EventLog(folder, run) if options.tensorboard and measured_on else nullcontext() as log:
         recorded = log.write if log else lambda: None
         fit(
@@ -318,7 +320,6 @@ def learn(
             measure,
             course,
             stop,
-            before_step=before_step,
             recorded=recorded,
         )
     if measured_on:
