@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import fabella
 from fabella.adapter import read_adapter
 from fabella.config import Config
 from fabella.gguf import read_gguf
@@ -73,7 +76,21 @@ def test_the_file_says_what_it_is() -> None:
     assert math.isclose(model.config.rope_base, 10000.0)
     card = model.card
     assert (card.title, card.language, len(card.beginnings)) == ("Fabella Stories", "en", 6)
-    assert card.settings["repetition_penalty"] == 1.1
+    assert (card.settings["temperature"], card.settings["min_p"]) == (0.7, 0.1)
+    assert card.settings["repetition_penalty"] == 1  # or names and what belongs to whom get lost (its README)
+
+
+def test_it_tells_the_stories_of_its_card() -> None:
+    """To the letter, with the settings that are in the file."""
+    command = r'^`python -m fabella \S+ -i "(.+)" -s (\d+)`\n\n((?:>.*\n)+)'
+    samples = re.findall(command, (MODEL.parent / "README.md").read_text(), re.MULTILINE)
+    assert len(samples) == 10
+    settings: dict[str, Any] = read_gguf(BytesSource(MODEL.read_bytes())).card.settings
+    with fabella.load(MODEL) as model:
+        for prompt, seed, quoted in samples:
+            paragraphs = quoted.removeprefix("> ").removesuffix("\n").split("\n>\n> ")
+            told = "".join(model.tell(prompt, **{**settings, "seed": int(seed)}))
+            assert told.strip().split("\n") == paragraphs, seed
 
 
 def test_its_weights_are_those_that_were_measured() -> None:
