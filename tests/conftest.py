@@ -207,7 +207,7 @@ window.Worker = class extends Worker {
 """
 
 # The page draws a seed for each story: here the same ones in each run, or one in hundreds would be the seed of a story
-# that is over after a few tokens, and a test that means a longer one would fail.
+# that is over after a few tokens, and a test that means a longer one would fail. A reload begins with the first again.
 SEEDS = """
 (() => {
   const draw = Crypto.prototype.getRandomValues;
@@ -219,6 +219,7 @@ SEEDS = """
   };
 })();
 """
+
 
 NAMES = {"top_p": "Top-p", "top_k": "Top-k", "min_p": "Min-p", "repetition_penalty": "Repetition penalty"}
 

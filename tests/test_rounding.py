@@ -6,9 +6,11 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,21 +140,62 @@ def test_a_training_for_a_format_goes_on_as_if_it_had_not_stopped(text: Path, tm
 
 
 def test_a_fine_tuning_may_be_for_a_format(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The best model's file holds the very weights that it was measured with."""
+    """It rounds in the last part, and whenever it measures; and export writes what was measured."""
     run(text, tmp_path / "base")
+    rounds: list[tuple[bool, str | None]] = []  # whenever the loss is computed: to learn or not, and rounded to what
+    stored: list[str | None] = [None]
+
+    @contextmanager
+    def noting(model: Llama, type: str | None) -> Iterator[None]:
+        stored.append(type)
+        with stored_as(model, type):
+            yield
+        stored.pop()
+
+    usual = finetune.answer_loss
+
+    def loss(*batch: Any, **how: Any) -> torch.Tensor:
+        rounds.append((torch.is_grad_enabled(), stored[-1]))
+        return usual(*batch, **how)
+
+    monkeypatch.setattr(loop, "stored_as", noting)
+    monkeypatch.setattr(finetune, "stored_as", noting)
+    monkeypatch.setattr(finetune, "answer_loss", loss)
+    monkeypatch.setattr(finetune, "tokens_a_second", lambda *given: 1000.0)
     options = [str(tmp_path / "base"), str(text), "--out", str(tmp_path / "tuned"), "--full", "--rounds", "2"]
     tuned = finetune.finetune(finetune.parse_arguments([*options, "--quantize-aware", "Q4_1"]))
+    assert {type for learning, type in rounds if not learning} == {"Q4_1"}
+    steps = [type for learning, type in rounds if learning]
+    assert len(steps) == tuned.step
+    plain = steps.count(None)
+    assert steps == [None] * plain + ["Q4_1"] * (len(steps) - plain), "first as they are, then rounded"
+    assert 0.8 < plain / len(steps) < 0.9
+
     path = tmp_path / "tuned.gguf"
     monkeypatch.setattr(sys, "argv", ["export", str(tmp_path / "tuned"), "-o", str(path)])
     assert export() == 0
     model, file = load_gguf(path)
     assert {tensor.type for name, tensor in file.tensors.items() if "norm" not in name} == {"Q4_1"}
-    best = FineTuning.load_best(tmp_path / "tuned")
     learned = load_base(tmp_path / "base").model
-    best.put(learned)
+    FineTuning.load_best(tmp_path / "tuned").put(learned)
     with stored_as(learned, "Q4_1"):
         assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in learned.state_dict().items())
-    assert best.bits_per_byte == min(value for _, value in tuned.measured)
+
+
+def test_a_fine_tuning_from_before_there_were_formats_is_gone_on_with_and_exported(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(text, tmp_path / "base")
+    options = [str(tmp_path / "base"), str(text), "--out", str(tmp_path / "tuned"), "--full", "--rounds", "1"]
+    finetune.finetune(finetune.parse_arguments(options))
+    for load, save in ((FineTuning.load, FineTuning.save), (FineTuning.load_best, FineTuning.save_best)):
+        state = load(tmp_path / "tuned")
+        del state.options["quantize_aware"]
+        save(state, tmp_path / "tuned")
+    more = finetune.finetune(finetune.parse_arguments([*options[:-1], "2", "--resume"]))
+    assert more.tokens >= 2 * more.round_tokens
+    monkeypatch.setattr(sys, "argv", ["export", str(tmp_path / "tuned"), "-o", str(tmp_path / "tuned.gguf")])
+    assert export() == 0
 
 
 def test_an_adapter_cannot_learn_a_format(capsys: pytest.CaptureFixture[str]) -> None:

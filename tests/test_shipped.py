@@ -93,6 +93,14 @@ def test_it_tells_the_stories_of_its_card() -> None:
             assert told.strip().split("\n") == paragraphs, seed
 
 
+def test_its_card_and_the_readme_mean_this_very_file() -> None:
+    data = MODEL.read_bytes()
+    hash, card = hashlib.sha256(data).hexdigest(), (MODEL.parent / "README.md").read_text()
+    assert hash in card
+    assert f"{len(data):,} bytes" in card
+    assert f"#v=1&m={hash[:12]}&" in (MODEL.parents[2] / "README.md").read_text()
+
+
 def test_its_weights_are_those_that_were_measured() -> None:
     """Whatever the file says besides: they are the last of it."""
     data = MODEL.read_bytes()

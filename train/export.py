@@ -174,7 +174,7 @@ def export_tuned(options: argparse.Namespace, run: FineTuning, words: dict[str, 
     if options.adapter:
         export_adapter(run, options.output, options.format or ADAPTER_FORMAT, words)
         return
-    format = options.format or run.options["quantize_aware"] or DEFAULT_FORMAT
+    format = options.format or run.options.get("quantize_aware") or DEFAULT_FORMAT
     base = run.load_base(options.base)
     if reason := unstorable(base.model.config, format):
         raise ValueError(f"{reason} (--format)")

@@ -154,8 +154,8 @@ def go_on(options: argparse.Namespace) -> FineTuning:
     """The run that is to be resumed; ``ValueError`` if it began with other options."""
     run = FineTuning.load_to_go_on(options.out)
     for name in FIXED:
-        if (said := getattr(options, name)) != run.options[name]:
-            began = f"the run in {options.out} began with {run.options[name]}, not {said}"
+        if (said := getattr(options, name)) != run.options.get(name):
+            began = f"the run in {options.out} began with {run.options.get(name)}, not {said}"
             raise ValueError(f"--{name.replace('_', '-')}: {began}")
     return run
 
@@ -248,7 +248,8 @@ def work(
     one_round = plan_round(learn, options.batch_tokens, options.seed, 0)
     largest = make_batch(max(one_round, key=lambda batch: sum(len(example.ids) for example in batch)))
     some = chain([largest], batches(learn, options.batch_tokens, options.seed))  # the first says what memory it takes
-    speed = tokens_a_second(model, make_optimizers, loss_of, some)
+    with stored_as(model, options.quantize_aware):  # which takes memory, too
+        speed = tokens_a_second(model, make_optimizers, loss_of, some)
     print(describe(options, run, model, len(one_round), count_learned(held_out), speed), flush=True)
     plan = Plan(
         tokens=options.rounds * run.round_tokens,

@@ -17,7 +17,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ MakeOptimizers = Callable[[nn.Module], Optimizers]  # those that learn what is l
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to train, how fast, and how often to measure."""
+    """How long to train, how fast, for what format, and how often to measure."""
 
     tokens: int  # the budget, of tokens learned from
     learning_rate: float  # at its highest
@@ -179,7 +179,8 @@ class Loop:
         rate = learning_rate(plan.learning_rate, run.step, progress, plan.decay_from)
         seed_torch(plan.seed, run.step, rank())
         learned = int((targets != PADDING).sum())
-        with stored_as(self.model, plan.quantize_aware if progress >= ROUND_FROM else None):
+        stored = plan.quantize_aware if progress >= ROUND_FROM else None
+        with memory_in_words(targets.numel()), stored_as(self.model, stored):
             value = gradients(self.loss_of, self.precision, self.device, inputs, targets)
         value = total([value], self.device)[0] / ranks()
         if not math.isfinite(value) or not update(self.model, self.optimizers, rate):
@@ -371,20 +372,24 @@ def gradients(
     for number, (part, part_targets) in enumerate(parts, 1):
         share = weight * int((part_targets != PADDING).sum()) / n_targets
         wait = nullcontext() if number == len(parts) else getattr(loss_of, "no_sync", nullcontext)()
-        try:
-            with wait:
-                with precision:
-                    loss = loss_of(part.to(device), part_targets.to(device)) * share
-                loss.backward()
+        with memory_in_words(targets.numel()), wait:
+            with precision:
+                loss = loss_of(part.to(device), part_targets.to(device)) * share
+            loss.backward()
             loss_sum += loss.item()
-        except RuntimeError as error:
-            if "alloca" not in str(error):
-                raise
-            raise MemoryError(
-                f"a step of {targets.numel():,} tokens needs more memory than there is: --batch-tokens must be "
-                "smaller, or the model"
-            ) from error
     return loss_sum
+
+
+@contextmanager
+def memory_in_words(n_tokens: int) -> Iterator[None]:
+    """Where there is too little memory for a step of so many tokens, raise ``MemoryError``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "alloca" not in str(error):
+            raise
+        too_much = f"a step of {n_tokens:,} tokens needs more memory than there is"
+        raise MemoryError(f"{too_much}: --batch-tokens must be smaller, or the model") from error
 
 
 def lost_in_words(error: RuntimeError) -> ConnectionError | None:

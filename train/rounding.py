@@ -54,13 +54,16 @@ def _steps(groups: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 
 @contextmanager
 def stored_as(model: nn.Module, type: str | None) -> Iterator[None]:
-    """Between ``with`` and its end the model's matrices are as a file of this type has them; None: as they are."""
+    """Between ``with`` and its end the model's matrices are as a file of this type has them; None: as they are.
+
+    What goes forward in between must go backward there, too: the gradients are then those that go straight through.
+    """
     matrices = [weight for weight in model.parameters() if weight.dim() == 2] if type else []
     kept = [weight.detach().clone() for weight in matrices]
-    with torch.no_grad():
-        for weight in matrices:
-            weight.copy_(rounded(weight, type or ""))
     try:
+        with torch.no_grad():
+            for weight in matrices:
+                weight.copy_(rounded(weight, type or ""))
         yield
     finally:
         with torch.no_grad():
