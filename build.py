@@ -16,7 +16,6 @@ has not changed since the last run is reused. The same inputs make the same dist
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -170,8 +169,8 @@ def test(pytest_arguments: list[str]) -> int:
     ensure_fuzzer()
     if not pytest_arguments:
         check()
-        # Each of the processes has browsers of its own, and waits for them: one more than there are cores.
-        pytest_arguments = [f"--numprocesses={min(4, (os.cpu_count() or 1) + 1)}", "--dist=worksteal"]
+        # Each of the processes has browsers of its own.
+        pytest_arguments = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
     return subprocess.run([PYTHON, "-m", "pytest", *pytest_arguments], cwd=ROOT, check=False).returncode
 
 

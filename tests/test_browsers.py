@@ -125,7 +125,7 @@ document.querySelector("#tell").click();
 
 def controls(settings: Settings, prompt: str, length: int) -> dict[str, Any]:
     """What the page's controls are set to, by their ids."""
-    names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
     return {"prompt": prompt, "length": length} | {name: getattr(settings, name) for name in names}
 
 

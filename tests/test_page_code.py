@@ -62,9 +62,14 @@ class Coder:
         self.visit, self.page = visit, visit.page
         self.page.add_init_script(WAITS)
         visit.open(site)
-        visit.setting("Temperature").fill("0.8")
-        visit.setting("Repetition penalty").fill("1")
-        visit.setting("Seed").fill("1")
+        for name, value in {
+            "Temperature": "0.8",
+            "Top-p": "0.9",
+            "Min-p": "0",
+            "Repetition penalty": "1",
+            "Seed": "1",
+        }.items():
+            visit.setting(name).fill(value)
         visit.setting("Length").fill("60")
         visit.page.get_by_role("radio", name="at once").check()
         visit.prompt.fill(PROMPT)
@@ -130,7 +135,7 @@ def test_the_editor_has_the_sampler_s_own_source(visit: Visit, site: Site, shipp
 
     PARTS = {"code", "python-further"}
     visit.open(site)
-    visit.tell(PROMPT, length=60, seed=1, temperature=0.8, repetition_penalty=1)
+    visit.tell(PROMPT, length=60, seed=1, temperature=0.8, top_p=0.9, min_p=0, repetition_penalty=1)
     expected = reference(shipped_model, PROMPT, 60, temperature=0.8)
     assert_told(visit, expected)
     assert fetched() == set()

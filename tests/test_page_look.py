@@ -29,7 +29,8 @@ from .test_chat import TEMPLATE
 from .test_page import AXE
 from .test_shelf import SMALL, drop, loaded
 
-HOW: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "seed": 7}
+# All of them: the shipped model has settings of its own.
+HOW: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "min_p": 0, "repetition_penalty": 1, "seed": 7}
 LENGTH = 40
 # Until it `rests`, no slider has rested long enough for a token to be computed (web/rooms/look.js, REST).
 UNRESTING = """() => {
@@ -91,7 +92,7 @@ def chat_site(built: Callable[[Path], Path], deep_model: Path) -> Iterator[Site]
 def opened(visit: Visit, site: Site) -> Visit:
     """A visitor who has been told a story, and then looks inside."""
     visit.open(site)
-    visit.tell(PROMPT, **HOW, repetition_penalty=1, length=LENGTH)
+    visit.tell(PROMPT, **HOW, length=LENGTH)
     assert not [url for url in visit.requests if "/look-" in url], "nothing of it is loaded before it is opened"
     press(visit, "Look inside")
     expect(candidates(visit).first).to_be_visible()
@@ -356,7 +357,7 @@ def test_word_by_word_the_choice_stands_open(visit: Visit, site: Site, stories: 
     page = visit.page
     visit.open(site)
     page.get_by_role("radio", name="a word").check()
-    for name, value in {**HOW, "repetition_penalty": 1, "length": 80}.items():
+    for name, value in {**HOW, "length": 80}.items():
         visit.setting(NAMES.get(name, name.capitalize())).fill(str(value))
     press(visit, "Look inside")
     expect(panel(visit)).to_be_visible()  # it is loaded
@@ -582,7 +583,7 @@ def test_a_link_with_choices_and_what_code_did_not_choose(
     visit.open(site)
     model = page.evaluate("JSON.parse(document.querySelector('#assets').text).model.id")
     other = first[6].candidates[3][0]
-    page.goto(f"{site.url}#m={model[:12]}&p={PROMPT.replace(' ', '+')}&s=7&t=1&tp=0.9&rp=1&n={LENGTH}&c=6.{other}")
+    page.goto(f"{site.url}#m={model[:12]}&p={PROMPT.replace(' ', '+')}&s=7&t=1&tp=0.9&mp=0&rp=1&n={LENGTH}&c=6.{other}")
     expected = told(stories, forced=[*[None] * 6, other])
     expect(visit.story).to_have_text(PROMPT + text_of(expected), use_inner_text=False)
     expect(visit.tell_button).to_be_visible()
