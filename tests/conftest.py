@@ -267,11 +267,15 @@ class Visit:
         self.page.evaluate("() => { document.querySelector('#fine').open = true; }")
         return self.page.get_by_role("textbox" if name == "Seed" else "slider", name=name)
 
-    def ask(self, prompt: str, **settings: object) -> None:
-        """Types a prompt, sets settings by their names, and presses Tell."""
-        self.prompt.fill(prompt)
+    def set(self, **settings: object) -> None:
+        """Sets settings by their names."""
         for name, value in settings.items():
             self.setting(NAMES.get(name, name.capitalize())).fill(str(value))
+
+    def ask(self, prompt: str, **settings: object) -> None:
+        """Types a prompt, sets settings, and presses Tell."""
+        self.prompt.fill(prompt)
+        self.set(**settings)
         self.tell_button.click()
 
     def tell(self, prompt: str, **settings: object) -> str:

@@ -62,15 +62,7 @@ class Coder:
         self.visit, self.page = visit, visit.page
         self.page.add_init_script(WAITS)
         visit.open(site)
-        for name, value in {
-            "Temperature": "0.8",
-            "Top-p": "0.9",
-            "Min-p": "0",
-            "Repetition penalty": "1",
-            "Seed": "1",
-        }.items():
-            visit.setting(name).fill(value)
-        visit.setting("Length").fill("60")
+        visit.set(temperature=0.8, top_p=0.9, min_p=0, repetition_penalty=1, seed=1, length=60)
         visit.page.get_by_role("radio", name="at once").check()
         visit.prompt.fill(PROMPT)
         self.open()

@@ -22,7 +22,7 @@ from fabella.modelfile import Config, ModelFile
 from fabella.sampler import Settings
 from fabella.session import Session
 
-from .conftest import NAMES, Handler, Shoot, Site, Visit
+from .conftest import Handler, Shoot, Site, Visit
 from .random_models import load, write_random_model
 from .stories import PROMPT
 from .test_chat import TEMPLATE
@@ -357,8 +357,7 @@ def test_word_by_word_the_choice_stands_open(visit: Visit, site: Site, stories: 
     page = visit.page
     visit.open(site)
     page.get_by_role("radio", name="a word").check()
-    for name, value in {**HOW, "length": 80}.items():
-        visit.setting(NAMES.get(name, name.capitalize())).fill(str(value))
+    visit.set(**HOW, length=80)
     press(visit, "Look inside")
     expect(panel(visit)).to_be_visible()  # it is loaded
     visit.prompt.fill(PROMPT)
@@ -636,9 +635,7 @@ def test_answers_are_looked_into_as_stories_are(visit: Visit, chat_site: Site, d
     engine, file = load(deep_model)
     there = Conversation(Session(engine), file.tokenizer, template_of(file))
     settings, ending = Settings(temperature=0.9, top_p=0.9, seed=7), Ending(12, look=True)
-    for name, value in {"Temperature": "0.9", "Top-p": "0.9", "Seed": "7", "Length": "12"}.items():
-        visit.setting(name).fill(value)
-    visit.setting("Repetition penalty").fill("1")
+    visit.set(temperature=0.9, top_p=0.9, seed=7, length=12, repetition_penalty=1)
     press(visit, "Look inside")
     expect(panel(visit)).to_be_visible()
     box = page.get_by_role("textbox", name="You", exact=True)

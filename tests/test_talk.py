@@ -15,7 +15,7 @@ from fabella.modelfile import Config
 from fabella.sampler import Settings
 from fabella.session import Session
 
-from .conftest import NAMES, Site, Visit
+from .conftest import Site, Visit
 from .random_models import load, write_random_model
 from .test_chat import TEMPLATE
 
@@ -51,8 +51,7 @@ class Talk:
         self.answered = 0
 
     def say(self, text: str, **settings: object) -> str:
-        for name, value in settings.items():
-            self.visit.setting(NAMES.get(name, name.capitalize())).fill(str(value))
+        self.visit.set(**settings)
         self.box.fill(text)
         self.box.press("Enter")
         return self.answer()

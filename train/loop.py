@@ -359,7 +359,7 @@ def gradients(
 
     Of several processes each takes every so-manieth row, and what a step's memory cannot hold goes in parts. Of the
     loss over all rows each part's is weighted by its share of the targets; the average over the processes, which DDP
-    takes, is then the whole. Raises ``MemoryError``.
+    takes, is then the whole.
     """
     n_targets = int((targets != PADDING).sum())
     own_inputs, own_targets = inputs[rank() :: ranks()], targets[rank() :: ranks()]
@@ -372,7 +372,7 @@ def gradients(
     for number, (part, part_targets) in enumerate(parts, 1):
         share = weight * int((part_targets != PADDING).sum()) / n_targets
         wait = nullcontext() if number == len(parts) else getattr(loss_of, "no_sync", nullcontext)()
-        with memory_in_words(targets.numel()), wait:
+        with wait:
             with precision:
                 loss = loss_of(part.to(device), part_targets.to(device)) * share
             loss.backward()
@@ -414,7 +414,8 @@ def tokens_a_second(
     timed = 0.0
     for number, (inputs, targets) in enumerate(stream):
         begin = time.monotonic()
-        gradients(loss_of, precision, device, inputs, targets)
+        with memory_in_words(targets.numel()):
+            gradients(loss_of, precision, device, inputs, targets)
         if not update(model, optimizers, rate=0.0):
             raise FloatingPointError("the model gives no finite numbers, though it has learned nothing yet")
         if number >= UNTIMED_STEPS:

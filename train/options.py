@@ -25,7 +25,7 @@ from .tokenizer import SMALLEST_VOCABULARY
 
 LARGEST_SEED = 10**18 - 1
 LARGEST_RATE = 1000.0
-ROUNDED_AT_LAST = f"learn to live with this format, in the last {1 - ROUND_FROM:.0%} of the tokens".replace("%", "%%")
+ROUNDED_AT_LAST = f"learn to live with this format, in the last {100 * (1 - ROUND_FROM):.0f} %% of the tokens"
 OPTION_OF = {  # the options that give the model its shape
     "dim": "--dim",
     "hidden_dim": "--hidden-dim",
