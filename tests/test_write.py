@@ -18,9 +18,10 @@ from train import filters, write
 from train import train as training
 from train.filters import COPIED, LANGUAGE, LENGTH, OVERLAP, REPETITIVE, TWICE, Filters, grams, marks, repetition
 from train.filters import word_hashes as words
+from train.load import load_model
 from train.model import Llama
 from train.sources import read_documents
-from train.teller import ROOM, Teller, choose, tell
+from train.teller import ROOM, Teller, choose, log_likelihoods, tell
 from train.text import Text
 from train.write import State, parse_arguments
 
@@ -105,6 +106,18 @@ def test_tokens_are_picked_as_often_as_they_are_likely() -> None:
     expected = torch.where(torch.tensor([False, True, False, True, False]), logits.exp(), 0)
     torch.testing.assert_close(few, expected / expected.sum(), atol=0.01, rtol=0)
     assert choose(logits[None], 0, 1.0).tolist() == [1]
+
+
+@pytest.mark.usefixtures("exactly")
+def test_how_likely_a_text_is_does_not_depend_on_the_others() -> None:
+    model = sure_model()
+    texts = [torch.randint(3, 300, (2 + 7 * number % 60,)).tolist() for number in range(40)]
+    expected = []
+    for text in texts:
+        with torch.no_grad():
+            logs = model(torch.tensor([text[:-1]]))[0].log_softmax(-1)
+        expected.append(sum(float(row[token]) for row, token in zip(logs, text[1:], strict=True)))
+    torch.testing.assert_close(log_likelihoods(model, texts), torch.tensor(expected), atol=1e-2, rtol=1e-5)
 
 
 # --- Filters ---
@@ -228,6 +241,35 @@ def test_texts_begin_as_they_are_asked_to_and_are_packed(teacher: Path, text: Pa
     assert len(stories) == state.kept >= 10
     assert all(story.startswith(("One day, Mia", "One day, Ben took a kite")) for story in stories)
     assert lzma.decompress(path.read_bytes()).decode().count("<|endoftext|>\n") == state.kept
+
+
+@pytest.mark.usefixtures("exactly")
+def test_of_texts_that_begin_alike_the_likeliest_is_kept(
+    teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, beginnings, names = tmp_path / "best.txt", tmp_path / "beginnings.txt", ("Mia", "Ben", "Sue")
+    beginnings.write_text("".join(f"One day, {name}\n" for name in names))
+    more = ["--best-of", "5", "--beginnings", str(beginnings), "--stories", "20"]
+    state = written(teacher, text, path, *more)
+    assert state.written == 60 * state.batches  # 12 of 64 // 5 beginnings
+    assert state.kept + sum(state.reasons.values()) == state.written
+    assert state.reasons[write.LIKELIER] > state.kept
+
+    model, tokenizer = load_model(teacher)
+    options = parse_arguments([str(teacher), str(text), "-o", str(path), *more])
+    given = write.read_beginnings(beginnings, tokenizer, 64)
+    told: list[list[int]] = []
+    monkeypatch.setattr(write, "tell", lambda *how: told.extend(tell(*how)) or told)
+    groups = write.write_batch(model, tokenizer, given, options, 64, 64, 1)
+    likely = log_likelihoods(model, told).tolist()
+    kept = read_documents(path)
+    assert len(groups) == 12
+    for number, group in enumerate(groups):
+        alike = sorted(range(5 * number, 5 * number + 5), key=lambda text: likely[text], reverse=True)
+        texts = [tokenizer.decode(told[text][:-1]) if told[text][-1] == 2 else None for text in alike]
+        assert group == texts
+        assert all(story.startswith(f"One day, {names[(12 + number) % 3]}") for story in texts if story)
+        assert sum(story in kept for story in texts) <= 1
 
 
 def test_what_cannot_be_written_is_said(

@@ -7,6 +7,10 @@ learned from, but near to none of them, nor to each other, nor to the held-out t
 from what was written, alone or beside the text (train.train and train.distill take a folder of both), measured on the
 same held-out text: --valid, or the end of TEXT that train.train holds out.
 
+With --best-of, several texts are written for each beginning, and of those worth keeping the one is kept that the
+teacher finds likeliest as a whole. What a small model writes breaks where it has led itself to what it knows little of,
+and such texts are unlikely ones; so a model that learns from its own best texts breaks fewer (LOG.md).
+
 Ctrl-C stops; the same command with --resume goes on where it was, and writes what it would have written.
 """
 
@@ -36,12 +40,13 @@ from .model import Llama
 from .options import LARGEST_SEED, number, whole_number
 from .progress import Progress
 from .sources import END_OF_TEXT, FIELD, read_documents
-from .teller import tell
+from .teller import log_likelihoods, tell
 from .text import hash_documents
 from .train import read_text
 
 AT_ONCE = {"cpu": 64, "cuda": 1024}  # texts that are written together
 LONGEST = 1024  # tokens, unless the command says otherwise
+LIKELIER = "less likely than another one that begins so"  # why a text is not kept, with --best-of
 HOPELESS = 20  # times as many texts as are written together, ...
 FEWEST_KEPT = 0.01  # ... after which so many must have been worth keeping
 
@@ -157,6 +162,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="what texts begin with, a line each, in turns",
     )
+    add(
+        "--best-of",
+        type=whole_number(1, AT_ONCE["cpu"]),
+        default=1,
+        metavar="N",
+        help="write N for each beginning, and keep the likeliest (default 1)",
+    )
     add("-t", dest="temperature", type=number(0, 100), default=1.0, help="default 1.0")
     add("-p", dest="top_p", type=number(0, 1), default=1.0, help="top-p, 1 = off (default 1)")
     add("-n", dest="length", type=whole_number(2, 1 << 20), help=f"tokens (default: the context, at most {LONGEST})")
@@ -182,7 +194,9 @@ def write(options: argparse.Namespace) -> State:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     at_once = AT_ONCE[device]
     texts = f"{hash_model(model)} {learned.text.hash} {hash_documents(held_out)}"
-    decides = repr((texts, beginnings, length, at_once, options.temperature, options.top_p, options.seed))
+    decides = repr(
+        (texts, beginnings, length, at_once, options.best_of, options.temperature, options.top_p, options.seed)
+    )
     writing = Writing(options.output, hashlib.sha256(decides.encode()).hexdigest(), options.resume)
     state = writing.state
     filters = Filters(learned, held_out)
@@ -193,14 +207,19 @@ def write(options: argparse.Namespace) -> State:
     with Progress("writing", stories, " stories", done=state.kept, brief=False) as progress:
         while state.kept < stories:
             kept, reasons = [], Counter[str]()
-            for told in write_batch(model, tokenizer, beginnings, options, length, at_once, state.batches):
-                if told is None:
-                    reasons[UNFINISHED] += 1
-                elif reason := filters.refuse(told):
-                    reasons[reason] += 1
-                else:
-                    filters.keep(told)
-                    kept.append(told)
+            for alike in write_batch(model, tokenizer, beginnings, options, length, at_once, state.batches):
+                best = False
+                for told in alike:
+                    if told is None:
+                        reasons[UNFINISHED] += 1
+                    elif best:
+                        reasons[LIKELIER] += 1
+                    elif reason := filters.refuse(told):
+                        reasons[reason] += 1
+                    else:
+                        filters.keep(told)
+                        kept.append(told)
+                        best = True
             writing.add(kept, reasons)
             progress.update(len(kept), f"{state.kept / state.written:.0%} worth keeping")
             if state.written >= HOPELESS * at_once and state.kept < FEWEST_KEPT * state.written:
@@ -217,15 +236,25 @@ def write_batch(
     length: int,
     count: int,
     batch: int,
-) -> list[str | None]:
-    """The texts of a batch, which follow from the seed and the batch's number alone; None: one that did not end."""
+) -> list[list[str | None]]:
+    """The texts of a batch, those with one beginning together, the likeliest first; None: one that did not end.
+
+    They follow from the seed and the batch's number alone.
+    """
     seed_torch(options.seed, batch)
-    begin = [beginnings[(batch * count + number) % len(beginnings)] for number in range(count)]
+    n = options.best_of
+    groups = count // n
+    begin = [beginnings[(batch * groups + group) % len(beginnings)] for group in range(groups) for _ in range(n)]
     told = tell(model, begin, tokenizer.stop_ids, length, options.temperature, options.top_p)
-    return [
+    texts = [
         tokenizer.decode(ids[:-1]).strip("\n") if ids[-1] in tokenizer.stop_ids and len(ids) > len(start) else None
         for ids, start in zip(told, begin, strict=True)
     ]
+    if n == 1:
+        return [[text] for text in texts]
+    likely = log_likelihoods(model, told).tolist()
+    order = sorted(range(len(texts)), key=lambda text: (text // n, -likely[text]))
+    return [[texts[text] for text in order[at : at + n]] for at in range(0, len(order), n)]
 
 
 def read_beginnings(path: Path | None, tokenizer: Tokenizer, length: int) -> list[list[int]]:
