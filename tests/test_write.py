@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,19 +106,22 @@ def test_tokens_are_picked_as_often_as_they_are_likely() -> None:
     few = choose(logits.expand(40_000, 5), 1.0, 0.7).bincount(minlength=5) / 40_000  # 1 and 3 have 0.62 and 0.23
     expected = torch.where(torch.tensor([False, True, False, True, False]), logits.exp(), 0)
     torch.testing.assert_close(few, expected / expected.sum(), atol=0.01, rtol=0)
+    least = choose(logits.expand(40_000, 5), 1.0, 1.0, 0.3).bincount(minlength=5) / 40_000  # 3 has 0.37 of 1's
+    torch.testing.assert_close(least, expected / expected.sum(), atol=0.01, rtol=0)
     assert choose(logits[None], 0, 1.0).tolist() == [1]
 
 
 @pytest.mark.usefixtures("exactly")
-def test_how_likely_a_text_is_does_not_depend_on_the_others() -> None:
+def test_how_likely_a_text_is_behind_its_beginning_does_not_depend_on_the_others() -> None:
     model = sure_model()
-    texts = [torch.randint(3, 300, (2 + 7 * number % 60,)).tolist() for number in range(40)]
+    texts = [torch.randint(3, 300, (8 + 7 * number % 60,)).tolist() for number in range(40)]
+    given = [1 + number % 7 for number in range(40)]
     expected = []
-    for text in texts:
+    for text, known in zip(texts, given, strict=True):
         with torch.no_grad():
             logs = model(torch.tensor([text[:-1]]))[0].log_softmax(-1)
-        expected.append(sum(float(row[token]) for row, token in zip(logs, text[1:], strict=True)))
-    torch.testing.assert_close(log_likelihoods(model, texts), torch.tensor(expected), atol=1e-2, rtol=1e-5)
+        expected.append(sum(float(logs[at, text[at + 1]]) for at in range(known - 1, len(text) - 1)))
+    torch.testing.assert_close(log_likelihoods(model, texts, given), torch.tensor(expected), atol=1e-2, rtol=1e-5)
 
 
 # --- Filters ---
@@ -244,32 +248,47 @@ def test_texts_begin_as_they_are_asked_to_and_are_packed(teacher: Path, text: Pa
 
 
 @pytest.mark.usefixtures("exactly")
-def test_of_texts_that_begin_alike_the_likeliest_is_kept(
+def test_of_several_texts_the_likeliest_is_kept(
     teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, beginnings, names = tmp_path / "best.txt", tmp_path / "beginnings.txt", ("Mia", "Ben", "Sue")
-    beginnings.write_text("".join(f"One day, {name}\n" for name in names))
-    more = ["--best-of", "5", "--beginnings", str(beginnings), "--stories", "20"]
-    state = written(teacher, text, path, *more)
-    assert state.written == 60 * state.batches  # 12 of 64 // 5 beginnings
-    assert state.kept + sum(state.reasons.values()) == state.written
-    assert state.reasons[write.LIKELIER] > state.kept
+    path, beginnings = tmp_path / "best.txt", tmp_path / "beginnings.txt"
+    beginnings.write_text("".join(f"One day, {name}\n" for name in ("Mia", "Ben", "Sue")))
+    more = ["--best-of", "10", "--beginnings", str(beginnings), "--stories", "20", "-t", "0.8"]
+    state, count = written(teacher, text, path, *more), write.AT_ONCE["cpu"]
+    assert state.kept + sum(state.reasons.values()) == state.written == count * state.batches
+    assert state.kept <= count // 10 * state.batches
+    assert state.reasons[filters.UNLIKELY] > state.kept
 
     model, tokenizer = load_model(teacher)
     options = parse_arguments([str(teacher), str(text), "-o", str(path), *more])
     given = write.read_beginnings(beginnings, tokenizer, 64)
     told: list[list[int]] = []
-    monkeypatch.setattr(write, "tell", lambda *how: told.extend(tell(*how)) or told)
-    groups = write.write_batch(model, tokenizer, given, options, 64, 64, 1)
-    likely = log_likelihoods(model, told).tolist()
-    kept = read_documents(path)
-    assert len(groups) == 12
-    for number, group in enumerate(groups):
-        alike = sorted(range(5 * number, 5 * number + 5), key=lambda text: likely[text], reverse=True)
-        texts = [tokenizer.decode(told[text][:-1]) if told[text][-1] == 2 else None for text in alike]
-        assert group == texts
-        assert all(story.startswith(f"One day, {names[(12 + number) % 3]}") for story in texts if story)
-        assert sum(story in kept for story in texts) <= 1
+
+    def telling(*how: Any) -> list[list[int]]:
+        told.extend(tell(*how))
+        return told
+
+    monkeypatch.setattr(write, "tell", telling)
+    texts = write.write_batch(model, tokenizer, given, options, 64, count, 1)
+
+    def likely(number: int) -> float:
+        ids = told[number]
+        known = len(given[(count + number) % 3])
+        with torch.no_grad():
+            logs = model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
+        nats = sum(float(logs[at, ids[at + 1]]) for at in range(known - 1, len(ids) - 1))
+        return nats / (len(ids) - known) ** 0.5
+
+    best = sorted(range(count), key=likely, reverse=True)
+    assert texts == [tokenizer.decode(told[at][:-1]) if told[at][-1] == 2 else None for at in best]
+
+
+def test_the_best_of_several_begins_as_a_document_does(teacher: Path, text: Path, tmp_path: Path) -> None:
+    path, (_, tokenizer) = tmp_path / "best.txt", load_model(teacher)
+    written(teacher, text, path, "--best-of", "4", "--min-p", "0.1", "-t", "0.8", "--stories", "10")
+    begun = {tokenizer.decode(ids) for ids in write.first_words(read_documents(text), tokenizer)}
+    assert all(any(story.startswith(start) for start in begun) for story in read_documents(path))
+    assert write.first_words(["", "A", made_up(1)[0]], tokenizer) == write.first_words(made_up(1), tokenizer)
 
 
 def test_what_cannot_be_written_is_said(
@@ -305,7 +324,7 @@ def test_a_teacher_that_writes_nothing_of_use_is_stopped(
 ) -> None:
     monkeypatch.setattr(write, "HOPELESS", 2)
     monkeypatch.setattr(filters.Filters, "refuse", lambda self, story: LANGUAGE)
-    with pytest.raises(ValueError, match=r"hardly a text .* is worth keeping\. Of 128 written not kept: \d+ in other"):
+    with pytest.raises(ValueError, match=r"hardly a text .* is worth keeping\. Of 256 written not kept: \d+ in other"):
         written(teacher, text, tmp_path / "written.txt", "--stories", "5")
 
 

@@ -34,7 +34,7 @@ HELD_OUT_GRAM, MOST_HELD_OUT = 13, 7  # words; n-grams shared with the held-out 
 # Where no spaces part words, each character counts as one.
 WORDS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
-UNFINISHED, LENGTH, LANGUAGE = "unfinished", "too short or too long", "in other characters"
+UNFINISHED, UNLIKELY, LENGTH, LANGUAGE = "unfinished", "less likely", "too short or too long", "in other characters"
 REPETITIVE, OVERLAP = "repetitive", "like the held-out text"
 COPIED, TWICE = "like a document of the text", "like another one"
 

@@ -39,7 +39,7 @@ from .export import unstorable
 from .loop import AT_ONCE, SAVE_EVERY, Plan, StopOnSignal, choose_precision, fit, learns_by_heart, tokens_a_second
 from .lora import MATRICES, loras
 from .model import Llama
-from .options import LARGEST_RATE, LARGEST_SEED, ROUNDED_AT_LAST, number, whole_number
+from .options import LARGEST_RATE, LARGEST_SEED, number, whole_number
 from .plan import FORWARD, duration
 from .progress import say
 from .quantize import BITS
@@ -72,7 +72,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="folder for what is learned")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--full", action="store_true", help="learn all weights, not an adapter: for small models, or much memory")
-    add("--quantize-aware", choices=BITS, help=f"with --full: {ROUNDED_AT_LAST}")
+    add("--quantize-aware", choices=BITS, help="with --full: learn for this format, with weights rounded to it")
     add("--rank", type=whole(1, 1024), default=4, help="of the adapter: how much it can learn (default 4)")
     add("--alpha", type=number(0, 1000), help="how loud the adapter speaks (default: twice the rank)")
     add(
@@ -259,6 +259,7 @@ def work(
         seed=options.seed,
         decay_from=DECAY_FROM,
         quantize_aware=options.quantize_aware,
+        round_from=0.0,
     )
     stream = batches(learn, options.batch_tokens, options.seed, run.step)
     fit(run, RunFolder(options.out), model, make_optimizers, loss_of, stream, measure, plan, stop)

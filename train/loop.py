@@ -66,6 +66,7 @@ class Plan:
     seed: int = 0  # of what is random in a step
     decay_from: float = DECAY_FROM  # the part of the budget after which the learning rate falls
     quantize_aware: str | None = None  # the format that the weights are to be good in (rounding.py)
+    round_from: float = ROUND_FROM  # the part of the budget after which the model computes with rounded weights
 
 
 def fit(
@@ -179,7 +180,7 @@ class Loop:
         rate = learning_rate(plan.learning_rate, run.step, progress, plan.decay_from)
         seed_torch(plan.seed, run.step, rank())
         learned = int((targets != PADDING).sum())
-        stored = plan.quantize_aware if progress >= ROUND_FROM else None
+        stored = plan.quantize_aware if progress >= plan.round_from else None
         with memory_in_words(targets.numel()), stored_as(self.model, stored):
             value = gradients(self.loss_of, self.precision, self.device, inputs, targets)
         value = total([value], self.device)[0] / ranks()

@@ -5,6 +5,10 @@ matrices as the file will have them, and learns to live with that. Rounding has 
 a rounded weight is taken for that of the weight itself, which goes on moving between the steps of the format
 ("straight-through", Y. Bengio, N. Léonard, A. Courville, 2013, https://arxiv.org/abs/1308.3432). What is measured, from
 the first measurement on, is the model as it will be stored.
+
+A model that comes from such a file is rounded already, and what a fine-tuning changes of a weight is mostly less than
+half a step of the format: rounded at last, nearly all of it would be undone. So a fine-tuning computes with rounded
+weights from its first step on.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from .data import PADDING
 from .loop import choose_precision
 from .model import Block, Llama, rotate
 
-TEXTS_AT_ONCE = 16  # that are read whole: their logits fill the memory
+READ_AT_ONCE = 16  # texts, whole: their logits take much memory
 ROOM = 64  # positions by which the cache grows; then texts that have ended leave it, too
 
 
@@ -72,15 +72,17 @@ class Teller:
         return block.attn_output(mixed.reshape(-1, c.dim))
 
 
-def choose(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+def choose(logits: Tensor, temperature: float, top_p: float, min_p: float = 0.0) -> Tensor:
     """Pick a token [B] by each row of ``logits`` [B, vocab_size].
 
     Temperature 0 takes the likeliest. With ``top_p`` below 1 only the likeliest tokens whose probabilities reach it
-    together are picked from.
+    together are picked from; with ``min_p`` above 0 only those that have so much of the likeliest one's probability.
     """
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = (logits / temperature).softmax(-1)
+    if min_p > 0:
+        probabilities = probabilities.where(probabilities >= min_p * probabilities.amax(-1, keepdim=True), 0)
     if top_p < 1:
         best, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
         before = best.cumsum(-1) - best  # of the likelier ones
@@ -96,6 +98,7 @@ def tell(
     length: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> list[list[int]]:
     """Continue texts that begin with one token or more, each until it ends or has ``length`` tokens.
 
@@ -119,7 +122,7 @@ def tell(
                 break
             going, ended = going[left], ended[left]
             teller.keep(left)
-        picked = choose(teller.read(texts[going, at]), temperature, top_p)
+        picked = choose(teller.read(texts[going, at]), temperature, top_p, min_p)
         told = at + 1 >= given[going]  # else the beginning says what comes
         texts[going, at + 1] = torch.where(told, picked, texts[going, at + 1])
         ended |= told & torch.isin(picked, stops)
@@ -127,17 +130,17 @@ def tell(
 
 
 @torch.no_grad()
-def log_likelihoods(model: Llama, texts: Sequence[Sequence[int]]) -> Tensor:
-    """The logarithm of the probability that the model gives to each text, behind its first token: [texts], in nats."""
+def log_likelihoods(model: Llama, texts: Sequence[Sequence[int]], given: Sequence[int]) -> Tensor:
+    """The logarithm of the probability of each text, [texts] in nats, if its first tokens, ``given`` of them, are."""
     device = model.token_embd.weight.device
     longest = max(len(text) for text in texts)
     inputs = torch.zeros(len(texts), longest - 1, dtype=torch.int64)
     targets = torch.full((len(texts), longest - 1), PADDING)
-    for row, text in enumerate(texts):
+    for row, (text, known) in enumerate(zip(texts, given, strict=True)):
         inputs[row, : len(text) - 1] = torch.tensor(text[:-1])
-        targets[row, : len(text) - 1] = torch.tensor(text[1:])
+        targets[row, known - 1 : len(text) - 1] = torch.tensor(text[known:])
     found = []
-    for some, wanted in zip(inputs.to(device).split(TEXTS_AT_ONCE), targets.to(device).split(TEXTS_AT_ONCE), strict=True):
+    for some, wanted in zip(inputs.to(device).split(READ_AT_ONCE), targets.to(device).split(READ_AT_ONCE), strict=True):
         with choose_precision(device.type):
             logits = model(some).float().transpose(1, 2)  # [texts, vocab_size, positions]
         found.append(-F.cross_entropy(logits, wanted, ignore_index=PADDING, reduction="none").sum(1))

@@ -7,9 +7,10 @@ learned from, but near to none of them, nor to each other, nor to the held-out t
 from what was written, alone or beside the text (train.train and train.distill take a folder of both), measured on the
 same held-out text: --valid, or the end of TEXT that train.train holds out.
 
-With --best-of, several texts are written for each beginning, and of those worth keeping the one is kept that the
-teacher finds likeliest as a whole. What a small model writes breaks where it has led itself to what it knows little of,
-and such texts are unlikely ones; so a model that learns from its own best texts breaks fewer (LOG.md).
+With --best-of N only the likeliest of every N texts is kept, in the eyes of the teacher itself. What a small model
+writes breaks where it has led itself to what it knows little of, and such texts are unlikely as a whole; so a model
+that learns from its own likeliest texts breaks fewer (LOG.md). How they begin is not judged: they begin with the first
+words of TEXT's documents.
 
 Ctrl-C stops; the same command with --resume goes on where it was, and writes what it would have written.
 """
@@ -23,7 +24,9 @@ import lzma
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -33,7 +36,7 @@ from fabella.errors import FabellaError
 from fabella.tokenizer import Tokenizer
 
 from .files import check_output, replacing
-from .filters import UNFINISHED, Filters
+from .filters import UNFINISHED, UNLIKELY, Filters
 from .load import hash_model, load_model
 from .loop import seed_torch
 from .model import Llama
@@ -44,10 +47,12 @@ from .teller import log_likelihoods, tell
 from .text import hash_documents
 from .train import read_text
 
-AT_ONCE = {"cpu": 64, "cuda": 1024}  # texts that are written together
+AT_ONCE = {"cpu": 128, "cuda": 1024}  # texts that are written together
 LONGEST = 1024  # tokens, unless the command says otherwise
-LIKELIER = "less likely than another one that begins so"  # why a text is not kept, with --best-of
+LENGTH_PENALTY = 0.5  # of likelihoods: without one the shortest text would be the likeliest
 HOPELESS = 20  # times as many texts as are written together, ...
+FIRST_WORDS = 12  # tokens of a document, that texts begin with if the best of several is kept
+MOST_BEGINNINGS = 100_000
 FEWEST_KEPT = 0.01  # ... after which so many must have been worth keeping
 
 
@@ -160,17 +165,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--beginnings",
         type=Path,
         metavar="FILE",
-        help="what texts begin with, a line each, in turns",
+        help="what texts begin with, a line each, in turns (default: nothing; with --best-of, the text's first words)",
     )
     add(
         "--best-of",
         type=whole_number(1, AT_ONCE["cpu"]),
         default=1,
         metavar="N",
-        help="write N for each beginning, and keep the likeliest (default 1)",
+        help="keep the likeliest of every N (default 1: all)",
     )
     add("-t", dest="temperature", type=number(0, 100), default=1.0, help="default 1.0")
     add("-p", dest="top_p", type=number(0, 1), default=1.0, help="top-p, 1 = off (default 1)")
+    add("--min-p", type=number(0, 1), default=0.0, help="leave out what is less likely than so much of the likeliest")
     add("-n", dest="length", type=whole_number(2, 1 << 20), help=f"tokens (default: the context, at most {LONGEST})")
     add("-s", dest="seed", type=whole_number(0, LARGEST_SEED), default=1, help="default 1")
     add("--resume", action="store_true", help="go on with what is in -o")
@@ -188,15 +194,17 @@ def write(options: argparse.Namespace) -> State:
     length = options.length or min(LONGEST, model.config.seq_len)
     if length > model.config.seq_len:
         raise ValueError(f"-n {length}: the teacher's context holds {model.config.seq_len} tokens")
-    beginnings = read_beginnings(options.beginnings, tokenizer, length)
     learned, held_out = read_text(options)
+    if options.beginnings is None and options.best_of > 1:
+        beginnings = first_words(learned, tokenizer)
+    else:
+        beginnings = read_beginnings(options.beginnings, tokenizer, length)
     stories = options.stories or learned.n_documents
     device = "cuda" if torch.cuda.is_available() else "cpu"
     at_once = AT_ONCE[device]
     texts = f"{hash_model(model)} {learned.text.hash} {hash_documents(held_out)}"
-    decides = repr(
-        (texts, beginnings, length, at_once, options.best_of, options.temperature, options.top_p, options.seed)
-    )
+    picking = options.temperature, options.top_p, options.min_p, options.seed
+    decides = repr((texts, beginnings, length, at_once, options.best_of, picking))
     writing = Writing(options.output, hashlib.sha256(decides.encode()).hexdigest(), options.resume)
     state = writing.state
     filters = Filters(learned, held_out)
@@ -206,23 +214,22 @@ def write(options: argparse.Namespace) -> State:
     model.to(device)
     with Progress("writing", stories, " stories", done=state.kept, brief=False) as progress:
         while state.kept < stories:
-            kept, reasons = [], Counter[str]()
-            for alike in write_batch(model, tokenizer, beginnings, options, length, at_once, state.batches):
-                best = False
-                for told in alike:
-                    if told is None:
-                        reasons[UNFINISHED] += 1
-                    elif best:
-                        reasons[LIKELIER] += 1
-                    elif reason := filters.refuse(told):
-                        reasons[reason] += 1
-                    else:
-                        filters.keep(told)
-                        kept.append(told)
-                        best = True
+            kept: list[str] = []
+            reasons = Counter[str]()
+            for told in write_batch(model, tokenizer, beginnings, options, length, at_once, state.batches):
+                if told is None:
+                    reasons[UNFINISHED] += 1
+                elif len(kept) == at_once // options.best_of:
+                    reasons[UNLIKELY] += 1
+                elif reason := filters.refuse(told):
+                    reasons[reason] += 1
+                else:
+                    filters.keep(told)
+                    kept.append(told)
             writing.add(kept, reasons)
             progress.update(len(kept), f"{state.kept / state.written:.0%} worth keeping")
-            if state.written >= HOPELESS * at_once and state.kept < FEWEST_KEPT * state.written:
+            fewest = FEWEST_KEPT / options.best_of * state.written
+            if state.written >= HOPELESS * at_once and state.kept < fewest:
                 raise ValueError(f"{options.teacher}: hardly a text that it writes is worth keeping. {describe(state)}")
     print(f"{options.output}: {state.kept:,} texts, {state.size:,} bytes. {describe(state)}")
     return state
@@ -236,25 +243,26 @@ def write_batch(
     length: int,
     count: int,
     batch: int,
-) -> list[list[str | None]]:
-    """The texts of a batch, those with one beginning together, the likeliest first; None: one that did not end.
+) -> list[str | None]:
+    """The texts of a batch, which follow from the seed and the batch's number alone; None: one that did not end.
 
-    They follow from the seed and the batch's number alone.
+    With --best-of the likeliest is the first: its logarithm over its length to the power of `LENGTH_PENALTY` (Y. Wu
+    et al., 2016, https://arxiv.org/abs/1609.08144), of what follows the beginning.
     """
     seed_torch(options.seed, batch)
-    n = options.best_of
-    groups = count // n
-    begin = [beginnings[(batch * groups + group) % len(beginnings)] for group in range(groups) for _ in range(n)]
-    told = tell(model, begin, tokenizer.stop_ids, length, options.temperature, options.top_p)
+    begin = [beginnings[(batch * count + number) % len(beginnings)] for number in range(count)]
+    picking = options.temperature, options.top_p, options.min_p
+    told = tell(model, begin, tokenizer.stop_ids, length, *picking)
     texts = [
         tokenizer.decode(ids[:-1]).strip("\n") if ids[-1] in tokenizer.stop_ids and len(ids) > len(start) else None
         for ids, start in zip(told, begin, strict=True)
     ]
-    if n == 1:
-        return [[text] for text in texts]
-    likely = log_likelihoods(model, told).tolist()
-    order = sorted(range(len(texts)), key=lambda text: (text // n, -likely[text]))
-    return [[texts[text] for text in order[at : at + n]] for at in range(0, len(order), n)]
+    if options.best_of == 1:
+        return texts
+    given = [len(start) for start in begin]
+    nats = log_likelihoods(model, told, given).tolist()
+    likely = [of / max(1, len(ids) - start) ** LENGTH_PENALTY for of, ids, start in zip(nats, told, given, strict=True)]
+    return [texts[number] for number in sorted(range(count), key=likely.__getitem__, reverse=True)]
 
 
 def read_beginnings(path: Path | None, tokenizer: Tokenizer, length: int) -> list[list[int]]:
@@ -267,6 +275,16 @@ def read_beginnings(path: Path | None, tokenizer: Tokenizer, length: int) -> lis
         if len(beginning) >= length:
             raise ValueError(f"{path}: {line[:40]!r} begins a text with {len(beginning)} tokens, of {length} in all")
     return beginnings
+
+
+def first_words(documents: Iterable[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """The first tokens of each document, BOS before them; of a document of fewer, none."""
+    found = []
+    for document in islice(documents, MOST_BEGINNINGS):
+        ids = tokenizer.encode(document[: 16 * FIRST_WORDS], bos=False)[:FIRST_WORDS]
+        if len(ids) == FIRST_WORDS:
+            found.append([tokenizer.bos_id, *ids])
+    return found
 
 
 def describe(state: State) -> str:
