@@ -17,7 +17,19 @@ from hypothesis import strategies as st
 from fabella.modelfile import Config
 from train import filters, write
 from train import train as training
-from train.filters import COPIED, LANGUAGE, LENGTH, OVERLAP, REPETITIVE, TWICE, Filters, grams, marks, repetition
+from train.filters import (
+    COMMON,
+    COPIED,
+    LANGUAGE,
+    LENGTH,
+    OVERLAP,
+    REPETITIVE,
+    TWICE,
+    Filters,
+    grams,
+    marks,
+    repetition,
+)
 from train.filters import word_hashes as words
 from train.load import load_model
 from train.model import Llama
@@ -181,6 +193,31 @@ def test_what_is_worth_learning_from(examined: Filters) -> None:
     assert examined.refuse(sentence(102)) is None
 
 
+def test_balanced_texts_are_not_all_about_the_same(tmp_path: Path) -> None:
+    """A word that one document in twenty has may be in one text of ten, and in the first few."""
+    path = tmp_path / "text.txt"
+    documents = [sentence(number) + (" ball" if number % 20 == 0 else " said") for number in range(200)]
+    path.write_text("\n<|endoftext|>\n".join(documents))
+    free = Filters(Text(path).all(), [sentence(1000)])
+    balanced = Filters(Text(path).all(), [sentence(1000)], balanced=True)
+
+    def kept(filters: Filters, word: str, first: int, count: int) -> int:
+        texts = [f"{sentence(number)} {word}" for number in range(first, first + count)]
+        refused = 0
+        for text in texts:
+            if reason := filters.refuse(text):
+                assert reason == COMMON
+                refused += 1
+            else:
+                filters.keep(text)
+        return count - refused
+
+    assert kept(free, "ball", 2000, 40) == 40
+    assert kept(balanced, "ball", 2000, 40) == 5  # 4, and a tenth of those
+    assert kept(balanced, "said", 3000, 95) == 95  # nearly all documents have this word
+    assert kept(balanced, "ball", 4000, 100) == 10  # 4, and a tenth of 110, are the 15 that there are now
+
+
 # --- The command ---
 
 
@@ -251,6 +288,7 @@ def test_texts_begin_as_they_are_asked_to_and_are_packed(teacher: Path, text: Pa
 def test_of_several_texts_the_likeliest_is_kept(
     teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(filters, "FIRST", 10**6)  # all these stories are about the same
     path, beginnings = tmp_path / "best.txt", tmp_path / "beginnings.txt"
     beginnings.write_text("".join(f"One day, {name}\n" for name in ("Mia", "Ben", "Sue")))
     more = ["--best-of", "10", "--beginnings", str(beginnings), "--stories", "20", "-t", "0.8"]

@@ -19,6 +19,7 @@ from .run import RunFolder
 from .tokenizer import as_tokenizer
 
 TEMPLATE = "tokenizer.chat_template"
+TRAINING = "fabella.training."  # how long it was trained and how good it was: no more true of what it becomes
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,11 @@ def load_base(path: Path) -> Base:
         hash = hash_file(path)
         model, described = load_gguf(path)
     kept = ("general.name", "general.license", TEMPLATE)
-    about = {key: value for key, value in described.metadata.items() if key in kept or key.startswith("fabella.")}
+    about = {
+        key: value
+        for key, value in described.metadata.items()
+        if key in kept or (key.startswith("fabella.") and not key.startswith(TRAINING))
+    }
     template = None if described.chat_template is None else template_of(described)
     return Base(path, described.name or path.stem, model, described.tokenizer, template, about, hash)
 

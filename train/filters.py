@@ -5,6 +5,10 @@ repetitive than its most repetitive documents, and near to none of them, nor to 
 measurements stay honest, it shares next to nothing with the held-out text.
 
 Texts are compared by their n-grams: n words in a row, as 64-bit hashes, which are the same on every machine.
+
+Where only the likeliest texts are kept, they would all come to be about the same few things: of a text in which one
+document in fifteen has a ball, one in three had (LOG.md). So what is kept can be balanced: words that few documents
+have are in few texts, too.
 """
 
 from __future__ import annotations
@@ -31,11 +35,17 @@ NEAR_GRAM, NEAR = 8, 0.5  # words; the share of n-grams that make two texts near
 ONE_OF = 4  # n-grams of these is remembered, or else they would fill the memory
 HELD_OUT_GRAM, MOST_HELD_OUT = 13, 7  # words; n-grams shared with the held-out text
 
+RARE = 0.15  # the share of the text's documents that have a word whose texts are balanced; more have the others
+OFTENER, FIRST = (
+    2,
+    4,
+)  # times its share of the documents that a word may have of what is kept; texts that may in any case
+
 # Where no spaces part words, each character counts as one.
 WORDS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 UNFINISHED, UNLIKELY, LENGTH, LANGUAGE = "unfinished", "less likely", "too short or too long", "in other characters"
-REPETITIVE, OVERLAP = "repetitive", "like the held-out text"
+REPETITIVE, OVERLAP, COMMON = "repetitive", "like the held-out text", "about what too many are about"
 COPIED, TWICE = "like a document of the text", "like another one"
 
 Hashes = NDArray[np.uint64]
@@ -96,8 +106,8 @@ class Known:
 class Filters:
     """What is kept beside a text to learn from, and what was kept so far."""
 
-    def __init__(self, learned: Part, held_out: Sequence[str]) -> None:
-        """Look through the text; ``held_out`` is what models will be measured on."""
+    def __init__(self, learned: Part, held_out: Sequence[str], balanced: bool = False) -> None:
+        """Look through the text; ``held_out`` is what models will be measured on. ``balanced``: see above."""
         low, high = np.quantile(learned.text.lengths, LENGTHS)
         self.shortest, self.longest = int(low), int(np.ceil(high))
         counts = learned.text.characters
@@ -106,16 +116,21 @@ class Filters:
             np.concatenate([grams(word_hashes(document), HELD_OUT_GRAM) for document in held_out])
         )
         repetitions = array("d")
+        self.balanced = balanced
+        self.documents: Counter[int] = Counter()  # a word -> how many documents have it
+        self.texts: Counter[int] = Counter()  # a word -> how many of the texts that were kept
 
         def all_marks() -> Iterator[Hashes]:
             with Progress("looking through", learned.n_characters, " characters") as progress:
                 for document in learned:
                     words = word_hashes(document)
                     repetitions.append(repetition(words))
+                    self.documents.update(set(words.tolist()))
                     yield marks(words)
                     progress.update(len(document))
 
         self.text = Known(all_marks())
+        self.n_documents = len(repetitions)
         self.most_repetitive = max(REPETITION, float(np.quantile(repetitions, MOST_REPETITIVE)))
         self.kept: dict[int, int] = {}  # a mark -> the first text that was kept and has it
         self.n_kept = 0
@@ -137,12 +152,21 @@ class Filters:
         owners = Counter(self.kept[mark] for mark in own.tolist() if mark in self.kept)
         if owners and max(owners.values()) > NEAR * len(own):
             return TWICE
+        if self.balanced and any(self._is_common(word) for word in set(words.tolist())):
+            return COMMON
         return None
+
+    def _is_common(self, word: int) -> bool:
+        """Whether enough of the texts that were kept have a word."""
+        share = self.documents[word] / self.n_documents
+        return share < RARE and self.texts[word] >= FIRST + OFTENER * share * self.n_kept
 
     def keep(self, text: str) -> None:
         """Remember a text that is kept: what comes later is to be another one."""
-        for mark in marks(word_hashes(text)).tolist():
+        words = word_hashes(text)
+        for mark in marks(words).tolist():
             self.kept.setdefault(mark, self.n_kept)
+        self.texts.update(set(words.tolist()))
         self.n_kept += 1
 
 

@@ -10,7 +10,7 @@ same held-out text: --valid, or the end of TEXT that train.train holds out.
 With --best-of N only the likeliest of every N texts is kept, in the eyes of the teacher itself. What a small model
 writes breaks where it has led itself to what it knows little of, and such texts are unlikely as a whole; so a model
 that learns from its own likeliest texts breaks fewer (LOG.md). How they begin is not judged: they begin with the first
-words of TEXT's documents.
+words of TEXT's documents; and they are balanced (filters.py).
 
 Ctrl-C stops; the same command with --resume goes on where it was, and writes what it would have written.
 """
@@ -207,7 +207,7 @@ def write(options: argparse.Namespace) -> State:
     decides = repr((texts, beginnings, length, at_once, options.best_of, picking))
     writing = Writing(options.output, hashlib.sha256(decides.encode()).hexdigest(), options.resume)
     state = writing.state
-    filters = Filters(learned, held_out)
+    filters = Filters(learned, held_out, balanced=options.best_of > 1)
     if state.kept:
         for story in read_documents(options.output):
             filters.keep(story)
