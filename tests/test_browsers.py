@@ -36,7 +36,7 @@ from .gate import REST
 from .random_models import load, write_random_model
 from .test_builds import write_adapted
 
-PROMPT = "Once upon a time, there was a little fox"
+PROMPT = "Lily and her mom went to"
 LENGTH = 300
 
 # Query heads that share keys, rows that do not fill the last block of SIMD lanes; each type's groups divide the rows.

@@ -288,7 +288,7 @@ def test_texts_begin_as_they_are_asked_to_and_are_packed(teacher: Path, text: Pa
 def test_of_several_texts_the_likeliest_is_kept(
     teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filters, "FIRST", 10**6)  # all these stories are about the same
+    monkeypatch.setattr(filters, "ALWAYS", 10**6)  # all these stories are about the same
     path, beginnings = tmp_path / "best.txt", tmp_path / "beginnings.txt"
     beginnings.write_text("".join(f"One day, {name}\n" for name in ("Mia", "Ben", "Sue")))
     more = ["--best-of", "10", "--beginnings", str(beginnings), "--stories", "20", "-t", "0.8"]
@@ -321,12 +321,30 @@ def test_of_several_texts_the_likeliest_is_kept(
     assert texts == [tokenizer.decode(told[at][:-1]) if told[at][-1] == 2 else None for at in best]
 
 
-def test_the_best_of_several_begins_as_a_document_does(teacher: Path, text: Path, tmp_path: Path) -> None:
+def test_the_best_of_several_begins_as_a_document_does(
+    teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[list[int]] = []
+
+    def telling(model: Llama, beginnings: list[list[int]], *how: Any) -> list[list[int]]:
+        begun.extend(beginnings)
+        return tell(model, beginnings, *how)
+
+    monkeypatch.setattr(write, "tell", telling)
+    monkeypatch.setattr(filters, "ALWAYS", 10**6)
     path, (_, tokenizer) = tmp_path / "best.txt", load_model(teacher)
-    written(teacher, text, path, "--best-of", "4", "--min-p", "0.1", "-t", "0.8", "--stories", "10")
-    begun = {tokenizer.decode(ids) for ids in write.first_words(read_documents(text), tokenizer)}
-    assert all(any(story.startswith(start) for start in begun) for story in read_documents(path))
-    assert write.first_words(["", "A", made_up(1)[0]], tokenizer) == write.first_words(made_up(1), tokenizer)
+    more = ["--best-of", "4", "--min-p", "0.1", "-t", "0.8"]
+    state = written(teacher, text, path, *more, "--stories", "10")
+    learned, _ = Text(text).split()
+    starts = [[1, *tokenizer.encode(story, bos=False)[: write.FIRST_TOKENS]] for story in learned]
+    assert begun == [starts[number % len(starts)] for number in range(state.written)]
+    assert write.first_tokens(["", "A", made_up(1)[0]], tokenizer) == write.first_tokens(made_up(1), tokenizer)
+
+    # stopped and gone on with, it keeps what it would have kept
+    parts = tmp_path / "parts.txt"
+    written(teacher, text, parts, *more, "--stories", "1")
+    assert written(teacher, text, parts, *more, "--stories", "10", "--resume") == state
+    assert parts.read_bytes() == path.read_bytes()
 
 
 def test_what_cannot_be_written_is_said(
@@ -353,6 +371,10 @@ def test_what_cannot_be_written_is_said(
     beginnings = tmp_path / "beginnings.txt"
     beginnings.write_text("word " * 100)
     assert "begins a text with" in refused("--beginnings", str(beginnings))
+    path = tmp_path / "best.txt"
+    assert "-n 13: is too short for texts that begin with 12 tokens" in refused("--best-of", "2", "-n", "13")
+    monkeypatch.setattr(write, "FIRST_TOKENS", 1000)
+    assert "no document has 1000 tokens to go on from; give --beginnings" in refused("--best-of", "2")
     path = tmp_path / "none" / "written.txt"
     assert "there is no folder" in refused()
 
@@ -362,7 +384,7 @@ def test_a_teacher_that_writes_nothing_of_use_is_stopped(
 ) -> None:
     monkeypatch.setattr(write, "HOPELESS", 2)
     monkeypatch.setattr(filters.Filters, "refuse", lambda self, story: LANGUAGE)
-    with pytest.raises(ValueError, match=r"hardly a text .* is worth keeping\. Of 256 written not kept: \d+ in other"):
+    with pytest.raises(ValueError, match=r"hardly a text .* is worth keeping\. Of 128 written not kept: \d+ in other"):
         written(teacher, text, tmp_path / "written.txt", "--stories", "5")
 
 

@@ -6,9 +6,9 @@ measurements stay honest, it shares next to nothing with the held-out text.
 
 Texts are compared by their n-grams: n words in a row, as 64-bit hashes, which are the same on every machine.
 
-Where only the likeliest texts are kept, they would all come to be about the same few things: of a text in which one
-document in fifteen has a ball, one in three had (LOG.md). So what is kept can be balanced: words that few documents
-have are in few texts, too.
+Where only the likeliest texts are kept, they would all come to be about the same few things: one document in fifteen
+has a ball, and one of three of the likeliest texts had (LOG.md). So what is kept can be balanced: words that few
+documents have are in few texts, too.
 """
 
 from __future__ import annotations
@@ -35,17 +35,15 @@ NEAR_GRAM, NEAR = 8, 0.5  # words; the share of n-grams that make two texts near
 ONE_OF = 4  # n-grams of these is remembered, or else they would fill the memory
 HELD_OUT_GRAM, MOST_HELD_OUT = 13, 7  # words; n-grams shared with the held-out text
 
-RARE = 0.15  # the share of the text's documents that have a word whose texts are balanced; more have the others
-OFTENER, FIRST = (
-    2,
-    4,
-)  # times its share of the documents that a word may have of what is kept; texts that may in any case
+RARE = 0.15  # words that a smaller share of the documents has are balanced
+MOST_OFTEN = 2  # times a word's share of the documents: its largest share of what is kept, ...
+ALWAYS = 4  # ... and texts that may have any word
 
 # Where no spaces part words, each character counts as one.
 WORDS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 UNFINISHED, UNLIKELY, LENGTH, LANGUAGE = "unfinished", "less likely", "too short or too long", "in other characters"
-REPETITIVE, OVERLAP, COMMON = "repetitive", "like the held-out text", "about what too many are about"
+REPETITIVE, OVERLAP, COMMON = "repetitive", "like the held-out text", "with a word that too many have"
 COPIED, TWICE = "like a document of the text", "like another one"
 
 Hashes = NDArray[np.uint64]
@@ -125,7 +123,8 @@ class Filters:
                 for document in learned:
                     words = word_hashes(document)
                     repetitions.append(repetition(words))
-                    self.documents.update(set(words.tolist()))
+                    if balanced:
+                        self.documents.update(set(words.tolist()))
                     yield marks(words)
                     progress.update(len(document))
 
@@ -159,14 +158,15 @@ class Filters:
     def _is_common(self, word: int) -> bool:
         """Whether enough of the texts that were kept have a word."""
         share = self.documents[word] / self.n_documents
-        return share < RARE and self.texts[word] >= FIRST + OFTENER * share * self.n_kept
+        return share < RARE and self.texts[word] >= ALWAYS + MOST_OFTEN * share * self.n_kept
 
     def keep(self, text: str) -> None:
         """Remember a text that is kept: what comes later is to be another one."""
         words = word_hashes(text)
         for mark in marks(words).tolist():
             self.kept.setdefault(mark, self.n_kept)
-        self.texts.update(set(words.tolist()))
+        if self.balanced:
+            self.texts.update(set(words.tolist()))
         self.n_kept += 1
 
 

@@ -25,7 +25,6 @@ from .tokenizer import SMALLEST_VOCABULARY
 
 LARGEST_SEED = 10**18 - 1
 LARGEST_RATE = 1000.0
-ROUNDED_AT_LAST = f"learn to live with this format, in the last {100 * (1 - ROUND_FROM):.0f} %% of the tokens"
 OPTION_OF = {  # the options that give the model its shape
     "dim": "--dim",
     "hidden_dim": "--hidden-dim",
@@ -65,7 +64,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-tokens", type=whole(32, 10**9), help="tokens in a step, padding included")
     add("--learning-rate", type=number(0, LARGEST_RATE), help="at its highest")
     add("--dropout", type=_dropout, help="share left out of each half layer's answer (small texts: 0.1)")
-    add("--quantize-aware", choices=BITS, help=ROUNDED_AT_LAST)
+    last = f"learn to live with this format, in the last {100 * (1 - ROUND_FROM):.0f} %% of the tokens"
+    add("--quantize-aware", choices=BITS, help=last)
     add("--eval-every", type=whole(1, 10**15), help="steps between two measurements of the held-out text")
     add("--tensorboard", action="store_true", help="write the curve for TensorBoard, too, into --out")
     add("--seed", type=whole(0, LARGEST_SEED), default=1)

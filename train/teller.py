@@ -131,7 +131,7 @@ def tell(
 
 @torch.no_grad()
 def log_likelihoods(model: Llama, texts: Sequence[Sequence[int]], given: Sequence[int]) -> Tensor:
-    """The logarithm of the probability of each text, [texts] in nats, if its first tokens, ``given`` of them, are."""
+    """The logarithm of the probability of each text, given its first ``given`` tokens: [texts], in nats."""
     device = model.token_embd.weight.device
     longest = max(len(text) for text in texts)
     inputs = torch.zeros(len(texts), longest - 1, dtype=torch.int64)

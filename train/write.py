@@ -7,10 +7,10 @@ learned from, but near to none of them, nor to each other, nor to the held-out t
 from what was written, alone or beside the text (train.train and train.distill take a folder of both), measured on the
 same held-out text: --valid, or the end of TEXT that train.train holds out.
 
-With --best-of N only the likeliest of every N texts is kept, in the eyes of the teacher itself. What a small model
-writes breaks where it has led itself to what it knows little of, and such texts are unlikely as a whole; so a model
-that learns from its own likeliest texts breaks fewer (LOG.md). How they begin is not judged: they begin with the first
-words of TEXT's documents; and they are balanced (filters.py).
+With --best-of N at most one of N is kept: of those that are written together, the ones that the teacher itself finds
+likeliest. What a small model writes breaks where it has led itself to what it knows little of, and such texts are
+unlikely as a whole; so a model that learns from its own likeliest texts breaks fewer (LOG.md). They go on from the
+first tokens of TEXT's documents, which are not judged with them, and are balanced (filters.py).
 
 Ctrl-C stops; the same command with --resume goes on where it was, and writes what it would have written.
 """
@@ -47,12 +47,12 @@ from .teller import log_likelihoods, tell
 from .text import hash_documents
 from .train import read_text
 
-AT_ONCE = {"cpu": 128, "cuda": 1024}  # texts that are written together
+AT_ONCE = {"cpu": 64, "cuda": 1024}  # texts that are written together
 LONGEST = 1024  # tokens, unless the command says otherwise
-LENGTH_PENALTY = 0.5  # of likelihoods: without one the shortest text would be the likeliest
+LENGTH_PENALTY = 0.5  # exponent; without it the shortest text would be the likeliest
+FIRST_TOKENS = 12  # of a document: what texts begin with, with --best-of
+MOST_BEGINNINGS = 100_000  # they are kept in memory
 HOPELESS = 20  # times as many texts as are written together, ...
-FIRST_WORDS = 12  # tokens of a document, that texts begin with if the best of several is kept
-MOST_BEGINNINGS = 100_000
 FEWEST_KEPT = 0.01  # ... after which so many must have been worth keeping
 
 
@@ -70,6 +70,11 @@ class State:
     def written(self) -> int:
         """How many texts were written, kept or not."""
         return self.kept + sum(self.reasons.values())
+
+    @property
+    def judged(self) -> int:
+        """Of how many it was asked whether they are worth keeping."""
+        return max(1, self.written - self.reasons.get(UNLIKELY, 0))
 
     def save(self, path: Path) -> None:
         """Save in place of the state so far. Raises ``OSError``."""
@@ -165,18 +170,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--beginnings",
         type=Path,
         metavar="FILE",
-        help="what texts begin with, a line each, in turns (default: nothing; with --best-of, the text's first words)",
+        help="what texts begin with, a line each, in turns (default: nothing; with --best-of, as TEXT's documents)",
     )
     add(
         "--best-of",
         type=whole_number(1, AT_ONCE["cpu"]),
         default=1,
         metavar="N",
-        help="keep the likeliest of every N (default 1: all)",
+        help="keep at most one of N, the likeliest (default 1: all)",
     )
     add("-t", dest="temperature", type=number(0, 100), default=1.0, help="default 1.0")
     add("-p", dest="top_p", type=number(0, 1), default=1.0, help="top-p, 1 = off (default 1)")
-    add("--min-p", type=number(0, 1), default=0.0, help="leave out what is less likely than so much of the likeliest")
+    add(
+        "--min-p", type=number(0, 1), default=0.0, help="least part of the likeliest token's probability (default: off)"
+    )
     add("-n", dest="length", type=whole_number(2, 1 << 20), help=f"tokens (default: the context, at most {LONGEST})")
     add("-s", dest="seed", type=whole_number(0, LARGEST_SEED), default=1, help="default 1")
     add("--resume", action="store_true", help="go on with what is in -o")
@@ -196,10 +203,14 @@ def write(options: argparse.Namespace) -> State:
         raise ValueError(f"-n {length}: the teacher's context holds {model.config.seq_len} tokens")
     learned, held_out = read_text(options)
     if options.beginnings is None and options.best_of > 1:
-        beginnings = first_words(learned, tokenizer)
+        beginnings = first_tokens(learned, tokenizer)
+        if not beginnings:
+            raise ValueError(f"{options.text}: no document has {FIRST_TOKENS} tokens to go on from; give --beginnings")
+        if length <= len(beginnings[0]):
+            raise ValueError(f"-n {length}: is too short for texts that begin with {FIRST_TOKENS} tokens")
     else:
         beginnings = read_beginnings(options.beginnings, tokenizer, length)
-    stories = options.stories or learned.n_documents
+    stories = options.stories or max(1, learned.n_documents // options.best_of)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     at_once = AT_ONCE[device]
     texts = f"{hash_model(model)} {learned.text.hash} {hash_documents(held_out)}"
@@ -227,9 +238,8 @@ def write(options: argparse.Namespace) -> State:
                     filters.keep(told)
                     kept.append(told)
             writing.add(kept, reasons)
-            progress.update(len(kept), f"{state.kept / state.written:.0%} worth keeping")
-            fewest = FEWEST_KEPT / options.best_of * state.written
-            if state.written >= HOPELESS * at_once and state.kept < fewest:
+            progress.update(len(kept), f"{state.kept / state.judged:.0%} worth keeping")
+            if state.written >= HOPELESS * at_once and state.kept < FEWEST_KEPT * state.judged:
                 raise ValueError(f"{options.teacher}: hardly a text that it writes is worth keeping. {describe(state)}")
     print(f"{options.output}: {state.kept:,} texts, {state.size:,} bytes. {describe(state)}")
     return state
@@ -246,8 +256,9 @@ def write_batch(
 ) -> list[str | None]:
     """The texts of a batch, which follow from the seed and the batch's number alone; None: one that did not end.
 
-    With --best-of the likeliest is the first: its logarithm over its length to the power of `LENGTH_PENALTY` (Y. Wu
-    et al., 2016, https://arxiv.org/abs/1609.08144), of what follows the beginning.
+    With --best-of the likeliest is the first: that with the largest logarithm of the probability, behind the beginning,
+    over the length to the power of `LENGTH_PENALTY` (a simpler form of that of Y. Wu et al., 2016,
+    https://arxiv.org/abs/1609.08144).
     """
     seed_torch(options.seed, batch)
     begin = [beginnings[(batch * count + number) % len(beginnings)] for number in range(count)]
@@ -261,7 +272,9 @@ def write_batch(
         return texts
     given = [len(start) for start in begin]
     nats = log_likelihoods(model, told, given).tolist()
-    likely = [of / max(1, len(ids) - start) ** LENGTH_PENALTY for of, ids, start in zip(nats, told, given, strict=True)]
+    likely = [
+        log / max(1, len(ids) - start) ** LENGTH_PENALTY for log, ids, start in zip(nats, told, given, strict=True)
+    ]
     return [texts[number] for number in sorted(range(count), key=likely.__getitem__, reverse=True)]
 
 
@@ -277,12 +290,12 @@ def read_beginnings(path: Path | None, tokenizer: Tokenizer, length: int) -> lis
     return beginnings
 
 
-def first_words(documents: Iterable[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """The first tokens of each document, BOS before them; of a document of fewer, none."""
+def first_tokens(documents: Iterable[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """The first `FIRST_TOKENS` of each document, BOS before them; a document of fewer is left out."""
     found = []
     for document in islice(documents, MOST_BEGINNINGS):
-        ids = tokenizer.encode(document[: 16 * FIRST_WORDS], bos=False)[:FIRST_WORDS]
-        if len(ids) == FIRST_WORDS:
+        ids = tokenizer.encode(document[: 16 * FIRST_TOKENS], bos=False)[:FIRST_TOKENS]
+        if len(ids) == FIRST_TOKENS:
             found.append([tokenizer.bos_id, *ids])
     return found
 
