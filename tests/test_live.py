@@ -360,7 +360,7 @@ def test_top_n_sigma_keeps_what_stands_out(teller: Teller) -> None:
 def test_mirostat_keeps_the_surprise(teller: Teller) -> None:
     """The mean of the tokens' surprises comes near what was asked for."""
     means = {}
-    for wanted in (0.5, 1.4):
+    for wanted in (0.5, 0.8):
         source = EXAMPLES["Mirostat"].replace("SURPRISE = 1.2", f"SURPRISE = {wanted}")
         code = teller.use(source)
         printed = []
@@ -370,7 +370,7 @@ def test_mirostat_keeps_the_surprise(teller: Teller) -> None:
         surprises = [float(line.split()[-2]) for line in printed]
         means[wanted] = sum(surprises) / len(surprises)
     assert means[0.5] == pytest.approx(0.5, abs=0.25)
-    assert means[1.4] == pytest.approx(1.4, abs=0.35)
+    assert means[0.8] == pytest.approx(0.8, abs=0.2)
 
 
 def test_no_letter_e(teller: Teller) -> None:
@@ -389,7 +389,7 @@ def test_sentences_rhyme(teller: Teller) -> None:
         return sum(a == b for a, b in pairs), len(pairs)
 
     def count() -> tuple[int, int]:
-        found = [rhymes(teller.said(length=180, seed=seed)) for seed in (1, 2)]
+        found = [rhymes(teller.said(length=180, seed=seed)) for seed in range(1, 9)]
         return sum(some for some, _ in found), sum(all for _, all in found)
 
     by_chance = count()

@@ -104,7 +104,7 @@ def test_a_choice_is_what_the_sampler_did(loaded: Loaded, settings: Settings) ->
         assert probabilities == pytest.approx(truth[list(ids)], rel=1e-5)
         assert choice.others == pytest.approx(1 - truth[list(ids)].sum(), abs=1e-6)
         assert choice.probability == pytest.approx(truth[choice.token], rel=1e-5)
-        assert choice.entropy == pytest.approx(-(truth * np.log(truth)).sum(), rel=1e-5)
+        assert choice.entropy == pytest.approx(-(truth * np.log(truth)).sum(), rel=1e-5, abs=1e-6)  # of many small ones
 
         assert [step.name for step in choice.steps] == [name for name, _ in traced.trace.steps]
         for step, (_, kept) in zip(choice.steps, traced.trace.steps, strict=True):
