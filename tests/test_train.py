@@ -34,6 +34,7 @@ from train import data, files, loop
 from train import run as run_folder
 from train import text as text_module
 from train import train as training
+from train.base import load_base
 from train.checkpoint import Checkpoint
 from train.data import (
     PADDING,
@@ -1025,6 +1026,10 @@ def test_a_run_is_exported_and_measured_alike(
     assert file.metadata["general.datasets"] == ["tales"]
     assert file.metadata["fabella.training.tokens"] == result.tokens
     assert file.metadata["fabella.training.bits_per_byte"] == pytest.approx(result.bits_per_byte)
+    # What is fine-tuned from it keeps its words, and does not claim what was measured of it.
+    assert load_base(output).about == {"general.name": "run", "general.license": "CC0-1.0"} | {
+        key: value for key, value in file.metadata.items() if key == "fabella.beginnings"
+    }
 
     held_out = tell(5)
     measures = []
