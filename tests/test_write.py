@@ -338,7 +338,7 @@ def test_the_best_of_several_begins_as_a_document_does(
     learned, _ = Text(text).split()
     starts = [[1, *tokenizer.encode(story, bos=False)[: write.FIRST_TOKENS]] for story in learned]
     assert begun == [starts[number % len(starts)] for number in range(state.written)]
-    assert write.first_tokens(["", "A", made_up(1)[0]], tokenizer) == write.first_tokens(made_up(1), tokenizer)
+    assert write.beginnings_of(["", "A", made_up(1)[0]], tokenizer) == write.beginnings_of(made_up(1), tokenizer)
 
     # stopped and gone on with, it keeps what it would have kept
     parts = tmp_path / "parts.txt"

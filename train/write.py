@@ -35,6 +35,7 @@ from fabella.console import INTERRUPTED, run_command
 from fabella.errors import FabellaError
 from fabella.tokenizer import Tokenizer
 
+from .evaluate import first_tokens
 from .files import check_output, replacing
 from .filters import UNFINISHED, UNLIKELY, Filters
 from .load import hash_model, load_model
@@ -203,7 +204,7 @@ def write(options: argparse.Namespace) -> State:
         raise ValueError(f"-n {length}: the teacher's context holds {model.config.seq_len} tokens")
     learned, held_out = read_text(options)
     if options.beginnings is None and options.best_of > 1:
-        beginnings = first_tokens(learned, tokenizer)
+        beginnings = beginnings_of(learned, tokenizer)
         if not beginnings:
             raise ValueError(f"{options.text}: no document has {FIRST_TOKENS} tokens to go on from; give --beginnings")
         if length <= len(beginnings[0]):
@@ -262,8 +263,7 @@ def write_batch(
     """
     seed_torch(options.seed, batch)
     begin = [beginnings[(batch * count + number) % len(beginnings)] for number in range(count)]
-    picking = options.temperature, options.top_p, options.min_p
-    told = tell(model, begin, tokenizer.stop_ids, length, *picking)
+    told = tell(model, begin, tokenizer.stop_ids, length, options.temperature, options.top_p, options.min_p)
     texts = [
         tokenizer.decode(ids[:-1]).strip("\n") if ids[-1] in tokenizer.stop_ids and len(ids) > len(start) else None
         for ids, start in zip(told, begin, strict=True)
@@ -290,11 +290,11 @@ def read_beginnings(path: Path | None, tokenizer: Tokenizer, length: int) -> lis
     return beginnings
 
 
-def first_tokens(documents: Iterable[str], tokenizer: Tokenizer) -> list[list[int]]:
+def beginnings_of(documents: Iterable[str], tokenizer: Tokenizer) -> list[list[int]]:
     """The first `FIRST_TOKENS` of each document, BOS before them; a document of fewer is left out."""
     found = []
     for document in islice(documents, MOST_BEGINNINGS):
-        ids = tokenizer.encode(document[: 16 * FIRST_TOKENS], bos=False)[:FIRST_TOKENS]
+        ids = first_tokens(document, tokenizer, FIRST_TOKENS)
         if len(ids) == FIRST_TOKENS:
             found.append([tokenizer.bos_id, *ids])
     return found
