@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fabella.modelfile import Config
 from train import filters, write
 from train import train as training
+from train.evaluate import Window, nats_of_windows
 from train.filters import (
     COMMON,
     COPIED,
@@ -34,7 +35,7 @@ from train.filters import word_hashes as words
 from train.load import load_model
 from train.model import Llama
 from train.sources import read_documents
-from train.teller import ROOM, Teller, choose, log_likelihoods, tell
+from train.teller import ROOM, Teller, choose, tell
 from train.text import Text
 from train.write import State, parse_arguments
 
@@ -64,7 +65,8 @@ def sure_model(**changes: object) -> Llama:
 @pytest.fixture
 def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """In F32, where the hardware has bf16, too."""
-    monkeypatch.setattr("train.teller.choose_precision", lambda device: nullcontext())
+    for module in ("teller", "write"):
+        monkeypatch.setattr(f"train.{module}.choose_precision", lambda device: nullcontext())
 
 
 @pytest.mark.usefixtures("exactly")
@@ -123,17 +125,25 @@ def test_tokens_are_picked_as_often_as_they_are_likely() -> None:
     assert choose(logits[None], 0, 1.0).tolist() == [1]
 
 
-@pytest.mark.usefixtures("exactly")
-def test_how_likely_a_text_is_behind_its_beginning_does_not_depend_on_the_others() -> None:
+def test_how_unlikely_a_text_is_behind_its_beginning_does_not_depend_on_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("train.evaluate.BATCH_LOGITS", 7 * 60 * CONFIG.vocab_size)  # several batches
     model = sure_model()
     texts = [torch.randint(3, 300, (8 + 7 * number % 60,)).tolist() for number in range(40)]
-    given = [1 + number % 7 for number in range(40)]
-    expected = []
-    for text, known in zip(texts, given, strict=True):
+    windows = sorted(
+        (Window(text, len(text) - 1 - at % 7, at) for at, text in enumerate(texts)), key=lambda w: len(w[0])
+    )
+    found: dict[int, float] = {}
+    for batch, nats in nats_of_windows(model, windows):
+        assert len(batch) < 40
+        found |= zip((window.document for window in batch), nats.tolist(), strict=True)
+    for number, text in enumerate(texts):
         with torch.no_grad():
             logs = model(torch.tensor([text[:-1]]))[0].log_softmax(-1)
-        expected.append(sum(float(logs[at, text[at + 1]]) for at in range(known - 1, len(text) - 1)))
-    torch.testing.assert_close(log_likelihoods(model, texts, given), torch.tensor(expected), atol=1e-2, rtol=1e-5)
+        expected = -sum(float(logs[at, text[at + 1]]) for at in range(number % 7, len(text) - 1))
+        assert found.pop(number) == pytest.approx(expected, abs=1e-2, rel=1e-5)
+    assert not found
 
 
 # --- Filters ---
@@ -317,8 +327,10 @@ def test_of_several_texts_the_likeliest_is_kept(
         nats = sum(float(logs[at, ids[at + 1]]) for at in range(known - 1, len(ids) - 1))
         return nats / (len(ids) - known) ** 0.5
 
-    best = sorted(range(count), key=likely, reverse=True)
-    assert texts == [tokenizer.decode(told[at][:-1]) if told[at][-1] == 2 else None for at in best]
+    ended = [number for number in range(count) if told[number][-1] == 2]
+    best = sorted(ended, key=likely, reverse=True)
+    assert 0 < len(best) < count
+    assert texts == [tokenizer.decode(told[at][:-1]) for at in best] + [None] * (count - len(best))
 
 
 def test_the_best_of_several_begins_as_a_document_does(

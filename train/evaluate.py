@@ -128,31 +128,38 @@ def bits_per_byte(model: Llama, text: HeldOut) -> float:
     return float(bits_of_documents(model, text).sum()) / text.n_bytes
 
 
-@torch.no_grad()
 def bits_of_documents(model: Llama, text: HeldOut) -> NDArray[np.float64]:
     """How many bits ``model`` needs to tell what counts of each document: [n_given]."""
-    device = model.token_embd.weight.device
     bits = np.zeros(text.n_given)
-    left = text.windows
-    with Progress("measuring", sum(window.counted for window in left), " tokens") as progress:
-        while left:
-            width = len(left[-1].tokens) - 1  # the longest left, together with others of about its length
-            rows = max(1, BATCH_LOGITS // (width * model.config.vocab_size))
-            left, batch = left[:-rows], left[-rows:]
-            inputs = torch.zeros((len(batch), width), dtype=torch.int64)
-            targets = torch.full((len(batch), width), PADDING)
-            for row, (tokens, counted, _) in enumerate(batch):
-                end = len(tokens) - 1
-                inputs[row, :end] = torch.tensor(tokens[:-1])
-                targets[row, end - counted : end] = torch.tensor(tokens[-counted:])
-            logits = model(inputs.to(device)).float()  # [rows, width, vocab_size]
-            nats = F.cross_entropy(
-                logits.flatten(0, 1), targets.flatten().to(device), ignore_index=PADDING, reduction="none"
-            )
-            of_rows = nats.view(len(batch), width).sum(dim=1).double().cpu().numpy()
-            np.add.at(bits, [window.document for window in batch], of_rows / math.log(2))
+    with Progress("measuring", sum(window.counted for window in text.windows), " tokens") as progress:
+        for batch, nats in nats_of_windows(model, text.windows):
+            np.add.at(bits, [window.document for window in batch], nats / math.log(2))
             progress.update(sum(window.counted for window in batch))
     return bits
+
+
+@torch.no_grad()
+def nats_of_windows(model: Llama, windows: list[Window]) -> Iterator[tuple[list[Window], NDArray[np.float64]]]:
+    """How unlikely ``model`` finds what counts of each window, in nats: some windows at a time, and theirs.
+
+    ``windows`` are sorted, shortest first. The last ones come first, as many at once as memory has room for.
+    """
+    device = model.token_embd.weight.device
+    while windows:
+        width = len(windows[-1].tokens) - 1  # the longest left, together with others of about its length
+        rows = max(1, BATCH_LOGITS // (width * model.config.vocab_size))
+        windows, batch = windows[:-rows], windows[-rows:]
+        inputs = torch.zeros((len(batch), width), dtype=torch.int64)
+        targets = torch.full((len(batch), width), PADDING)
+        for row, (tokens, counted, _) in enumerate(batch):
+            end = len(tokens) - 1
+            inputs[row, :end] = torch.tensor(tokens[:-1])
+            targets[row, end - counted : end] = torch.tensor(tokens[-counted:])
+        logits = model(inputs.to(device)).float()  # [rows, width, vocab_size]
+        nats = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten().to(device), ignore_index=PADDING, reduction="none"
+        )
+        yield batch, nats.view(len(batch), width).sum(dim=1).double().cpu().numpy()
 
 
 def main() -> int:

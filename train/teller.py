@@ -14,11 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import explain
-from .data import PADDING
 from .loop import choose_precision
 from .model import Block, Llama, rotate
 
-READ_AT_ONCE = 16  # texts, whole: their logits take much memory
 ROOM = 64  # positions by which the cache grows; then texts that have ended leave it, too
 
 
@@ -127,24 +125,6 @@ def tell(
         texts[going, at + 1] = torch.where(told, picked, texts[going, at + 1])
         ended |= told & torch.isin(picked, stops)
     return [_cut(text, len(beginning), stop_ids) for text, beginning in zip(texts.tolist(), beginnings, strict=True)]
-
-
-@torch.no_grad()
-def log_likelihoods(model: Llama, texts: Sequence[Sequence[int]], given: Sequence[int]) -> Tensor:
-    """The logarithm of the probability of each text, given its first ``given`` tokens: [texts], in nats."""
-    device = model.token_embd.weight.device
-    longest = max(len(text) for text in texts)
-    inputs = torch.zeros(len(texts), longest - 1, dtype=torch.int64)
-    targets = torch.full((len(texts), longest - 1), PADDING)
-    for row, (text, known) in enumerate(zip(texts, given, strict=True)):
-        inputs[row, : len(text) - 1] = torch.tensor(text[:-1])
-        targets[row, known - 1 : len(text) - 1] = torch.tensor(text[known:])
-    found = []
-    for some, wanted in zip(inputs.to(device).split(READ_AT_ONCE), targets.to(device).split(READ_AT_ONCE), strict=True):
-        with choose_precision(device.type):
-            logits = model(some).float().transpose(1, 2)  # [texts, vocab_size, positions]
-        found.append(-F.cross_entropy(logits, wanted, ignore_index=PADDING, reduction="none").sum(1))
-    return torch.cat(found)
 
 
 def _cut(text: list[int], given: int, stop_ids: Collection[int]) -> list[int]:

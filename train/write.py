@@ -35,16 +35,16 @@ from fabella.console import INTERRUPTED, run_command
 from fabella.errors import FabellaError
 from fabella.tokenizer import Tokenizer
 
-from .evaluate import first_tokens
+from .evaluate import Window, first_tokens, nats_of_windows
 from .files import check_output, replacing
 from .filters import UNFINISHED, UNLIKELY, Filters
 from .load import hash_model, load_model
-from .loop import seed_torch
+from .loop import choose_precision, seed_torch
 from .model import Llama
 from .options import LARGEST_SEED, number, whole_number
 from .progress import Progress
 from .sources import END_OF_TEXT, FIELD, read_documents
-from .teller import log_likelihoods, tell
+from .teller import tell
 from .text import hash_documents
 from .train import read_text
 
@@ -259,7 +259,7 @@ def write_batch(
 
     With --best-of the likeliest is the first: that with the largest logarithm of the probability, behind the beginning,
     over the length to the power of `LENGTH_PENALTY` (a simpler form of that of Y. Wu et al., 2016,
-    https://arxiv.org/abs/1609.08144).
+    https://arxiv.org/abs/1609.08144); those that did not end are the last.
     """
     seed_torch(options.seed, batch)
     begin = [beginnings[(batch * count + number) % len(beginnings)] for number in range(count)]
@@ -270,12 +270,23 @@ def write_batch(
     ]
     if options.best_of == 1:
         return texts
-    given = [len(start) for start in begin]
-    nats = log_likelihoods(model, told, given).tolist()
-    likely = [
-        log / max(1, len(ids) - start) ** LENGTH_PENALTY for log, ids, start in zip(nats, told, given, strict=True)
+    ended = [
+        Window(ids, len(ids) - len(start), number)
+        for number, (ids, start) in enumerate(zip(told, begin, strict=True))
+        if texts[number] is not None
     ]
-    return [texts[number] for number in sorted(range(count), key=likely.__getitem__, reverse=True)]
+    return [texts[number] for number in likeliest_first(model, ended)] + [None] * (count - len(ended))
+
+
+def likeliest_first(model: Llama, windows: list[Window]) -> list[int]:
+    """The numbers (``document``) of ``windows``, by how unlikely the model finds what counts of them."""
+    unlikely: dict[int, float] = {}
+    windows = sorted(windows, key=lambda window: len(window.tokens))
+    with choose_precision(model.token_embd.weight.device.type):
+        for batch, nats in nats_of_windows(model, windows):
+            for window, found in zip(batch, nats.tolist(), strict=True):
+                unlikely[window.document] = found / window.counted**LENGTH_PENALTY
+    return sorted(unlikely, key=unlikely.__getitem__)
 
 
 def read_beginnings(path: Path | None, tokenizer: Tokenizer, length: int) -> list[list[int]]:
