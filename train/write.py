@@ -113,7 +113,7 @@ class Writing:
         self.state = State.load(self.state_path)
         if self.state.key != key:
             raise ValueError(
-                f"{path}: was begun with another teacher, text or option than this command has; only --stories may be "
+                f"{path}: was begun with another teacher, text, option or version of Fabella; only --stories may be "
                 "another number"
             )
         if path.stat().st_size < self.state.size:
