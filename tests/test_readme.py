@@ -5,7 +5,10 @@ Of those that run for long, these tests among them, only what they are told is t
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+import pytest
 
 from builder.tools import ROOT
 
@@ -84,3 +87,23 @@ def test_the_programs_of_the_readme(tmp_path: Path) -> None:
     assert "The sky appears blue" in told[1]
     assert '{"capital": "Paris' in told[1]
     assert "micropip.install" in pyodide  # tests/test_api.py does that
+
+
+DOCUMENTS = [path for folder in ("", "train", "wasm", "web/models") for path in sorted((ROOT / folder).glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_links_lead_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if link.startswith(("http:", "https:", "mailto:")):
+            continue
+        name, _, heading = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        assert not heading or heading in anchors(target), link
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link to a heading of a document calls it, as GitHub has it."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
