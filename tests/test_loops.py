@@ -86,17 +86,18 @@ def told(path: Path, prompt: str, ending: Ending, **settings: Any) -> list[Step]
     return list(generate(engine, file.tokenizer, prompt, Settings(**settings), ending=ending))
 
 
-@pytest.mark.parametrize(
-    ("prompt", "seed"),
-    [("la la la la", 1), ("la la la la", 6), ("aaaa", 2), ("aaaa", 5), ("aaaa", 8)],
-)
-def test_the_shipped_model_s_loops_are_stopped(prompt: str, seed: int) -> None:
-    steps = told(SHIPPED, prompt, Ending(loops=True), temperature=0.8, seed=seed)
-    assert steps[-1].end == "loop"
-    without = told(SHIPPED, prompt, Ending(), temperature=0.8, seed=seed)
-    assert without[-1].end == "context"
-    assert [step.token for step in steps] == [step.token for step in without][: len(steps)]
-    assert len(steps) < len(without)
+@pytest.mark.parametrize("prompt", ["la la la la", "aaaa"])
+def test_the_shipped_model_s_loops_are_stopped(prompt: str) -> None:
+    looped = 0
+    for seed in range(1, 17):
+        steps = told(SHIPPED, prompt, Ending(loops=True), temperature=0.8, seed=seed)
+        if steps[-1].end != "loop":
+            continue
+        without = told(SHIPPED, prompt, Ending(), temperature=0.8, seed=seed)
+        assert [step.token for step in steps] == [step.token for step in without][: len(steps)]
+        assert len(steps) < len(without)
+        looped += without[-1].end == "context"
+    assert looped >= 2, "another prompt makes it loop, perhaps"
 
 
 @pytest.mark.parametrize("prompt", ["Once upon a time", "Row, row, row your boat, gently down the stream", "The clock"])

@@ -33,6 +33,10 @@ PROMPTS = [
     "In a small house by the sea lived",
     "A brave mouse looked at the moon and",
     "Grandma gave Anna a box. Inside was",
+    "Sam and Ben built a tower. Then",
+    "The little train could not",
+    "Anna and her brother went to the zoo. They saw",
+    "Tim did not want to share. His friend",
 ]
 AXE = NODE_MODULES / "axe-core/axe.min.js"
 

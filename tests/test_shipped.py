@@ -24,7 +24,7 @@ from .random_models import load
 MODEL = Path(__file__).resolve().parent.parent / "web/models/stories.gguf"
 PROMPTS = ["Once upon a time, there was a little fox", "Lily and her mom went to", 'The dragon said, "I']
 TOKENS = 220
-WEIGHTS = "dd73ae65b1e5f162f9d178e236b55970beb92b94e050945fd424c77bad054259"  # SHA-256
+WEIGHTS = "2bb077d271ecf21801b01f0c203057cb07a78a981cb5b195a4f49360625e9712"  # SHA-256
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
