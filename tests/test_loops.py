@@ -88,16 +88,17 @@ def told(path: Path, prompt: str, ending: Ending, **settings: Any) -> list[Step]
 
 @pytest.mark.parametrize("prompt", ["la la la la", "aaaa"])
 def test_the_shipped_model_s_loops_are_stopped(prompt: str) -> None:
-    looped = 0
+    ends = []
     for seed in range(1, 17):
-        steps = told(SHIPPED, prompt, Ending(loops=True), temperature=0.8, seed=seed)
-        if steps[-1].end != "loop":
-            continue
         without = told(SHIPPED, prompt, Ending(), temperature=0.8, seed=seed)
+        if without[-1].end != "context":
+            continue
+        steps = told(SHIPPED, prompt, Ending(loops=True), temperature=0.8, seed=seed)
+        ends.append(steps[-1].end)
         assert [step.token for step in steps] == [step.token for step in without][: len(steps)]
-        assert len(steps) < len(without)
-        looped += without[-1].end == "context"
-    assert looped >= 2, "another prompt makes it loop, perhaps"
+        assert (len(steps) < len(without)) == (ends[-1] == "loop")
+    assert ends.count("loop") >= 2, "another prompt makes it loop, perhaps"
+    assert ends.count("loop") > len(ends) / 2
 
 
 @pytest.mark.parametrize("prompt", ["Once upon a time", "Row, row, row your boat, gently down the stream", "The clock"])

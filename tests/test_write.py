@@ -332,6 +332,9 @@ def test_of_several_texts_the_likeliest_is_kept(
     assert 0 < len(best) < count
     assert texts == [tokenizer.decode(told[at][:-1]) for at in best] + [None] * (count - len(best))
 
+    told.clear()
+    assert write.write_batch(model, tokenizer, [[1, 5, 6]], options, 3, 8, 1) == [None] * 8  # none could end
+
 
 def test_the_best_of_several_begins_as_a_document_does(
     teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -372,7 +375,7 @@ def test_what_cannot_be_written_is_said(
     assert "no writing to go on with" in refused("--resume")
     refused("--stories", "1", status=0)
     assert "is there already" in refused()
-    assert "another teacher, text or option" in refused("--resume", "-s", "2")
+    assert "another teacher, text, option" in refused("--resume", "-s", "2")
     assert "-n 65: the teacher's context holds 64" in refused("-n", "65")
     content, state = path.read_bytes(), tmp_path / "written.txt.state"
     path.write_bytes(content[:-1])

@@ -140,7 +140,7 @@ def bits_of_documents(model: Llama, text: HeldOut) -> NDArray[np.float64]:
 
 @torch.no_grad()
 def nats_of_windows(model: Llama, windows: list[Window]) -> Iterator[tuple[list[Window], NDArray[np.float64]]]:
-    """How unlikely ``model`` finds what counts of each window, in nats: some windows at a time, and theirs.
+    """How unlikely ``model`` finds what counts of each window: yields some windows, and the nats of each of these.
 
     ``windows`` are sorted, shortest first. The last ones come first, as many at once as memory has room for.
     """

@@ -113,8 +113,8 @@ class Writing:
         self.state = State.load(self.state_path)
         if self.state.key != key:
             raise ValueError(
-                f"{path}: was begun with another teacher, text, option or version of Fabella; only --stories may be "
-                "another number"
+                f"{path}: was begun with another teacher, text, option or device (CPU or GPU); only --stories "
+                "may be another number"
             )
         if path.stat().st_size < self.state.size:
             raise ValueError(f"{path}: is shorter than it was; begin anew, in another file")
@@ -279,7 +279,7 @@ def write_batch(
 
 
 def likeliest_first(model: Llama, windows: list[Window]) -> list[int]:
-    """The numbers (``document``) of ``windows``, by how unlikely the model finds what counts of them."""
+    """The numbers (``document``) of ``windows``, the likeliest for its length first: by what counts of each."""
     unlikely: dict[int, float] = {}
     windows = sorted(windows, key=lambda window: len(window.tokens))
     with choose_precision(model.token_embd.weight.device.type):
