@@ -16,6 +16,9 @@ from builder.tools import WEB
 from .conftest import Fault, Handler, Site, Visit
 
 (REST,) = re.findall(r"^const REST = (\d+);", (WEB / "worker.js").read_text(encoding="utf-8"), re.MULTILINE)
+(SILENCE,) = re.findall(
+    r"^export const SILENCE = (\d+);", (WEB / "problem.js").read_text(encoding="utf-8"), re.MULTILINE
+)
 
 # Timers of REST are rests, those of a second and more are silences; all others run as they are.
 SCRIPT = f"""{{
@@ -47,12 +50,13 @@ SCRIPT = f"""{{
       this.port2.postMessage = (message) => go(waiting.push(() => post(message)));
     }}
   }};
+  globalThis.waitsFor = (awaited) => [...timers.values()].some(({{ milliseconds }}) => milliseconds === awaited);
   const {{ setTimeout, clearTimeout }} = globalThis;
   let last = 0;
   globalThis.setTimeout = (callback, milliseconds, ...rest) => {{
     const kind = milliseconds === {REST} ? "rests" : milliseconds >= 1000 ? "silences" : null;
     if (!kind) return setTimeout(callback, milliseconds, ...rest);
-    timers.set(--last, {{ kind, callback }});
+    timers.set(--last, {{ kind, milliseconds, callback }});
     return last;
   }};
   globalThis.clearTimeout = (id) => {{
@@ -87,6 +91,10 @@ class Gate:
     def silence(self) -> None:
         """Lets a part of a silence's time pass, as soon as only one is waited for: all else has come."""
         self._say({"silence": True})
+
+    def wait_for_worker(self) -> None:
+        """Waits until the page waits for its worker's first word and nothing else, as downloads, any more."""
+        self.page.wait_for_function(f"() => waitsFor(1000 * {SILENCE})")
 
     def _say(self, what: dict[str, object]) -> None:
         self.page.evaluate("(what) => (window.gate ??= new BroadcastChannel('gate')).postMessage(what)", what)

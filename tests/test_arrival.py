@@ -154,8 +154,8 @@ def test_a_worker_that_says_nothing_is_not_waited_for_for_ever(visit: Visit, sit
     """Its script is empty, as some hosts answer when they fail."""
     gate = Gate(visit, site)
     site.faults = names(site, "worker-*.js", empty)
-    with visit.page.expect_event("worker"):  # all that the page waits for by itself has come
-        visit.open(site, ready=False)
+    visit.open(site, ready=False)
+    gate.wait_for_worker()
     while visit.page.evaluate("document.body.dataset.state") == "loading":
         gate.silence()
     assert_says(visit, PARTS["worker-*.js"], "and only 0 came")
