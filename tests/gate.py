@@ -15,10 +15,15 @@ from builder.tools import WEB
 
 from .conftest import Fault, Handler, Site, Visit
 
-(REST,) = re.findall(r"^const REST = (\d+);", (WEB / "worker.js").read_text(encoding="utf-8"), re.MULTILINE)
-(SILENCE,) = re.findall(
-    r"^export const SILENCE = (\d+);", (WEB / "problem.js").read_text(encoding="utf-8"), re.MULTILINE
-)
+
+def _constant(script: str, name: str) -> str:
+    """A number that a script of the page names."""
+    text = (WEB / script).read_text(encoding="utf-8")
+    (value,) = re.findall(rf"^(?:export )?const {name} = (\d+);", text, re.MULTILINE)
+    return str(value)
+
+
+REST, SILENCE = _constant("worker.js", "REST"), _constant("problem.js", "SILENCE")
 
 # Timers of REST are rests, those of a second and more are silences; all others run as they are.
 SCRIPT = f"""{{

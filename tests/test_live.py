@@ -406,9 +406,12 @@ def test_contrast_makes_the_prompt_count(teller: Teller) -> None:
         measure += "    gain = math.log(logits.probability(token)) - logits.without_prompt([token])[0]\n"
         measure += "    print(gain)\n    return token\n"
         code = teller.use(source + "\nimport math" + measure)
-        beginnings = ["The old dragon lived in a cold cave. He was", "Lily's cat was lost in the snow. She"]
         gains: list[float] = []
-        for prompt in [*beginnings, "The king had no shoes. He"]:
+        for prompt in (
+            "The old dragon lived in a cold cave. He was",
+            "Lily's cat was lost in the snow. She",
+            "The king had no shoes. He",
+        ):
             list(teller.tell(length=50, prompt=prompt))
             gains += map(float, code.console.take().splitlines())
         return sum(gains) / len(gains)

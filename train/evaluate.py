@@ -52,7 +52,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The text to measure on: windows of ``n_documents``, shortest first, and the bytes that what counts spells."""
+    """The text to measure on: windows of ``n_documents``, and the bytes that what counts spells."""
 
     windows: list[Window]
     n_documents: int
@@ -70,7 +70,7 @@ class HeldOut:
         documents = f"{self.n_documents:,} document{'s' * (self.n_documents > 1)}"
         if self.n_bytes == self.n_bytes_in_all:
             return f"{documents}, {self.n_bytes:,} bytes"
-        longest = self.windows[-1].counted
+        longest = max(window.counted for window in self.windows)
         beginning = f"the first {longest} tokens of each" if self.n_documents > 1 else f"its first {longest} tokens"
         return f"{documents}, {self.n_bytes:,} of {self.n_bytes_in_all:,} bytes ({beginning})"
 
@@ -95,7 +95,6 @@ def hold_out(documents: Sequence[str], tokenizer: Tokenizer, context: int, whole
     if not n_bytes:
         raise ValueError("the held-out text is empty: there is nothing to measure on")
     in_all = sum(len(document.encode("utf-8", "replace")) for document in documents)
-    windows.sort(key=lambda window: len(window.tokens))
     return HeldOut(windows, n_documents, len(documents), n_bytes, max(in_all, n_bytes))
 
 
@@ -142,11 +141,12 @@ def bits_of_documents(model: Llama, text: HeldOut) -> NDArray[np.float64]:
 def nats_of_windows(model: Llama, windows: list[Window]) -> Iterator[tuple[list[Window], NDArray[np.float64]]]:
     """How unlikely ``model`` finds what counts of each window: yields some windows, and the nats of each of these.
 
-    ``windows`` are sorted, shortest first. The last ones come first, as many at once as memory has room for.
+    The longest come first, as many of about one length at once as memory has room for.
     """
     device = model.token_embd.weight.device
+    windows = sorted(windows, key=lambda window: len(window.tokens))
     while windows:
-        width = len(windows[-1].tokens) - 1  # the longest left, together with others of about its length
+        width = len(windows[-1].tokens) - 1
         rows = max(1, BATCH_LOGITS // (width * model.config.vocab_size))
         windows, batch = windows[:-rows], windows[-rows:]
         inputs = torch.zeros((len(batch), width), dtype=torch.int64)

@@ -281,7 +281,6 @@ def write_batch(
 def likeliest_first(model: Llama, windows: list[Window]) -> list[int]:
     """The numbers (``document``) of ``windows``, the likeliest for its length first: by what counts of each."""
     unlikely: dict[int, float] = {}
-    windows = sorted(windows, key=lambda window: len(window.tokens))
     with choose_precision(model.token_embd.weight.device.type):
         for batch, nats in nats_of_windows(model, windows):
             for window, found in zip(batch, nats.tolist(), strict=True):
