@@ -29,7 +29,11 @@ from .test_shelf import drop
 
 __all__ = ["links"]  # a fixture
 
-SAME = re.compile(r"^The same, bit for bit, as the story in the link: all \d+ tokens\.$")
+
+def same(link: str) -> str:
+    """What the page says of a story that is the same as the link's, to the last of the tokens that the link counts."""
+    count = int(link.partition("&h=")[2].partition(".")[0])
+    return f"The same, bit for bit, as the story in the link: all {count} token{'s' * (count != 1)}."
 
 
 def shared(visit: Visit) -> str:
@@ -64,7 +68,7 @@ def test_a_link_tells_the_same_story_and_says_so(visit: Visit, site: Site) -> No
     assert visit.page.evaluate("navigator.clipboard.readText()") == story
 
     friend = follow(visit, link)
-    expect(friend.locator("#confirmed")).to_have_text(SAME)
+    expect(friend.locator("#confirmed")).to_have_text(same(link))
     assert friend.locator("#story").text_content() == story
     assert not [url for url in visit.requests if "#" in url or "Once" in url], "no server hears of it"
     friend.get_by_role("button", name="Again").click()  # another story
@@ -72,7 +76,7 @@ def test_a_link_tells_the_same_story_and_says_so(visit: Visit, site: Site) -> No
     expect(friend.locator("#confirmed")).to_be_empty()
     friend.goto("about:blank")
     friend.goto(link)
-    expect(friend.locator("#confirmed")).to_have_text(SAME)
+    expect(friend.locator("#confirmed")).to_have_text(same(link))
     friend.close()
 
 
@@ -81,10 +85,10 @@ def test_a_reload_confirms_it_without_telling_it_anew(visit: Visit, site: Site) 
     link = shared(visit)
     confirmed = visit.page.locator("#confirmed")
     visit.page.goto(link)  # only the fragment is another
-    expect(confirmed).to_have_text(SAME)
+    expect(confirmed).to_have_text(same(link))
     assert len(visit.received("done")) == 1
     visit.page.reload()
-    expect(confirmed).to_have_text(SAME)
+    expect(confirmed).to_have_text(same(link))
     assert visit.received("steps") == []
 
 
@@ -92,8 +96,9 @@ def test_one_that_is_shared_where_it_was_stopped_ends_there(visit: Visit, site: 
     stopped_story(visit, site, PROMPT)
     story = visit.story.text_content()
     site.faults.clear()  # no gate for the friend
-    friend = follow(visit, shared(visit))
-    expect(friend.locator("#confirmed")).to_have_text(SAME)
+    link = shared(visit)
+    friend = follow(visit, link)
+    expect(friend.locator("#confirmed")).to_have_text(same(link))
     decoder = load(random_model)[1].tokenizer.decoder()
     text = "".join([decoder.push(step["token"]) for step in visit.steps()])
     assert text == story
@@ -111,7 +116,7 @@ def test_one_that_went_on_beyond_a_loop_does_so_again(visit: Visit, site: Site) 
     link = shared(visit)
     assert int(link.partition("&h=")[2].partition(".")[0]) > first
     friend = follow(visit, link)
-    expect(friend.locator("#confirmed")).to_have_text(SAME)
+    expect(friend.locator("#confirmed")).to_have_text(same(link))
     assert friend.locator("#story").text_content() == story
 
 
@@ -141,7 +146,7 @@ def test_choices_of_words_travel_with_it(visit: Visit, site: Site, links: Links,
     link = link_of(links, site, id_of(random_model), steps, choices)
     friend = visit.page
     friend.goto(link)
-    expect(friend.locator("#confirmed")).to_have_text(SAME)
+    expect(friend.locator("#confirmed")).to_have_text(same(link))
     assert friend.locator("#story").text_content() == "".join(step.text for step in steps)
     assert "c=2.700_3.701_20.702" in friend.url, "they stay in the address,"
     friend.reload()
@@ -238,7 +243,7 @@ def test_a_model_that_the_page_lacks_is_named_and_may_be_opened(
     drop(visit, ("other.gguf", other.read_bytes()))
     row = visit.page.get_by_role("tabpanel").get_by_role("listitem").filter(has_text="yours")
     row.get_by_role("button", name="load").click()
-    expect(visit.page.locator("#confirmed")).to_have_text(SAME)
+    expect(visit.page.locator("#confirmed")).to_have_text(same(link))
     assert visit.story.text_content() == "".join(step.text for step in steps)
 
 
@@ -291,7 +296,7 @@ def test_code_in_a_link_is_read_first_and_then_run(visit: Visit, site: Site) -> 
     assert serious(visit.page) == []
 
     region.get_by_role("button", name="Run this code and hear the story").click()
-    expect(visit.page.locator("#confirmed")).to_have_text(SAME)
+    expect(visit.page.locator("#confirmed")).to_have_text(same(link))
     assert visit.story.text_content() == story
     expect(region).to_be_hidden()
     expect(coder.console).to_contain_text("ran\nran")
@@ -319,7 +324,7 @@ def test_code_of_a_link_is_not_kept_as_the_visitors_own_until_they_change_it(vis
     visit.page.goto("about:blank")
     visit.page.goto(link)
     visit.page.get_by_role("button", name="Run this code and hear the story").click()
-    expect(visit.page.locator("#confirmed")).to_have_text(SAME)
+    expect(visit.page.locator("#confirmed")).to_have_text(same(link))
     assert coder.kept() == samplers.chain()
     coder.write(f"{SECOND}# changed")
     expect(coder.editor).to_contain_text("changed")
@@ -487,7 +492,7 @@ def test_a_link_told_in_chromium_is_confirmed_in_firefox(visit: Visit, fast: Sit
         with firefox() as driven:
             driven.open(link)
             confirmed = "return document.querySelector('#confirmed')?.textContent"
-            assert SAME.match(wait_for(lambda: str(driven.run(confirmed) or ""), "the confirmation"))
+            assert wait_for(lambda: str(driven.run(confirmed) or ""), "the confirmation") == same(link)
             assert driven.run("return document.querySelector('#story').textContent") == story
     except Missing as missing:
         pytest.skip(str(missing))
@@ -505,7 +510,7 @@ def test_code_in_a_link_made_in_chromium_runs_in_firefox(visit: Visit, site: Sit
             wait_for(lambda: driven.run(f"return {button} !== undefined"), "the code in the link")
             driven.run(f"{button}.click()")
             confirmed = "return document.querySelector('#confirmed')?.textContent"
-            assert SAME.match(wait_for(lambda: str(driven.run(confirmed) or ""), "the confirmation"))
+            assert wait_for(lambda: str(driven.run(confirmed) or ""), "the confirmation") == same(link)
             assert driven.run("return document.querySelector('#story').textContent") == story
     except Missing as missing:
         pytest.skip(str(missing))
