@@ -1,7 +1,8 @@
 """A gate before the turns and timers of a page and its worker, which a test opens by hand: nothing races against time.
 
 The worker tells a story turn by turn, each begun by a message to itself; it rests before it chooses its threads, and a
-download gives up after a long silence. With the gate closed none of that happens until the test says so.
+download gives up after a long silence. With the gate closed none of that happens until the test says so. A turn ends by
+the clock; so that it has as many tokens on every machine, the worker finds it a millisecond later whenever it looks.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ SCRIPT = f"""{{
     if (data.rest) fire("rests");
     if (data.silence) fallSilent((silent = ofKind("silences").length > 0));
   }};
+
+  let now = 0;
+  if (!globalThis.document) performance.now = () => ++now;
 
   const Channel = MessageChannel;
   globalThis.MessageChannel = class extends Channel {{
