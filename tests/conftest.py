@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ expect.set_options(timeout=1000 * PATIENCE)
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
+# What is expected was computed on a CPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # A suite that runs in the background or under nohup ignores these, and so would every program that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
