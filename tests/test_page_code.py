@@ -24,7 +24,7 @@ from .test_shelf import drop
 SMALL = Config(dim=64, hidden_dim=96, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, seq_len=96)
 LIKELIEST = "def choose(logits):\n    return logits.shortlist(1)[0][0]\n"
 SLOWLY = (
-    "import time\n\ndef choose(logits):\n    time.sleep(0.05)\n    print('{}')\n    return logits.shortlist(2)[{}][0]\n"
+    "import time\n\ndef choose(logits):\n    time.sleep(0.2)\n    print('{}')\n    return logits.shortlist(2)[{}][0]\n"
 )
 TITLES = [example["title"] for example in samplers.texts()["examples"]]  # type: ignore[attr-defined]
 AXE = NODE_MODULES / "axe-core/axe.min.js"
@@ -307,9 +307,7 @@ def test_code_that_lies_in_wait_costs_the_worker_too(coder: Coder) -> None:
     coder.page.wait_for_function("() => notebook.received.filter(({ type }) => type === 'ready').length === 2")
     coder.wait(1e8)
     coder.visit.setting("Length").fill("500")
-    coder.run(
-        SLOWLY.format("on", 0).replace("time.sleep(0.05)", "import js; js.self.onmessage = None; time.sleep(0.05)")
-    )
+    coder.run(SLOWLY.format("on", 0).replace("time.sleep(0.2)", "import js; js.self.onmessage = None; time.sleep(0.2)"))
     expect(coder.console).to_contain_text("on\non")
     coder.wait(1000)
     coder.visit.stop_button.click()
