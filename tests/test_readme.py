@@ -6,6 +6,7 @@ Of those that run for long, these tests among them, only what they are told is t
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     own_files = {name: str(tmp_path / name) for name in names}
     own_files["FILE"] = str(ROOT / "web/models/stories.gguf")
     dist = f" --out {tmp_path / 'dist'}"
+
+    look = cache(run)  # for commands that leave nothing behind and stand there more than once
 
     def converted(command: str) -> str:
         run(f"python -m train.convert {own_files['out/mine']} -o {own_files['SmolLM2-360M-Instruct']}")
@@ -51,12 +54,12 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
         "python build.py serve": (served, f"{dist} --port 0", "Serving at http://localhost:"),
         "python build.py check --fix": (lambda _: run("python build.py check"), "", ""),
         "python build.py test": (
-            lambda command: run(command.replace("build.py test", "-m pytest --collect-only")),
+            lambda command: look(command.replace("build.py test", "-m pytest --collect-only")),
             "",
             "test",
         ),
-        "python build.py bench": (lambda _: run("python build.py bench --help"), "", "--quick"),
-        "python -m tests.figures": (lambda _: run("python -m tests.figures --help"), "", "usage"),
+        "python build.py bench": (lambda _: look("python build.py bench --help"), "", "--quick"),
+        "python -m tests.figures": (lambda _: look("python -m tests.figures --help"), "", "usage"),
         "pytest tests/test_shipped.py -s": (run, " --collect-only", "test"),
     }
     check_commands(README, ways, own_files)

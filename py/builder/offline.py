@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,14 +123,11 @@ def compress(out: Path) -> None:
     """
     paths = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".gguf"]
     small = [path for path in paths if path.stat().st_size < LARGE]
-    for path in paths:
-        gz, br = copies(path)
-        if path in small:
-            compress_gzip(path, gz)
-        else:
-            shutil.copyfile(kept_copy(path, gz.name, partial(compress_gzip, path)), gz)
-            shutil.copyfile(kept_copy(path, br.name, partial(compress_brotli, path)), br)
+    for path in small:
+        compress_gzip(path, copies(path)[0])
     compress_brotli(*(file for path in small for file in (path, copies(path)[1])))
+    with ThreadPoolExecutor() as pool:  # Brotli takes most of a first build's time, and one core for a file
+        list(pool.map(compress_large, sorted(set(paths) - set(small), key=lambda path: -path.stat().st_size)))
     for path in paths:
         for copy in copies(path):
             if copy.stat().st_size > WORTHWHILE * path.stat().st_size:
@@ -139,6 +137,13 @@ def compress(out: Path) -> None:
 def copies(path: Path) -> tuple[Path, Path]:
     """Return the places of a file's copies, compressed by gzip and by Brotli."""
     return path.with_name(f"{path.name}.gz"), path.with_name(f"{path.name}.br")
+
+
+def compress_large(path: Path) -> None:
+    """Write the copies of a large file; they are kept for the next build."""
+    gz, br = copies(path)
+    shutil.copyfile(kept_copy(path, br.name, partial(compress_brotli, path)), br)
+    shutil.copyfile(kept_copy(path, gz.name, partial(compress_gzip, path)), gz)
 
 
 def kept_copy(path: Path, name: str, make: Callable[[Path], object]) -> Path:
