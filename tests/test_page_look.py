@@ -142,6 +142,14 @@ def heard(visit: Visit) -> list[Choice]:
     return [Choice.from_bytes(a2b_base64(step["choice"])) for step in visit.steps() if "choice" in step]
 
 
+def answered(visit: Visit, count: int) -> None:
+    """Waits until so many answers have been given."""
+    visit.page.wait_for_function(
+        "(count) => notebook.received.filter(({ type }) => type === 'done').length === count", arg=count
+    )
+    expect(visit.page.get_by_role("button", name="Ask", exact=True)).to_be_visible()
+
+
 def percent(share: float) -> str:
     value = 100 * share
     if value < 0.01:
@@ -640,11 +648,10 @@ def test_answers_are_looked_into_as_stories_are(visit: Visit, chat_site: Site, d
     expect(panel(visit)).to_be_visible()
     box = page.get_by_role("textbox", name="You", exact=True)
     answers: list[list[Choice]] = []
-    for text in ("w1 w2", "w3"):
+    for number, text in enumerate(("w1 w2", "w3"), 1):
         box.fill(text)
         box.press("Enter")
-        expect(page.get_by_role("button", name="Ask", exact=True)).to_be_visible()
-        expect(page.locator("#chat article").last.locator(".said")).not_to_be_empty()
+        answered(visit, number)
         answers.append([step.choice for step in there.say(text, settings, ending) if step.choice])
         assert heard(visit) == answers[-1]
     assert_shows(visit, answers[1][0])
@@ -672,6 +679,7 @@ def test_answers_are_looked_into_as_stories_are(visit: Visit, chat_site: Site, d
 
     other = next(id for id, _, _ in answers[0][1].candidates if id != answers[0][1].token)
     candidate(visit, other).click()
+    answered(visit, 3)
     expect(page.locator("#chat article").last).to_contain_text("2/2")
     there.load(there.messages[:2])
     steps = list(there.go_on(settings, ending, [answers[0][0].token], [other]))
