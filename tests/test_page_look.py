@@ -23,6 +23,7 @@ from fabella.sampler import Settings
 from fabella.session import Session
 
 from .conftest import Handler, Shoot, Site, Visit
+from .patience import PATIENCE
 from .random_models import load, write_random_model
 from .stories import PROMPT
 from .test_chat import TEMPLATE
@@ -142,12 +143,9 @@ def heard(visit: Visit) -> list[Choice]:
     return [Choice.from_bytes(a2b_base64(step["choice"])) for step in visit.steps() if "choice" in step]
 
 
-def answered(visit: Visit, count: int) -> None:
-    """Waits until so many answers have been given."""
-    visit.page.wait_for_function(
-        "(count) => notebook.received.filter(({ type }) => type === 'done').length === count", arg=count
-    )
-    expect(visit.page.get_by_role("button", name="Ask", exact=True)).to_be_visible()
+def answered(visit: Visit) -> None:
+    """Waits until what was asked for is told."""
+    visit.page.wait_for_function("() => document.body.dataset.state === 'ready'", polling=50)
 
 
 def percent(share: float) -> str:
@@ -252,7 +250,7 @@ def test_the_story_told_before_has_its_choices(visit: Visit, site: Site, stories
         lines = before.locator("div p").all_text_contents()
         press(visit, "Look inside")
         expect(head(visit)).to_have_text("The model is still waking up: then it tells you.")
-        assert asked.wait(60)
+        assert asked.wait(PATIENCE)
     finally:
         free.set()
         site.faults.clear()
@@ -648,10 +646,10 @@ def test_answers_are_looked_into_as_stories_are(visit: Visit, chat_site: Site, d
     expect(panel(visit)).to_be_visible()
     box = page.get_by_role("textbox", name="You", exact=True)
     answers: list[list[Choice]] = []
-    for number, text in enumerate(("w1 w2", "w3"), 1):
+    for text in ("w1 w2", "w3"):
         box.fill(text)
         box.press("Enter")
-        answered(visit, number)
+        answered(visit)
         answers.append([step.choice for step in there.say(text, settings, ending) if step.choice])
         assert heard(visit) == answers[-1]
     assert_shows(visit, answers[1][0])
@@ -679,7 +677,7 @@ def test_answers_are_looked_into_as_stories_are(visit: Visit, chat_site: Site, d
 
     other = next(id for id, _, _ in answers[0][1].candidates if id != answers[0][1].token)
     candidate(visit, other).click()
-    answered(visit, 3)
+    answered(visit)
     expect(page.locator("#chat article").last).to_contain_text("2/2")
     there.load(there.messages[:2])
     steps = list(there.go_on(settings, ending, [answers[0][0].token], [other]))
@@ -687,6 +685,27 @@ def test_answers_are_looked_into_as_stories_are(visit: Visit, chat_site: Site, d
     expect(coin(visit)).to_contain_text("was put in its place")
     panel(visit).get_by_role("button", name="The way before").click()
     expect(page.locator("#chat article")).to_have_count(4)
+
+
+def test_what_is_told_between_two_frames_is_known(visit: Visit, chat_site: Site) -> None:
+    page = visit.page
+    visit.open(chat_site)
+    visit.set(length=12)
+    press(visit, "Look inside")
+    expect(panel(visit)).to_be_visible()
+    page.evaluate("""() => {
+      const { requestAnimationFrame } = window;
+      const waiting = [];
+      window.requestAnimationFrame = (callback) => waiting.push(callback);
+      window.draw = () => waiting.map((callback) => requestAnimationFrame(callback));
+    }""")
+    box = page.get_by_role("textbox", name="You", exact=True)
+    box.fill("w1 w2")
+    box.press("Enter")
+    answered(visit)
+    page.evaluate("draw()")
+    assert_shows(visit, heard(visit)[0])
+    assert len(sent(visit, "say")) == 1, "it was not told again to be looked into"
 
 
 # ---- The page around it ----------------------------------------------------------------------------------------------
