@@ -144,7 +144,7 @@ def heard(visit: Visit) -> list[Choice]:
 
 
 def answered(visit: Visit) -> None:
-    """Waits until what was asked for is told."""
+    """Waits until what was asked for is told, whether frames are drawn or not."""
     visit.page.wait_for_function("() => document.body.dataset.state === 'ready'", polling=50)
 
 

@@ -26,7 +26,6 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     own_files = {name: str(tmp_path / name) for name in names}
     own_files["FILE"] = str(ROOT / "web/models/stories.gguf")
     dist = f" --out {tmp_path / 'dist'}"
-
     look = cache(run)  # for commands that leave nothing behind and stand there more than once
 
     def converted(command: str) -> str:

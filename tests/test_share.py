@@ -30,9 +30,14 @@ from .test_shelf import drop
 __all__ = ["links"]  # a fixture
 
 
+def counted(link: str) -> int:
+    """How many tokens the story in a link has."""
+    return int(link.partition("&h=")[2].partition(".")[0])
+
+
 def same(link: str) -> str:
     """What the page says of a story that is the same as the link's, to the last of the tokens that the link counts."""
-    count = int(link.partition("&h=")[2].partition(".")[0])
+    count = counted(link)
     return f"The same, bit for bit, as the story in the link: all {count} token{'s' * (count != 1)}."
 
 
@@ -114,7 +119,7 @@ def test_one_that_went_on_beyond_a_loop_does_so_again(visit: Visit, site: Site) 
     expect(visit.tell_button).to_be_visible()
     story = visit.story.text_content()
     link = shared(visit)
-    assert int(link.partition("&h=")[2].partition(".")[0]) > first
+    assert counted(link) > first
     friend = follow(visit, link)
     expect(friend.locator("#confirmed")).to_have_text(same(link))
     assert friend.locator("#story").text_content() == story

@@ -126,8 +126,9 @@ def compress(out: Path) -> None:
     for path in small:
         compress_gzip(path, copies(path)[0])
     compress_brotli(*(file for path in small for file in (path, copies(path)[1])))
+    large = sorted(set(paths) - set(small), key=lambda path: path.stat().st_size, reverse=True)
     with ThreadPoolExecutor() as pool:  # Brotli takes most of a first build's time, and one core for a file
-        list(pool.map(compress_large, sorted(set(paths) - set(small), key=lambda path: -path.stat().st_size)))
+        list(pool.map(compress_large, large))
     for path in paths:
         for copy in copies(path):
             if copy.stat().st_size > WORTHWHILE * path.stat().st_size:

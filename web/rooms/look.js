@@ -470,10 +470,9 @@ export function mount(house) {
   /** Which tokens the reader took goes down in the leaf: with them it can be told again. */
   function noteTaken() {
     const { leaf, request } = current();
-    if (!request || request.turn === null || request.home !== leaf?.id) return;
+    if (leaf?.kind !== "story" || !request || request.turn === null || request.home !== leaf.id) return;
     const turn = leaf.turns[request.turn];
-    const all = notes.of(leaf, turn); // all of a text may be told before the next frame is drawn, which asks for them too
-    if (leaf.kind !== "story") return;
+    const all = notes.of(leaf, turn);
     const last = turn.choices?.at(-1)?.[0] ?? -1;
     /** @type {[number, number][]} */
     const more = [];

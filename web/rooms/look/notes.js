@@ -74,6 +74,7 @@ export class Notes {
       const known = this.#beginning ?? (leaf && turn && this.#kept.get(key(leaf, turn))) ?? [];
       this.#live = { request: request.id, notes: Array.from({ length: place }, (_, index) => known[index]) };
       this.#beginning = null;
+      if (leaf && turn) this.#kept.set(key(leaf, turn), this.#live.notes); // or `of` does it, once it has a turn
       const last = this.#live.notes.at(-1);
       // A character that was cut off comes whole.
       if (last) this.#live.notes[place - 1] = { ...last, text: last.text.replace(/\uFFFD+$/, "") };
