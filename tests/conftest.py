@@ -265,6 +265,11 @@ class Visit:
         expect(self.status).to_have_text(re.compile("^The (storyteller|model) is ready.$"))
         return self
 
+    def press_reload(self) -> None:
+        """Presses the page’s own reload, and waits for the new page: until then the old one has its state, or none."""
+        with self.page.expect_event("load"):
+            self.reload_button.click()
+
     def setting(self, name: str) -> Locator:
         """The control of a setting."""
         self.page.evaluate("() => { document.querySelector('#fine').open = true; }")

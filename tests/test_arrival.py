@@ -91,7 +91,7 @@ def test_whatever_does_not_arrive_whole_is_named_with_the_way_out(visit: Visit, 
         assert_says(visit, name, said)
         expect(visit.reload_button if way_out == "reload" else visit.again_button).to_be_visible()
     site.faults.clear()
-    visit.reload_button.click()
+    visit.press_reload()
     assert visit.awake().tell(PROMPT, length=30).startswith(PROMPT)
 
 
@@ -344,7 +344,7 @@ def test_a_policy_of_the_hosts_own_is_named_where_it_forbids_the_page(
     expect(visit.alert).to_contain_text(re.compile(rf"\({directive}\)"))
     visit.complaints.clear()
     del site.headers["Content-Security-Policy"]
-    visit.reload_button.click()
+    visit.press_reload()
     visit.awake()
 
 

@@ -414,8 +414,7 @@ def test_what_is_damaged_where_it_is_kept_is_mended(returning: Visit, site: Site
     returning.page.reload()
     returning.page.wait_for_function("() => document.body.dataset.state === 'failed'")
     expect(returning.alert).to_contain_text("some of its bytes are others")
-    returning.reload_button.click()
-    returning.page.wait_for_function("() => document.body.dataset.state === 'ready'")  # not the one that failed
+    returning.press_reload()
     returning.awake()
     for path in (site.folder / "assets").glob("*.*"):
         if path.suffix == ".bin":
