@@ -91,6 +91,17 @@ class Driven(ABC):
             raise ScriptError(f"{self.name} {self.version}: {answer['error']}")
         return answer["result"]
 
+    def wait(self, script: str, *arguments: object) -> Any:
+        """Runs the body of a function in the page again and again until it returns something true, and returns that.
+
+        It is the page that looks, not the driver: asked fifty times a second, WebKit's once had no answer.
+        """
+        return self.run(
+            f"""const look = () => {{ {script} }};
+            for (let found; ; await new Promise((next) => setTimeout(next, 20))) if ((found = look())) return found;""",
+            *arguments,
+        )
+
 
 class ScriptError(Exception):
     """A script failed in a browser, or the browser would not run it."""

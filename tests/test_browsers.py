@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -30,7 +29,7 @@ from fabella.modelfile import Config
 from fabella.sampler import Settings
 
 from . import families, probe
-from .browsers import Driven, Missing, chromium, firefox, wait_for, webkit
+from .browsers import Driven, Missing, chromium, firefox, webkit
 from .conftest import Site
 from .gate import REST
 from .random_models import load, write_random_model
@@ -131,7 +130,7 @@ def controls(settings: Settings, prompt: str, length: int) -> dict[str, Any]:
 
 def told(driven: Driven) -> str:
     """The story on the page, once a story can be told or has been."""
-    story: str = wait_for(lambda: driven.run(OUTCOME), "the page to be ready")["story"]
+    story: str = driven.wait(OUTCOME)["story"]
     return story
 
 
@@ -150,7 +149,7 @@ def test_the_page_tells_the_same_stories_as_under_wasmtime(
             assert len(expected) > 600
         for width, height in ((1200, 900), (375, 812)):
             driven.resize(width, height)
-            wait_for(partial(driven.run, "return innerWidth === given[0]", width), f"a page {width} pixels wide")
+            driven.wait("return innerWidth === given[0]", width)
             (screenshots / f"{driven.name}-{width}.png").write_bytes(driven.picture())
             assert driven.run("const page = document.documentElement; return page.scrollWidth <= page.clientWidth")
 

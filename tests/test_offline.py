@@ -196,12 +196,11 @@ def test_what_is_not_the_pages_is_the_networks(returning: Visit, site: Site) -> 
 
 
 OPENED = """
-while (!["ready", "failed"].includes(document.body.dataset.state)) await new Promise((next) => setTimeout(next, 20));
-return [document.body.dataset.state, crossOriginIsolated];
+const { state } = document.body.dataset;
+return ["ready", "failed"].includes(state) && [state, crossOriginIsolated];
 """
-WAIT_UNTIL_KEPT = """
-while (document.querySelector("#offline").hidden) await new Promise((next) => setTimeout(next, 20));
-while (navigator.serviceWorker.controller?.state !== "activated") await new Promise((next) => setTimeout(next, 20));
+IS_KEPT = """
+return !document.querySelector("#offline").hidden && navigator.serviceWorker.controller?.state === "activated";
 """
 
 
@@ -210,11 +209,11 @@ def test_other_browsers_keep_it_as_well(site: Site, start: Callable[[], Abstract
     try:
         with start() as driven:
             driven.open(site.url)
-            assert driven.run(OPENED) == ["ready", False]
-            driven.run(WAIT_UNTIL_KEPT)
+            assert driven.wait(OPENED) == ["ready", False]
+            driven.wait(IS_KEPT)
             off(site)
             driven.open(site.url)
-            assert driven.run(OPENED) == ["ready", True]
+            assert driven.wait(OPENED) == ["ready", True]
     except Missing as missing:
         pytest.skip(str(missing))
 

@@ -13,7 +13,7 @@ from builder.tools import NODE_MODULES
 from fabella import samplers
 from fabella.modelfile import Config
 
-from .browsers import Missing, firefox, wait_for
+from .browsers import Missing, firefox
 from .conftest import Shoot, Site, Visit
 from .random_models import write_random_model
 from .reach import found_in, reaching
@@ -340,17 +340,17 @@ def test_what_the_code_cannot_reach(coder: Coder, site: Site) -> None:
 
 def test_what_the_code_cannot_reach_in_firefox(site: Site) -> None:
     code = "localStorage.setItem('fabella ' + location.pathname + ' code', given[0])"
-    state, button, found = "return document.body.dataset.state", "document.querySelector('#code button')", ""
+    button, found = "document.querySelector('#code button')", ""
     try:
         with firefox() as driven:
             driven.open(site.url)
             driven.run(code, reaching(site.url))
-            wait_for(lambda: driven.run(state) == "ready", "the storyteller")
+            driven.wait("return document.body.dataset.state === 'ready'")
             driven.run("document.querySelector('#code-button').click()")
-            wait_for(lambda: driven.run(f"return {button} !== null"), "the editor")
+            driven.wait(f"return {button}?.isConnected")
             driven.run(f"{button}.click()")  # Run
-            console = "return document.querySelector('#code-console').textContent"
-            found = str(wait_for(lambda: (said := str(driven.run(console))).endswith("over\n") and said, "the console"))
+            console = "document.querySelector('#code-console').textContent"
+            found = str(driven.wait(f"return {console}.endsWith('over\\n') && {console}"))
     except Missing as missing:
         pytest.skip(str(missing))
     assert {name for name, what in found_in(found).items() if what[0] == "reached"} == set()

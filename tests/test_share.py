@@ -17,7 +17,7 @@ from fabella import samplers
 from fabella.generate import Ending, Step, generate
 from fabella.sampler import Settings
 
-from .browsers import Missing, firefox, wait_for
+from .browsers import Missing, firefox
 from .conftest import RANDOM_CONFIG, Shoot, Site, Visit
 from .gate import stopped_story
 from .random_models import load, write_random_model
@@ -497,7 +497,7 @@ def test_a_link_told_in_chromium_is_confirmed_in_firefox(visit: Visit, fast: Sit
         with firefox() as driven:
             driven.open(link)
             confirmed = "return document.querySelector('#confirmed')?.textContent"
-            assert wait_for(lambda: str(driven.run(confirmed) or ""), "the confirmation") == same(link)
+            assert driven.wait(confirmed) == same(link)
             assert driven.run("return document.querySelector('#story').textContent") == story
     except Missing as missing:
         pytest.skip(str(missing))
@@ -512,10 +512,10 @@ def test_code_in_a_link_made_in_chromium_runs_in_firefox(visit: Visit, site: Sit
     try:
         with firefox() as driven:
             driven.open(link)
-            wait_for(lambda: driven.run(f"return {button} !== undefined"), "the code in the link")
+            driven.wait(f"return {button}?.isConnected")
             driven.run(f"{button}.click()")
             confirmed = "return document.querySelector('#confirmed')?.textContent"
-            assert wait_for(lambda: str(driven.run(confirmed) or ""), "the confirmation") == same(link)
+            assert driven.wait(confirmed) == same(link)
             assert driven.run("return document.querySelector('#story').textContent") == story
     except Missing as missing:
         pytest.skip(str(missing))
