@@ -95,10 +95,21 @@ class Driven(ABC):
         """Runs the body of a function in the page again and again until it returns something true, and returns that.
 
         It is the page that looks, not the driver: asked fifty times a second, WebKit's once had no answer.
+
+        Raises
+        ------
+        ScriptError
+            Before PATIENCE is over, or with the JavaScript error's words.
         """
         return self.run(
             f"""const look = () => {{ {script} }};
-            for (let found; ; await new Promise((next) => setTimeout(next, 20))) if ((found = look())) return found;""",
+            const end = performance.now() + {900 * PATIENCE}; // the driver gives up after {1000 * PATIENCE}
+            while (performance.now() < end) {{
+                const found = look();
+                if (found) return found;
+                await new Promise((next) => setTimeout(next, 20));
+            }}
+            throw new Error(`waited in vain for ${{look}}`);""",
             *arguments,
         )
 

@@ -265,6 +265,10 @@ class Visit:
         expect(self.status).to_have_text(re.compile("^The (storyteller|model) is ready.$"))
         return self
 
+    def becomes(self, state: str) -> None:
+        """Waits until the page is "ready" or has "failed", whether frames are drawn or not."""
+        self.page.wait_for_function("(state) => document.body.dataset.state === state", arg=state, polling=50)
+
     def press_reload(self) -> None:
         """Presses the page’s own reload, and waits for the new page: until then the old one has its state, or none."""
         with self.page.expect_event("load"):

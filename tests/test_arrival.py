@@ -57,7 +57,7 @@ FETCHED_BY_WORKER = ["python-stdlib-*.zip", "run-*.wasm", "*.gguf"]
 
 def assert_says(visit: Visit, *said: str) -> None:
     """Waits for the page's sentence, which must hold these words."""
-    visit.page.wait_for_function("() => document.body.dataset.state === 'failed'")
+    visit.becomes("failed")
     for words in said:
         expect(visit.alert).to_contain_text(words)
     for wrong in ("unforeseen", "[object", "undefined", "newer browser"):
@@ -218,7 +218,7 @@ def test_webassembly_switched_off(visit: Visit, site: Site, where: str) -> None:
 def test_webassembly_without_simd(visit: Visit, site: Site) -> None:
     visit.page.add_init_script("WebAssembly.validate = () => false")
     visit.open(site, ready=False)
-    visit.page.wait_for_function("() => document.body.dataset.state === 'failed'")
+    visit.becomes("failed")
     expect(visit.alert).to_contain_text("has no SIMD")
 
 
@@ -231,7 +231,7 @@ URL.createObjectURL = (blob) => createObjectURL(new Blob(["this is no JavaScript
 def test_a_script_that_the_browser_cannot_read_is_named(visit: Visit, site: Site) -> None:
     visit.page.add_init_script(UNREADABLE)
     visit.open(site, ready=False)
-    visit.page.wait_for_function("() => document.body.dataset.state === 'failed'")
+    visit.becomes("failed")
     expect(visit.alert).to_contain_text("The storyteller’s script did not start")
     visit.complaints.clear()
 

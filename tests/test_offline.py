@@ -411,7 +411,7 @@ def test_what_is_damaged_where_it_is_kept_is_mended(returning: Visit, site: Site
     }"""
     returning.page.evaluate(damage)
     returning.page.reload()
-    returning.page.wait_for_function("() => document.body.dataset.state === 'failed'")
+    returning.becomes("failed")
     expect(returning.alert).to_contain_text("some of its bytes are others")
     returning.press_reload()
     returning.awake()

@@ -28,7 +28,7 @@ from .random_models import load, write_random_model
 from .stories import PROMPT
 from .test_chat import TEMPLATE
 from .test_page import AXE
-from .test_shelf import SMALL, drop, loaded
+from .test_shelf import SMALL, drop
 
 # All of them: the shipped model has settings of its own.
 HOW: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "min_p": 0, "repetition_penalty": 1, "seed": 7}
@@ -141,11 +141,6 @@ def sent(visit: Visit, type: str) -> list[dict[str, Any]]:
 def heard(visit: Visit) -> list[Choice]:
     """How the tokens were chosen that the worker told last."""
     return [Choice.from_bytes(a2b_base64(step["choice"])) for step in visit.steps() if "choice" in step]
-
-
-def answered(visit: Visit) -> None:
-    """Waits until what was asked for is told, whether frames are drawn or not."""
-    visit.page.wait_for_function("() => document.body.dataset.state === 'ready'", polling=50)
 
 
 def percent(share: float) -> str:
@@ -615,7 +610,7 @@ def test_another_model_says_nothing_of_a_story_that_is_not_its_own(opened: Visit
     drop(opened, ("small.gguf", small.read_bytes()))
     page.get_by_role("tabpanel").get_by_role("button", name="load").last.click()
     page.wait_for_function("() => notebook.received.filter(({ type }) => type === 'ready').length === 2")
-    loaded(opened)
+    opened.becomes("ready")
     expect(pieces).to_have_text(["␣", "w", "2"])
     tab(opened, "Choice")
     expect(opened.story).to_contain_text(PROMPT)
@@ -649,7 +644,7 @@ def test_answers_are_looked_into_as_stories_are(visit: Visit, chat_site: Site, d
     for text in ("w1 w2", "w3"):
         box.fill(text)
         box.press("Enter")
-        answered(visit)
+        visit.becomes("ready")
         answers.append([step.choice for step in there.say(text, settings, ending) if step.choice])
         assert heard(visit) == answers[-1]
     assert_shows(visit, answers[1][0])
@@ -677,7 +672,7 @@ def test_answers_are_looked_into_as_stories_are(visit: Visit, chat_site: Site, d
 
     other = next(id for id, _, _ in answers[0][1].candidates if id != answers[0][1].token)
     candidate(visit, other).click()
-    answered(visit)
+    visit.becomes("ready")
     expect(page.locator("#chat article").last).to_contain_text("2/2")
     there.load(there.messages[:2])
     steps = list(there.go_on(settings, ending, [answers[0][0].token], [other]))
@@ -702,7 +697,7 @@ def test_what_is_told_between_two_frames_is_known(visit: Visit, chat_site: Site)
     box = page.get_by_role("textbox", name="You", exact=True)
     box.fill("w1 w2")
     box.press("Enter")
-    answered(visit)
+    visit.becomes("ready")
     page.evaluate("draw()")
     assert_shows(visit, heard(visit)[0])
     assert len(sent(visit, "say")) == 1, "it was not told again to be looked into"

@@ -244,7 +244,7 @@ def test_a_model_that_the_page_lacks_is_named_and_may_be_opened(
     expect(visit.alert).to_contain_text("The story in this link was told by another model, “King James” ")
     expect(visit.alert).to_contain_text(f"its SHA-256 begins with {id[:12]}")
     expect(visit.alert).to_contain_text("open its file here, and you hear the story")
-    visit.page.wait_for_function("() => document.body.dataset.state === 'ready'")  # with the page's own
+    visit.becomes("ready")  # with the page's own
     drop(visit, ("other.gguf", other.read_bytes()))
     row = visit.page.get_by_role("tabpanel").get_by_role("listitem").filter(has_text="yours")
     row.get_by_role("button", name="load").click()
@@ -512,7 +512,7 @@ def test_code_in_a_link_made_in_chromium_runs_in_firefox(visit: Visit, site: Sit
     try:
         with firefox() as driven:
             driven.open(link)
-            driven.wait(f"return {button}?.isConnected")
+            driven.wait(f"return {button}")
             driven.run(f"{button}.click()")
             confirmed = "return document.querySelector('#confirmed')?.textContent"
             assert driven.wait(confirmed) == same(link)

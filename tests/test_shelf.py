@@ -72,11 +72,6 @@ def drop(visit: Visit, *files: tuple[str, bytes]) -> None:
     )
 
 
-def loaded(visit: Visit) -> None:
-    """Waits until a model is there, whatever stands on the page from before."""
-    visit.page.wait_for_function("() => document.body.dataset.state === 'ready'")
-
-
 def told(visit: Visit, model: Path) -> None:
     """The page tells what this model tells."""
     steps = reference(model, PROMPT, 30, temperature=0.0)
@@ -97,7 +92,7 @@ def test_an_offered_model_is_loaded_when_it_is_wanted(visit: Visit, site: Site, 
     shelf = open_shelf(visit)
     expect(shelf.get_by_role("listitem").filter(has_text="talks ·")).to_contain_text("in use")
     shelf.get_by_role("button", name="load").first.click()
-    loaded(visit)
+    visit.becomes("ready")
     told(visit, models["own"])
 
 
@@ -113,11 +108,11 @@ def test_a_dropped_model_says_what_it_is_before_it_is_loaded(visit: Visit, site:
     visit.awake()
     told(visit, models["dropped"])
     visit.page.reload()  # it is kept, and this tab remembers that it was in use
-    loaded(visit)
+    visit.becomes("ready")
     told(visit, models["dropped"])
     shelf = open_shelf(visit)
     shelf.get_by_role("button", name="load").first.click()
-    loaded(visit)
+    visit.becomes("ready")
     shelf = open_shelf(visit)
     mine = shelf.get_by_role("listitem").filter(has_text="yours")
     mine.get_by_role("button", name="remove").click()

@@ -62,7 +62,7 @@ def id(shipped_model: Path) -> str:
 
 def fails(visit: Visit, *said: str) -> None:
     """Waits for the page's sentence, which must hold these words."""
-    visit.page.wait_for_function("() => document.body.dataset.state === 'failed'")
+    visit.becomes("failed")
     for words in said:
         expect(visit.alert).to_contain_text(words)
 
